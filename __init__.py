@@ -1,0 +1,30 @@
+"""Robot-manipulation policies as ordinary 🤗 models.
+
+`import manipulators` loads neither torch nor transformers; the first public name that is taken does, and
+registers every policy with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
+"""
+
+from importlib import import_module
+
+from ._version import __version__
+
+# Public name → the module that defines it.
+_EXPORTS = {
+    "FeatureType": "configuration.features",
+    "NormalizationMode": "configuration.features",
+    "PolicyFeature": "configuration.features",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
+    value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What a policy is: one validated, JSON-serialisable configuration per policy."""

@@ -1,0 +1,1 @@
+"""LeRobot-format episodes: read, write, statistics, video."""

@@ -1,0 +1,154 @@
+"""Every error this library raises: what was given, what was expected, what exists, the line that fixes it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return `Did you mean 'x'?` for the closest candidate, or a list of what exists."""
+    candidates = sorted(candidates)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
+    if close:
+        return "Did you mean " + " or ".join(repr(match) for match in close) + "?"
+    if not candidates:
+        return "There are none."
+    shown = ", ".join(candidates[:12]) + (f", … ({len(candidates)} in all)" if len(candidates) > 12 else "")
+    return f"Available: {shown}."
+
+
+class ManipulatorsError(Exception):
+    """Base class: `except ManipulatorsError` catches everything this library raises on purpose."""
+
+
+# --- configuration ----------------------------------------------------------------------------------------
+
+
+class InvalidConfigError(ManipulatorsError, ValueError):
+    """A configuration value, or a combination of values, that no policy can be built from."""
+
+
+class UnknownConfigFieldError(ManipulatorsError, AttributeError, TypeError):
+    """A configuration field that does not exist."""
+
+    def __init__(self, config_name: str, field: str, known: Iterable[str]):
+        super().__init__(f"{config_name} has no field {field!r}. {nearest(field, known)}")
+
+
+# --- registry ---------------------------------------------------------------------------------------------
+
+
+class UnknownPolicyError(ManipulatorsError, KeyError):
+    """A model type, or a checkpoint of one, that no registered policy claims."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of its argument
+        return self.args[0]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------
+
+
+class CheckpointError(ManipulatorsError):
+    """Base class of everything that can be wrong with a checkpoint folder."""
+
+
+class WeightsMismatchError(CheckpointError, RuntimeError):
+    """Weights that are missing, unexpected or of another shape than the configuration asks for."""
+
+    def __init__(
+        self,
+        source: str,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        mismatched: Iterable[tuple[str, tuple, tuple]] = (),
+    ):
+        self.missing, self.unexpected = sorted(missing), sorted(unexpected)
+        self.mismatched = sorted((name, tuple(found), tuple(expected)) for name, found, expected in mismatched)
+        lines = [f"The weights in {source!r} do not fit the policy that its configuration describes:"]
+        lines += _listed(self.missing, "missing", lambda name: f"{name} ({_hint(name, self.unexpected)})")
+        lines += _listed(self.unexpected, "unexpected", lambda name: f"{name} ({_hint(name, self.missing)})")
+        lines += _listed(
+            self.mismatched, "of another shape", lambda row: f"{row[0]}: found {row[1]}, expected {row[2]}"
+        )
+        lines.append("Load a complete checkpoint, or pass allow_partial=True to accept randomly filled weights.")
+        super().__init__("\n".join(lines))
+
+
+def _hint(name: str, others: list[str]) -> str:
+    close = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
+    return f"nearest on the other side: {close[0]}" if close else "nothing similar on the other side"
+
+
+def _listed(rows: list, title: str, describe, limit: int = 8) -> list[str]:
+    if not rows:
+        return []
+    more = [f"    … and {len(rows) - limit} more"] if len(rows) > limit else []
+    return [f"  {len(rows)} {title}:"] + [f"    {describe(row)}" for row in rows[:limit]] + more
+
+
+class CorruptFileError(CheckpointError, OSError):
+    """A file that exists but cannot be read as what its name says."""
+
+    def __init__(self, path: object, expected: str, reason: object):
+        super().__init__(f"{path} is not a readable {expected}: {reason}. Download or write it again.")
+
+
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """A checkpoint folder or repository without a file it needs."""
+
+
+class OutputExistsError(ManipulatorsError, FileExistsError):
+    """An output folder that already holds something: nothing is overwritten silently."""
+
+    def __init__(self, path: object):
+        super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
+
+
+# --- processing -------------------------------------------------------------------------------------------
+
+
+class ProcessingError(ManipulatorsError, ValueError):
+    """Base class of everything that can be wrong with an observation, actions or their statistics."""
+
+
+class MissingStatisticsError(ProcessingError):
+    """A feature that must be normalised but has no statistics, or statistics of another width."""
+
+
+class MissingFeatureError(ProcessingError, KeyError):
+    """An observation without a state, camera or instruction that the policy needs."""
+
+    def __init__(self, missing: Iterable[str], given: Iterable[str], expected: Iterable[str]):
+        missing, given, expected = sorted(missing), sorted(given), sorted(expected)
+        super().__init__(
+            f"The observation lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
+            f"The policy expects: {', '.join(expected)}."
+        )
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class UnknownFeatureError(ProcessingError, KeyError):
+    """An observation with a feature that the policy does not know."""
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(
+            f"The observation has {name!r}, which the policy does not know. {nearest(name, known)} "
+            f"Remove it from the observation or rename it."
+        )
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class FeatureShapeError(ProcessingError):
+    """A feature of another width, size or number of dimensions than the policy expects."""
+
+    def __init__(self, name: str, given: tuple, expected: str):
+        super().__init__(f"{name} has shape {tuple(given)}; expected {expected}.")
+
+
+class FeatureValueError(ProcessingError):
+    """A feature with impossible values: NaN, infinity, pixels outside [0, 1], a wrong type."""

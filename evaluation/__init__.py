@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: environments, demonstrations, rollouts."""

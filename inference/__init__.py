@@ -1,0 +1,1 @@
+"""Observation in, action out: pipeline, action queue, temporal ensembling."""

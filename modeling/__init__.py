@@ -1,0 +1,1 @@
+"""What a policy computes: pure networks without queues, statistics or hidden randomness."""

@@ -1,0 +1,1 @@
+"""Backbone and action head, joined into a policy."""

@@ -1,0 +1,1 @@
+"""Robot units to tensors and back: normalization, images, padding."""

@@ -1,0 +1,1 @@
+"""Training recipes: short YAML files, shipped in the wheel."""

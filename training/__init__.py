@@ -1,0 +1,1 @@
+"""Training: PolicyTrainer, its arguments and what a recipe says."""
