@@ -10,9 +10,23 @@ from ._version import __version__
 
 # Public name → the module that defines it.
 _EXPORTS = {
+    # policies and their components
+    "ACTActionHead": "modeling.action_heads.act",
+    "ACTBackbone": "modeling.backbones.act",
+    "ACTConfig": "configuration.act",
+    "ACTPolicy": "modeling.policies.act",
+    # what they are made of
+    "AutoPolicy": "auto",
     "FeatureType": "configuration.features",
     "NormalizationMode": "configuration.features",
+    "PolicyConfig": "configuration.policy",
     "PolicyFeature": "configuration.features",
+    "PolicyModel": "modeling.policy",
+    "PolicyOutput": "modeling.policy",
+    "PolicyProcessor": "processing.processor",
+    "register_policy": "modeling.registry",
+    # data, training, inference, evaluation
+    "load_published": "conversion.published",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -21,6 +35,7 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
+    import_module(".auto", __name__)  # registers every policy with transformers
     value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -105,6 +105,74 @@ class OutputExistsError(ManipulatorsError, FileExistsError):
         super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
 
 
+# --- cards ------------------------------------------------------------------------------------------------
+
+
+class CardError(ManipulatorsError, ValueError):
+    """Base class of everything that can be wrong with a model card's content."""
+
+
+class InvalidCardError(CardError):
+    """Values that a card cannot state: impossible, contradicting each other, or of the wrong width."""
+
+
+class NothingToDrawError(CardError):
+    """A training log without a single finite loss."""
+
+    def __init__(self, entries: int):
+        super().__init__(
+            f"The log has {entries} entries and none with a finite `loss` and a `step`, so there is no learning "
+            f"curve to draw. Pass the log of a run with logging_steps > 0: trainer.state.log_history."
+        )
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+class EvaluationError(ManipulatorsError):
+    """Base class of everything that can go wrong around environments, demonstrations and rollouts."""
+
+
+class InvalidEvaluationError(EvaluationError, ValueError):
+    """Arguments that no rollout can be run with: no seeds, a horizon below one, an impossible count."""
+
+
+class UnknownEnvironmentError(EvaluationError, LookupError):
+    """An environment name whose family or task nobody registered."""
+
+    def __init__(self, name: str, problem: str, known: Iterable[str]):
+        super().__init__(
+            f"There is no environment {name!r}: {problem} Names are <family>/<task>. {nearest(name, known)}\n"
+            'Add your own with register_environment("family", factory).'
+        )
+
+
+class InvalidEnvironmentError(EvaluationError, TypeError):
+    """An environment that does not speak this library's names: observation, specification or success."""
+
+
+class MissingSimulatorError(EvaluationError, ImportError):
+    """A simulator that is not installed, or cannot be imported."""
+
+    def __init__(self, simulator: str, reason: object):
+        super().__init__(
+            f"{simulator} cannot be imported ({reason}). Simulators are an extra; install it:\n"
+            'pip install "manipulators[sim]"'
+        )
+
+
+class InvalidActionError(EvaluationError, ValueError):
+    """An action that must not reach a robot: NaN, infinity, another width."""
+
+
+class MissingExpertError(EvaluationError, LookupError):
+    """An environment without a scripted expert to record demonstrations from."""
+
+
+class UnreliableExpertError(EvaluationError, RuntimeError):
+    """An expert that fails more often than it succeeds."""
+
+
 # --- processing -------------------------------------------------------------------------------------------
 
 
@@ -152,3 +220,58 @@ class FeatureShapeError(ProcessingError):
 
 class FeatureValueError(ProcessingError):
     """A feature with impossible values: NaN, infinity, pixels outside [0, 1], a wrong type."""
+
+
+# --- data -------------------------------------------------------------------------------------------------
+# One message each: a DataLoader re-raises a worker's error as `type(error)(message)`.
+
+
+class DatasetError(ManipulatorsError):
+    """Base class of everything that can be wrong with recorded episodes."""
+
+
+class DatasetNotFoundError(DatasetError, FileNotFoundError):
+    """A folder or Hub repository that does not exist, or a dataset without one of its files."""
+
+
+class DatasetFormatError(DatasetError, ValueError):
+    """A dataset file that cannot be read, or whose contents contradict each other."""
+
+
+class DatasetVersionError(DatasetError, ValueError):
+    """A dataset in a version of the LeRobot format that cannot be read here."""
+
+
+class DatasetIndexError(DatasetError, IndexError):
+    """A frame or an episode outside the dataset."""
+
+
+class UnknownDatasetFeatureError(DatasetError, KeyError):
+    """A feature that the dataset does not have."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of its argument
+        return self.args[0]
+
+
+class TimeWindowError(DatasetError, ValueError):
+    """A horizon, history or list of timestamps that does not fall on recorded frames."""
+
+
+class VideoError(DatasetError, OSError):
+    """A video that cannot be opened, decoded or encoded."""
+
+
+class MissingVideoError(VideoError, FileNotFoundError):
+    """A video file that the dataset's metadata names and the folder lacks."""
+
+
+class FrameNotFoundError(VideoError):
+    """A video without a frame close enough to the time asked for."""
+
+
+class RecordingError(DatasetError, RuntimeError):
+    """A recording that cannot go on: a closed writer, an unfinished or an empty episode."""
+
+
+class InvalidFrameError(DatasetError, ValueError):
+    """A recorded frame with a missing, unknown or mis-shaped feature, or with values that are not finite."""

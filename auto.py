@@ -1,0 +1,140 @@
+"""AutoPolicy: read config.json, find the policy, load it strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.utils import cached_file
+
+from .configuration.policy import PolicyConfig
+from .conversion import published_layout, read_published
+from .errors import CheckpointError, CorruptFileError, MissingFileError, UnknownPolicyError
+from .modeling import registry
+from .modeling.policies import act  # noqa: F401  (importing a policy registers it)
+from .modeling.policy import PolicyModel
+from .processing.processor import PolicyProcessor
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class AutoPolicy:
+    """Load any policy by what its config.json says; see `from_pretrained`."""
+
+    def __init__(self):
+        raise CheckpointError("AutoPolicy is not built: use AutoPolicy.from_pretrained or AutoPolicy.from_config.")
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike, **kwargs: Any) -> PolicyModel:
+        """Load a policy from a folder or Hub id, in our format or as another project published it.
+
+        Args:
+            source: folder or Hub id.
+            kwargs: `dtype`, `device_map`, `allow_partial`, `revision`, `token`, `local_files_only`, …, and
+                config fields to override.
+
+        Returns:
+            The policy, in eval mode.
+
+        Raises:
+            UnknownPolicyError: no policy of that type.
+            WeightsMismatchError: weights are missing, unexpected or of another shape.
+        """
+        config = read_config_json(source, **kwargs)
+        if published_layout(config) is not None:
+            return load_published_checkpoint(source, config, **kwargs)[0]
+        return _class_for(config, source).from_pretrained(source, **kwargs)
+
+    @staticmethod
+    def from_config(config: PolicyConfig, **kwargs: Any) -> PolicyModel:
+        """Build a policy with fresh weights."""
+        return registry.policy_class(config.model_type)(config, **kwargs)
+
+
+def load_policy_and_processor(source: str | os.PathLike, **kwargs: Any) -> tuple[PolicyModel, PolicyProcessor]:
+    """Load a policy and the processor saved with it; arguments as `AutoPolicy.from_pretrained`.
+
+    Raises:
+        CheckpointError: the processor feeds another policy than the one beside it.
+    """
+    config = read_config_json(source, **kwargs)
+    if published_layout(config) is not None:
+        return load_published_checkpoint(source, config, **kwargs)
+    policy = _class_for(config, source).from_pretrained(source, **kwargs)
+    processor_class = registry.processor_class(policy.config.model_type, default=PolicyProcessor)
+    processor = processor_class.from_pretrained(source, **_hub_arguments(kwargs))
+    processor.check_agreement(policy.config)
+    return policy, processor
+
+
+def load_published_checkpoint(
+    source: str | os.PathLike, config: dict[str, Any], **kwargs: Any
+) -> tuple[PolicyModel, PolicyProcessor]:
+    """Load another project's checkpoint from a folder or Hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(
+            snapshot_download(
+                str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"], **_hub_arguments(kwargs)
+            )
+        )
+    overrides = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
+    return read_published(folder, config, source=str(source), **overrides)
+
+
+def read_config_json(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+    """Return the parsed config.json of a folder or Hub id.
+
+    Raises:
+        MissingFileError, CorruptFileError: it is absent, or not JSON.
+    """
+    if Path(source).is_dir():
+        path = Path(source) / "config.json"
+        if not path.is_file():
+            held = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
+            raise MissingFileError(f"{source} holds no config.json, so it is no checkpoint; it holds {held}.")
+    else:
+        try:
+            path = Path(cached_file(str(source), "config.json", **_hub_arguments(kwargs)))
+        except OSError as error:
+            raise MissingFileError(f"{source} is neither a folder nor a readable Hub repository: {error}") from error
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(path, "JSON file", error) from error
+
+
+def _class_for(config: dict[str, Any], source: str | os.PathLike) -> type[PolicyModel]:
+    if "model_type" not in config:
+        raise UnknownPolicyError(f"The config.json of {source} names no model_type, so no policy can be chosen.")
+    return registry.policy_class(config["model_type"])
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+
+
+def register_with_transformers() -> None:
+    """Make every registered policy known to AutoConfig, AutoModel and AutoProcessor.
+
+    A name that transformers has claimed meanwhile is skipped: AutoPolicy's own mapping decides.
+    """
+    for model_type, policy_class in registry.registered_policies().items():
+        config_class = policy_class.config_class
+        processor_class = registry.processor_class(model_type, default=PolicyProcessor)
+        for register, arguments in (
+            (AutoConfig.register, (model_type, config_class)),
+            (AutoModel.register, (config_class, policy_class)),
+            (AutoProcessor.register, (config_class, processor_class)),
+        ):
+            try:
+                register(*arguments)
+            except ValueError:  # taken
+                break
+
+
+register_with_transformers()

@@ -1,0 +1,301 @@
+"""PolicyConfig: what every policy's configuration has and promises."""
+
+import functools
+import json
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassFieldValidationError,
+)
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from ..errors import InvalidConfigError, UnknownConfigFieldError
+from .features import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    IMAGE_PREFIX,
+    STATE,
+    FeatureType,
+    NormalizationMode,
+    PolicyFeature,
+)
+from .typed_values import to_field_type
+
+logger = logging.get_logger(__name__)
+
+# Raised by one whenever a saved field changes its meaning; a file of a newer version may hold unknown fields.
+FORMAT_VERSION = 1
+
+# What transformers, accelerate and peft set on a config of their own accord; everything else must be a field.
+_RUNTIME_NAMES = frozenset(
+    "attn_implementation auto_map distributed_config experts_implementation fusion_config kernel_config "
+    "model_type name_or_path num_labels output_attentions per_layer_config quantization_config torch_dtype "
+    "transformers_weights use_cache".split()
+)
+
+
+class PolicyConfig(PreTrainedConfig):
+    """Hold what a policy is made of: its features, their normalization, its horizon.
+
+    Subclasses add annotated fields with the published defaults. Values are converted first (JSON lists to
+    tuples, int to float, dicts to `PolicyFeature`), then type-checked; names that do not exist raise, in the
+    constructor, on assignment and from JSON. Fields may be assigned after construction: every component and
+    policy validates the config it is given.
+
+    Args:
+        input_features (`dict[str, PolicyFeature]`): what an observation holds, by dataset name. The order of
+            the cameras is the order in which the network sees them.
+        output_features (`dict[str, PolicyFeature]`): what the policy returns; `action`.
+        normalization_mapping (`dict[str, NormalizationMode]`): one mode per feature type.
+        n_obs_steps (`int`, *optional*, defaults to 1): observations the policy looks at, the current one included.
+        format_version (`int`, *optional*): version of the saved fields' meaning.
+    """
+
+    input_features: dict[str, PolicyFeature] | None = None
+    output_features: dict[str, PolicyFeature] | None = None
+    normalization_mapping: dict[str, NormalizationMode] | None = None
+    n_obs_steps: int = 1
+    format_version: int = FORMAT_VERSION
+
+    default_normalization: ClassVar[NormalizationMode] = NormalizationMode.MEAN_STD
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        strict(cls)  # checks types in __setattr__; ours must come first, so it is wrapped around it
+        _convert_before_checking(cls)
+
+    def __post_init__(self, **kwargs):
+        model_type = kwargs.pop("model_type", self.model_type)
+        if model_type != self.model_type:
+            raise InvalidConfigError(
+                f"This config.json is of model type {model_type!r}, but {type(self).__name__} reads "
+                f"{self.model_type!r}. Use AutoPolicy.from_pretrained, which finds the right class."
+            )
+        unknown = [name for name in kwargs if not self._is_known(name)]
+        if unknown and self.format_version > FORMAT_VERSION:
+            logger.warning(
+                f"This config was written by a newer version (format {self.format_version}, read here: "
+                f"{FORMAT_VERSION}); fields that do not exist here are left out: {', '.join(unknown)}."
+            )
+            kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
+        elif unknown:
+            raise UnknownConfigFieldError(type(self).__name__, unknown[0], self.field_names())
+        self.input_features = self.input_features or {}
+        self.output_features = self.output_features or {}
+        modes = dict.fromkeys(FeatureType.__members__, self.default_normalization)
+        self.normalization_mapping = modes | (self.normalization_mapping or {})
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names of the fields this library defines (not those of transformers)."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        return [field.name for field in fields(cls) if field.name not in inherited]
+
+    @classmethod
+    def _is_known(cls, name: str) -> bool:
+        return name.startswith("_") or name in cls.__dataclass_fields__ or name in _RUNTIME_NAMES
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build the config from saved JSON; `kwargs` override fields, and must name fields that exist."""
+        if "type" in config_dict and "model_type" not in config_dict:
+            raise InvalidConfigError(
+                "This config.json is in LeRobot's layout. Load it with AutoPolicy.from_pretrained or "
+                "PolicyPipeline.from_pretrained, or write it as ours: manipulators convert SRC DST"
+            )
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(dict(config_dict), return_unused_kwargs=True, **kwargs)
+        unknown = [name for name in unused if not name.startswith("_") and name not in ("gguf_file", "subfolder")]
+        if unknown:
+            raise UnknownConfigFieldError(cls.__name__, unknown[0], cls.field_names())
+        config.validate()  # an override may contradict another field
+        return (config, unused) if return_unused else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON values."""
+        return _plain(super().to_dict())
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return the JSON text of config.json, in the order of the fields: sorted keys would reorder cameras."""
+        values = self._encode_special_floats(self.to_diff_dict() if use_diff else self.to_dict())
+        return json.dumps(values, indent=2) + "\n"
+
+    # --- features -------------------------------------------------------------------------------------
+
+    def set_input_output_features(
+        self, input_features: dict[str, PolicyFeature], output_features: dict[str, PolicyFeature]
+    ) -> None:
+        """Set what the policy observes and what it returns.
+
+        Raises:
+            InvalidConfigError: a feature has a name or type that no policy reads.
+        """
+        self.input_features = input_features
+        self.output_features = output_features
+        self.validate()
+
+    def validate_features(self) -> None:
+        """Check that features have the names and types that policies read."""
+        for name, feature in self.input_features.items():
+            expected = (
+                "observation.images.<camera>"
+                if feature.type is FeatureType.VISUAL
+                else {FeatureType.STATE: STATE, FeatureType.ENV: ENVIRONMENT_STATE}.get(feature.type)
+            )
+            fits = name.startswith(IMAGE_PREFIX) if feature.type is FeatureType.VISUAL else name == expected
+            if not fits:
+                raise InvalidConfigError(
+                    f"Input feature {name!r} has type {feature.type.value}; "
+                    + (f"features of this type are named {expected!r}." if expected else "actions are outputs.")
+                )
+            if len(feature.shape) != (3 if feature.type is FeatureType.VISUAL else 1):
+                raise InvalidConfigError(f"Input feature {name!r} must be a vector; its shape is {feature.shape}.")
+        for name, feature in self.output_features.items():
+            if name != ACTION or feature.type is not FeatureType.ACTION or len(feature.shape) != 1:
+                raise InvalidConfigError(
+                    f"Output feature {name!r} of type {feature.type.value} and shape {feature.shape}: "
+                    f"the only output is {ACTION!r}, of type ACTION and shape (width,)."
+                )
+
+    def validate_history(self) -> None:
+        """Check that at least the current observation is seen."""
+        if self.n_obs_steps < 1:
+            raise InvalidConfigError(f"n_obs_steps={self.n_obs_steps}: at least the current observation, 1.")
+
+    def validate_normalization(self) -> None:
+        """Check that the normalization mapping is keyed by feature types."""
+        for name in self.normalization_mapping:
+            if name not in FeatureType.__members__:
+                known = ", ".join(FeatureType.__members__)
+                raise InvalidConfigError(f"normalization_mapping has {name!r}; its keys are feature types: {known}.")
+
+    def require_features(self) -> None:
+        """Check that there is something to observe and something to return, before a network is built.
+
+        Raises:
+            InvalidConfigError: inputs or outputs are missing.
+        """
+        self.validate()
+        for kind, given in (("input", self.input_features), ("output", self.output_features)):
+            if not given:
+                raise InvalidConfigError(
+                    f"{type(self).__name__} has no {kind} features; set them first: "
+                    f"config.set_input_output_features(input_features, output_features)"
+                )
+
+    @property
+    def image_features(self) -> dict[str, PolicyFeature]:
+        """The cameras, in the order the network sees them."""
+        return {n: f for n, f in self.input_features.items() if f.type is FeatureType.VISUAL}
+
+    @property
+    def state_dim(self) -> int | None:
+        """Width of the robot's state, or None without one."""
+        return self.input_features[STATE].shape[0] if STATE in self.input_features else None
+
+    @property
+    def environment_state_dim(self) -> int | None:
+        """Width of the environment's state, or None without one."""
+        known = ENVIRONMENT_STATE in self.input_features
+        return self.input_features[ENVIRONMENT_STATE].shape[0] if known else None
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action."""
+        if ACTION not in self.output_features:
+            raise InvalidConfigError("The action's width is unknown until output_features holds 'action'.")
+        return self.output_features[ACTION].shape[0]
+
+    @property
+    def action_horizon(self) -> int:
+        """Actions that one forward pass predicts."""
+        raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+
+    def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
+        """Return how `feature` is normalised."""
+        return self.normalization_mapping[feature.type.value]
+
+    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+        """Return valid model inputs, labels included: random numbers of the right shapes, always the same.
+
+        Returns:
+            `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
+            (b, t, v, c, h, w), as far as the config has them; `actions` (b, h, a), `action_is_pad` (b, h).
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        lead = (batch_size, self.n_obs_steps) if self.n_obs_steps > 1 else (batch_size,)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        inputs: dict[str, Any] = {}
+        if self.image_features:
+            views = [random(*lead, *feature.shape) for feature in self.image_features.values()]
+            inputs["pixel_values"] = stack_views(views)
+        if self.state_dim:
+            inputs["state"] = random(*lead, self.state_dim)
+        if self.environment_state_dim:
+            inputs["environment_state"] = random(*lead, self.environment_state_dim)
+        inputs["actions"] = random(batch_size, self.action_horizon, self.action_dim)
+        inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
+        return inputs
+
+
+def stack_views(views: list) -> Any:
+    """Join per-camera images (…, c, h, w) into (…, v, c, h, w); cameras of different sizes stay a list."""
+    import torch
+
+    same_size = len({view.shape for view in views}) == 1
+    return torch.stack(views, dim=-4) if same_size else views
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PolicyFeature):
+        return value.to_dict()
+    if isinstance(value, NormalizationMode):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _convert_before_checking(cls: type[PolicyConfig]) -> None:
+    """Wrap the strict checks of `cls`: convert values first, refuse unknown names, raise this library's errors."""
+    checked_setattr, checked_validate = cls.__setattr__, cls.validate
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property) and name not in _RUNTIME_NAMES:
+            if getattr(type(self), name).fset is None:
+                raise InvalidConfigError(
+                    f"{type(self).__name__}.{name} follows from the other fields and cannot be set."
+                )
+        elif not (self._is_known(name) or hasattr(type(self), name)):
+            raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
+        field = type(self).__dataclass_fields__.get(name)
+        try:
+            checked_setattr(self, name, to_field_type(value, field.type) if field else value)
+        except StrictDataclassFieldValidationError as error:
+            raise InvalidConfigError(f"{type(self).__name__}.{name}: {error.__cause__ or error}") from error
+
+    @functools.wraps(checked_validate)  # keeps the mark by which `strict` knows its own method
+    def validate(self) -> None:
+        try:
+            checked_validate(self)
+        except StrictDataclassClassValidationError as error:
+            raise InvalidConfigError(str(error.__cause__ or error)) from error
+
+    cls.__setattr__, cls.validate = __setattr__, validate
+
+
+# The base class itself is not decorated by __init_subclass__, which only sees its subclasses.
+strict(PolicyConfig)
+_convert_before_checking(PolicyConfig)

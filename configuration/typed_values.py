@@ -1,0 +1,88 @@
+"""Turn what JSON, YAML and the command line can say into what a typed field holds."""
+
+import types
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin
+
+from ..errors import InvalidConfigError, nearest
+from .features import PolicyFeature
+
+
+def to_field_type(value: Any, annotation: Any) -> Any:
+    """Convert `value` losslessly to `annotation`: JSON lists to tuples, int to float, names to enum members.
+
+    What does not fit is returned unchanged, for the type check that follows to refuse with both types named.
+    """
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return _to_union(value, get_args(annotation))
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = get_args(annotation)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(to_field_type(item, inner[0]) for item in value)
+        if len(inner) == len(value):
+            return tuple(to_field_type(item, kind) for item, kind in zip(value, inner, strict=True))
+        return tuple(value)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [to_field_type(item, get_args(annotation)[0]) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        kind = get_args(annotation)[1]
+        return {
+            key.value if isinstance(key, Enum) else key: to_field_type(item, kind) for key, item in value.items()
+        }
+    if isinstance(annotation, type) and issubclass(annotation, PolicyFeature):
+        return PolicyFeature.from_value(value)
+    if isinstance(annotation, type) and issubclass(annotation, Enum) and isinstance(value, str):
+        if value.upper() not in annotation.__members__:
+            raise InvalidConfigError(
+                f"{annotation.__name__} {value!r} does not exist. {nearest(value, annotation.__members__)}"
+            )
+        return annotation[value.upper()]
+    return value
+
+
+def _to_union(value: Any, options: tuple) -> Any:
+    for option in options:
+        if isinstance(option, type) and type(value) is option:
+            return value
+    for option in options:
+        if option is not types.NoneType:
+            converted = to_field_type(value, option)
+            if converted is not value:
+                return converted
+    return value
+
+
+def parse_text(text: str, annotation: Any) -> Any:
+    """Read a command-line or YAML string as `annotation` says, so that `1e-4` is a float where a float belongs.
+
+    Raises:
+        ValueError: the text cannot be read as that type.
+    """
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if text.lower() in ("null", "none", "~") and types.NoneType in options:
+        return None
+    for option in options:
+        if get_origin(option) is Literal and text in get_args(option):
+            return text
+        if option is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        elif option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        elif get_origin(option) in (tuple, list):
+            inner = get_args(option)[0]
+            items = text.strip("[]() ").split(",")
+            return to_field_type([parse_text(item.strip(), inner) for item in items if item.strip()], option)
+        elif isinstance(option, type) and issubclass(option, Enum):
+            return to_field_type(text, option)
+    if str in options:
+        return text
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ValueError(f"{text!r} cannot be read as {names}")

@@ -1,0 +1,355 @@
+"""Read LeRobot v3.0 episodes as training samples.
+
+Notation: t observation history, h action horizon, a action width, c channels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from ..configuration.features import ACTION
+from ..errors import (
+    DatasetFormatError,
+    DatasetIndexError,
+    MissingVideoError,
+    UnknownDatasetFeatureError,
+    nearest,
+)
+from .metadata import INDEX_FEATURES, load_metadata
+from .source import fetch_files, fetch_metadata
+from .table import FrameTable
+from .video import VideoReader
+from .windows import OBSERVATION_PREFIX, sample_windows
+
+_NUMBERS = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
+_CAMERAS = {"video", "image"}
+
+
+class LeRobotDataset(Dataset):
+    """Read the samples of a LeRobot v3.0 dataset.
+
+    Numbers come from memory-mapped files, frames from video files that are opened when first needed in each
+    process; the dataset can be pickled and works under forked and spawned DataLoader workers.
+
+    A sample is a dictionary with the dataset's own feature names: float features as float32, cameras as uint8
+    (3, h, w), `task` (`str`), and `timestamp` [s], `frame_index`, `episode_index`, `index`, `task_index` as
+    0-d tensors. `action` is (h, a) for the steps 1-t … h-t; with t = `n_obs_steps` > 1 every `observation.*`
+    is (t, …) for the steps 1-t … 0. Steps outside the episode repeat its first or last one, and
+    `<feature>_is_pad` (steps,) is True there. As in LeRobot, other features of shape (1,) are 0-d and a
+    camera with exactly one timestamp has no time dimension.
+
+    Args:
+        source (`str` or `Path`): a local folder, or a Hub id such as `"lerobot/pusht"`; of a Hub dataset only
+            the files that are needed are downloaded, and cached files are used without a network.
+        action_horizon (`int`, *optional*, defaults to 1): h, steps of `action`.
+        n_obs_steps (`int`, *optional*, defaults to 1): t, steps of every observation, the last one now.
+        features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. Without
+            it, all but those that have no tensor form here (language annotations, depth).
+        episodes (`Sequence[int]`, *optional*): the episodes to read, in the order of the dataset.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+        delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
+            [s], in LeRobot's form; replaces the two counts above for the features it names.
+        tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s].
+
+    Raises:
+        DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
+        DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict.
+        UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument the dataset cannot meet.
+
+    Source: the format of https://github.com/huggingface/lerobot, version 3.0.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        action_horizon: int = 1,
+        n_obs_steps: int = 1,
+        features: Sequence[str] | None = None,
+        episodes: Sequence[int] | None = None,
+        revision: str | None = None,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        tolerance_s: float = 1e-4,
+    ):
+        root, downloaded = fetch_metadata(source, revision)
+        self._metadata = load_metadata(root)
+        self._features = self._choose_features(features)
+        self._episodes = self._choose_episodes(episodes)
+        for name in delta_timestamps or {}:
+            self._check_known(name, "delta_timestamps names")
+        self._windows = sample_windows(
+            self._features, self.fps, action_horizon, n_obs_steps, delta_timestamps, tolerance_s
+        )
+        self._tolerance_s = tolerance_s
+
+        videos = self._video_paths()
+        if downloaded:
+            fetch_files(str(source), root, [*self._metadata.data_paths, *videos])
+        missing = [path for path in videos if not (root / path).is_file()]
+        if missing:
+            raise MissingVideoError(
+                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset again, "
+                f"or leave the camera out with features=[…]."
+            )
+        self._table = FrameTable([root / path for path in self._metadata.data_paths])
+        self._check_table()
+        self._reader = VideoReader()
+
+        # Position among the kept episodes' frames where each of them starts.
+        lengths = np.asarray(self.episode_lengths)
+        self._positions = np.concatenate([[0], np.cumsum(lengths)])
+
+    # --- what the dataset is -----------------------------------------------------------------------------
+
+    @property
+    def root(self) -> Path:
+        """The folder the dataset is read from."""
+        return self._metadata.root
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self._metadata.fps
+
+    @property
+    def robot_type(self) -> str | None:
+        """The robot's name, as recorded."""
+        return self._metadata.robot_type
+
+    @property
+    def features(self) -> dict[str, dict]:
+        """The kept features as `meta/info.json` describes them, the index columns included."""
+        return dict(self._features)
+
+    @property
+    def camera_names(self) -> list[str]:
+        """The feature names of the kept cameras."""
+        return [name for name, feature in self._features.items() if feature["dtype"] in _CAMERAS]
+
+    @property
+    def dimension_names(self) -> dict[str, list[str] | None]:
+        """Feature → the name of every dimension of a vector (for cameras of every axis), None if unnamed."""
+        return {name: _flat_names(feature.get("names")) for name, feature in self._features.items()}
+
+    @property
+    def units(self) -> dict[str, list[str] | None]:
+        """Feature → the unit of every dimension, None where the dataset does not record units."""
+        return {name: _flat_names(feature.get("units")) for name, feature in self._features.items()}
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Feature → min, max, mean, std, count, q01 … q99 over the whole dataset, float32.
+
+        Cameras have shape (c, 1, 1) in [0, 1]. `episodes` does not change them.
+        """
+        statistics = self._metadata.load_statistics()
+        return {name: values for name, values in statistics.items() if name in self._features}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every instruction of the dataset, in the order of `task_index`."""
+        return list(self._metadata.tasks.values())
+
+    @property
+    def episodes(self) -> list[int]:
+        """The kept episodes."""
+        return self._episodes.tolist()
+
+    @property
+    def episode_lengths(self) -> list[int]:
+        """Frames of every kept episode."""
+        return (self._metadata.episode_ends - self._metadata.episode_starts)[self._episodes].tolist()
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of kept episodes."""
+        return len(self._episodes)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames in the kept episodes."""
+        return int(self._positions[-1])
+
+    # --- samples -----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> dict:
+        """Return one sample; negative positions count from the end."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """Return the samples at `indices`; a DataLoader fetches its whole batch with one call."""
+        rows, episodes = self._locate(indices)
+        first = self._metadata.episode_starts[episodes]
+        last = self._metadata.episode_ends[episodes] - 1
+        samples = [{} for _ in rows]
+        for name, feature in self._features.items():
+            window = self._windows.get(name)
+            steps = rows[:, None] + (window if window is not None else np.zeros(1, dtype=np.int64))
+            inside = np.clip(steps, first[:, None], last[:, None])  # (samples, steps)
+            values = self._read(name, feature, inside, episodes)
+            for sample, value in zip(samples, values, strict=True):
+                alone = window is None or (len(window) == 1 and feature["dtype"] in _CAMERAS)
+                sample[name] = value[0] if alone else value
+            if window is not None:
+                padded = torch.from_numpy(steps != inside)  # (samples, steps)
+                for sample, row in zip(samples, padded, strict=True):
+                    sample[f"{name}_is_pad"] = row
+        for sample in samples:
+            sample["task"] = self._task(sample["task_index"].reshape(-1)[0].item())
+        return samples
+
+    def _locate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row in the dataset, and the episode, of every position among the kept frames."""
+        positions = np.asarray(indices, dtype=np.int64).reshape(-1)
+        outside = positions[(positions < -len(self)) | (positions >= len(self))]
+        if outside.size:
+            raise DatasetIndexError(f"There is no frame {outside[0]}: the dataset has frames 0 … {len(self) - 1}.")
+        positions = np.where(positions < 0, positions + len(self), positions)
+        kept = np.searchsorted(self._positions, positions, side="right") - 1
+        episodes = self._episodes[kept]
+        return self._metadata.episode_starts[episodes] + positions - self._positions[kept], episodes
+
+    def _read(self, name: str, feature: dict, rows: np.ndarray, episodes: np.ndarray) -> Sequence:
+        """Return the feature at `rows` (samples, steps), one entry (steps, …) per sample."""
+        if feature["dtype"] == "video":
+            return self._decode_videos(name, rows, episodes)
+        if feature["dtype"] == "image":
+            return self._decode_images(name, rows)
+        if feature["dtype"] == "string":
+            return [self._table.values(name, steps) for steps in rows]
+        values = self._table.numbers(name, rows, self._item_shape(name, feature))  # (samples, steps, …)
+        if np.issubdtype(values.dtype, np.floating):
+            values = values.astype(np.float32, copy=False)
+        return torch.from_numpy(values).unbind(0)
+
+    def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
+        """Decode every frame once, file by file; (steps, 3, h, w) per sample."""
+        places = self._metadata.videos[camera]
+        distinct, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+        episodes = episodes[first // rows.shape[1]]  # (distinct,)
+        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", distinct, ())
+        paths = np.asarray([places.paths[episode] for episode in episodes])
+        frames: list[torch.Tensor] = [torch.empty(0)] * len(distinct)
+        for path in dict.fromkeys(paths.tolist()):
+            here = np.flatnonzero(paths == path)
+            decoded = self._reader.frames(self.root / path, seconds[here], self._tolerance_s)
+            for position, frame in zip(here, decoded, strict=True):
+                frames[position] = frame
+        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+
+    def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
+        """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        frames = []
+        for row, value in zip(distinct, self._table.values(camera, distinct), strict=True):
+            try:
+                with Image.open(io.BytesIO(value["bytes"])) as image:
+                    pixels = np.array(image.convert("RGB"))  # (h, w, 3)
+            except (UnidentifiedImageError, OSError, TypeError) as error:
+                raise DatasetFormatError(f"Frame {row} of {camera} in {self.root} is no image: {error}.") from error
+            frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
+        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+
+    def _task(self, index: int) -> str:
+        if index not in self._metadata.tasks:
+            raise DatasetFormatError(
+                f"A frame has task_index {index}, which meta/tasks.parquet in {self.root} does not list."
+            )
+        return self._metadata.tasks[index]
+
+    @staticmethod
+    def _item_shape(name: str, feature: dict) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in feature["shape"])
+        vector = name == ACTION or name.startswith(OBSERVATION_PREFIX)  # policies need their width, even of 1
+        return () if shape == (1,) and not vector else shape
+
+    # --- what of it is kept ------------------------------------------------------------------------------
+
+    def _choose_features(self, names: Sequence[str] | None) -> dict[str, dict]:
+        every = {**self._metadata.features, **INDEX_FEATURES}
+        readable = {name for name, feature in every.items() if _is_readable(feature)}
+        if names is None:
+            return {name: feature for name, feature in every.items() if name in readable}
+        if isinstance(names, str):
+            names = [names]
+        self._features = every
+        for name in names:
+            self._check_known(name, "features= names")
+            if name not in readable:
+                raise UnknownDatasetFeatureError(
+                    f"{name!r} has dtype {every[name]['dtype']!r}, or holds depth, which cannot be read as a tensor. "
+                    f"Leave it out of features=."
+                )
+        return {name: feature for name, feature in every.items() if name in {*names, *INDEX_FEATURES}}
+
+    def _check_known(self, name: str, what: str) -> None:
+        if name not in self._features:
+            raise UnknownDatasetFeatureError(
+                f"{what} {name!r}, which is not a feature read from {self.root}. {nearest(name, self._features)}"
+            )
+
+    def _choose_episodes(self, episodes: Sequence[int] | None) -> np.ndarray:
+        count = len(self._metadata.episode_starts)
+        if episodes is None:
+            return np.arange(count)
+        chosen = np.unique(np.asarray(list(episodes), dtype=np.int64))
+        outside = chosen[(chosen < 0) | (chosen >= count)]
+        if outside.size or not chosen.size:
+            raise DatasetIndexError(
+                f"episodes={list(episodes)} must name at least one of the episodes 0 … {count - 1} of {self.root}."
+            )
+        return chosen
+
+    def _video_paths(self) -> list[str]:
+        kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
+        return sorted({places.paths[episode] for places in kept for episode in self._episodes})
+
+    def _check_table(self) -> None:
+        expected = int(self._metadata.episode_ends[-1])
+        if len(self._table) != expected:
+            raise DatasetFormatError(
+                f"The data files of {self.root} hold {len(self._table)} frames; meta/episodes lists {expected}."
+            )
+        absent = [
+            name
+            for name, feature in self._features.items()
+            if feature["dtype"] != "video" and name not in self._table
+        ]
+        if absent:
+            raise DatasetFormatError(
+                f"meta/info.json of {self.root} names {', '.join(absent)}; the data files have no such column."
+            )
+
+
+def _is_readable(feature: dict) -> bool:
+    details = feature.get("info") or {}
+    depth = details.get("is_depth_map") or details.get("video.is_depth_map")
+    return feature["dtype"] in _NUMBERS | _CAMERAS | {"string"} and not depth
+
+
+def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:
+    """Return (steps, 3, h, w), without a copy for one step."""
+    return frames[0][None] if len(frames) == 1 else torch.stack(frames)
+
+
+def _flat_names(names: object) -> list[str] | None:
+    """Return the names as one list; some datasets group them, as `{"motors": […]}` or in nested lists."""
+    if not names:
+        return None
+    if isinstance(names, str):
+        return [names]
+    groups = list(names.values()) if isinstance(names, Mapping) else list(names)
+    if isinstance(names, Mapping) and all(isinstance(group, int) for group in groups):
+        return sorted(names, key=names.get)
+    return [name for group in groups for name in (_flat_names(group) or [])]

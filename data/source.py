@@ -1,0 +1,49 @@
+"""Where a dataset comes from: a local folder, or a Hub repository of which only the needed files are fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from ..errors import DatasetNotFoundError
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Path, bool]:
+    """Return the folder of `source` with at least `meta/` in it, and whether it is a snapshot of the Hub.
+
+    Raises:
+        DatasetNotFoundError: `source` is neither a folder nor a repository that can be reached or is cached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), False
+    if not isinstance(source, str) or not _REPOSITORY.fullmatch(source):
+        raise DatasetNotFoundError(
+            f"There is no folder {str(source)!r}. Give a folder with meta/, data/ and videos/, or a Hub id such as "
+            f'"lerobot/pusht".'
+        )
+    return _download(source, revision, ["meta/**"]), True
+
+
+def fetch_files(source: str, root: Path, paths: Iterable[str]) -> None:
+    """Download `paths` of the same commit as the snapshot folder `root`; what is cached is not fetched again."""
+    wanted = sorted({path for path in paths if not (root / path).is_file()})
+    if wanted:
+        _download(source, root.name, wanted)  # a snapshot folder bears the name of its commit
+
+
+def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise DatasetNotFoundError(
+            f"{source!r} is neither a local folder nor a dataset that the Hub gives out"
+            f"{f' at revision {revision!r}' if revision else ''}: {error} Check the spelling, log in with "
+            f"`hf auth login` if it is private, and without a network use a dataset that is cached already."
+        ) from error

@@ -1,0 +1,134 @@
+"""Dataset statistics, exact over every value given: no averages of per-episode quantiles.
+
+Notation: n rows, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..errors import DatasetFormatError, InvalidFrameError
+
+# Statistic → probability. LeRobot stores these five; policies normalise with the outer pairs.
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+# Of a larger image only every k-th pixel of both axes is counted, so that a frame costs at most this many.
+MAX_SIDE = 224
+
+
+def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np.ndarray]:
+    """Return min, max, mean, std, q01, q10, q50, q90, q99 (each values.shape[1:]) and count (1,), as float32.
+
+    Computed in float64; std divides by n; quantiles interpolate linearly between the two nearest values. A
+    dimension that never changes has a std of exactly 0.
+
+    Args:
+        values (`np.ndarray`): (n, …) numbers; or uint8 images (n, c, h, w) or (n, h, w, c) when `visual`.
+        visual (`bool`, *optional*, defaults to False): count pixels per channel; results are (c, 1, 1) in [0, 1].
+
+    Raises:
+        DatasetFormatError: there are no values, or some are not finite.
+    """
+    values = np.asarray(values)
+    if len(values) == 0:
+        raise DatasetFormatError("There are no values to compute statistics of; record at least one frame.")
+    if visual:
+        statistics = ImageStatistics()
+        for image in values:
+            statistics.add(image)
+        return statistics.compute()
+
+    exact = values.astype(np.float64)
+    if not np.all(np.isfinite(exact)):
+        row = int(np.argwhere(~np.isfinite(exact))[0][0])
+        raise DatasetFormatError(f"Row {row} has values that are not finite; remove that frame.")
+    low, high = exact.min(axis=0), exact.max(axis=0)
+    constant = low == high  # rounding in the mean would give these a tiny std, and normalisation divides by it
+    result = {
+        "min": low,
+        "max": high,
+        "mean": np.where(constant, low, exact.mean(axis=0)),
+        "std": np.where(constant, 0.0, exact.std(axis=0)),
+        "count": np.array([len(values)]),
+    }
+    result |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+    return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+
+
+class ImageStatistics:
+    """Count uint8 pixels per channel, one image at a time; memory stays at 256 numbers per channel.
+
+    Eight-bit pixels have 256 values, so the histogram loses nothing: quantiles are exact as well.
+    """
+
+    def __init__(self):
+        self.histogram: np.ndarray | None = None  # (c, 256)
+        self.num_images = 0
+
+    def add(self, image: np.ndarray) -> None:
+        """Count one uint8 image, (h, w, c) or (c, h, w)."""
+        pixels = channels_last(image)  # (h, w, c)
+        step = max(1, -(-max(pixels.shape[:2]) // MAX_SIDE))
+        pixels = pixels[::step, ::step]
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, -1, 0)])
+        self.histogram = counts if self.histogram is None else self.histogram + counts
+        self.num_images += 1
+
+    def merge(self, others: Iterable[ImageStatistics]) -> ImageStatistics:
+        """Add the counts of `others` and return self."""
+        for other in others:
+            if other.histogram is not None:
+                self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
+                self.num_images += other.num_images
+        return self
+
+    def compute(self) -> dict[str, np.ndarray]:
+        """Return the statistics `compute_statistics` names, (c, 1, 1) float32 in [0, 1]; count is of images."""
+        if self.histogram is None:
+            raise DatasetFormatError("There are no images to compute statistics of; record at least one frame.")
+        level = np.arange(256) / 255.0
+        total = self.histogram.sum(axis=1)  # (c,)
+        present = self.histogram > 0
+        low = level[present.argmax(axis=1)]
+        high = level[255 - present[:, ::-1].argmax(axis=1)]
+        mean = self.histogram @ level / total
+        variance = (self.histogram * (level - mean[:, None]) ** 2).sum(axis=1) / total
+        result = {
+            "min": low,
+            "max": high,
+            "mean": np.where(low == high, low, mean),
+            "std": np.where(low == high, 0.0, np.sqrt(variance)),
+        }
+        for name, probability in QUANTILES.items():
+            result[name] = np.array([_quantile(counts, level, probability) for counts in self.histogram])
+        result = {name: value.reshape(-1, 1, 1) for name, value in result.items()}
+        result["count"] = np.array([self.num_images])
+        return {name: value.astype(np.float32) for name, value in result.items()}
+
+
+def channels_last(image: np.ndarray) -> np.ndarray:
+    """Return a uint8 image as (h, w, c); an image that could be either layout is taken as (h, w, c).
+
+    Raises:
+        InvalidFrameError: `image` is no uint8 image of one or three channels.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or not {image.shape[0], image.shape[-1]} & {1, 3}:
+        raise InvalidFrameError(
+            f"An image must be uint8 (h, w, 3) or (3, h, w); got {image.dtype} {image.shape}. Convert floats in "
+            f"[0, 1] with (image * 255).round().astype('uint8')."
+        )
+    return image if image.shape[-1] in (1, 3) else np.moveaxis(image, 0, -1)
+
+
+def _quantile(counts: np.ndarray, level: np.ndarray, probability: float) -> float:
+    """Return what `np.quantile` would give for `counts[i]` copies of each `level[i]`."""
+    position = (counts.sum() - 1) * probability
+    cumulative = np.cumsum(counts)
+    lower, upper = (
+        level[np.searchsorted(cumulative, rank, side="right")]
+        for rank in (np.floor(position), np.ceil(position))
+    )
+    return lower + (upper - lower) * (position - np.floor(position))

@@ -1,0 +1,115 @@
+"""The numbers of a dataset, read from memory-mapped files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from ..errors import DatasetFormatError, DatasetNotFoundError
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+class FrameTable:
+    """Rows of parquet files, through the memory-mapped Arrow copy that 🤗 datasets keeps in its cache.
+
+    Parquet is compressed and cannot be mapped; its Arrow copy can, so memory does not grow with the dataset.
+
+    Raises:
+        DatasetNotFoundError: a file is missing.
+        DatasetFormatError: a file cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        missing = [str(path) for path in paths if not path.is_file()]
+        if missing:
+            raise DatasetNotFoundError(
+                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download the dataset again."
+            )
+        self._dataset = _memory_mapped(paths)
+        self._columns: dict[str, _Column] = {}
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._dataset.column_names
+
+    @property
+    def cache_files(self) -> list[Path]:
+        """The memory-mapped files."""
+        return [Path(entry["filename"]) for entry in self._dataset.cache_files]
+
+    def numbers(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the column `name` at `rows`: (*rows.shape, *shape)."""
+        return self._column(name).numbers(rows, shape)
+
+    def values(self, name: str, rows: Sequence[int]) -> list:
+        """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image."""
+        column = self._column(name).data
+        return [column[int(row)].as_py() for row in rows]
+
+    def _column(self, name: str) -> _Column:
+        if name not in self._columns:
+            self._columns[name] = _Column(name, self._dataset.data.column(name))
+        return self._columns[name]
+
+    def __getstate__(self) -> dict:
+        return {"_dataset": self._dataset, "_columns": {}}  # pickles the names of the mapped files, not rows
+
+
+class _Column:
+    """One column and the views of its chunks, made when first used."""
+
+    def __init__(self, name: str, data: pa.ChunkedArray):
+        self.name, self.data = name, data
+        lengths = [len(chunk) for chunk in data.chunks]
+        self._starts = np.cumsum([0, *lengths[:-1]])  # (chunks,) row of each chunk's first
+        self._views: dict[int, np.ndarray] = {}
+
+    def numbers(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        flat = rows.reshape(-1)
+        chunk_of = np.searchsorted(self._starts, flat, side="right") - 1
+        result = None
+        for chunk in np.unique(chunk_of):
+            here = chunk_of == chunk
+            view = self._view(int(chunk), shape)  # (rows of the chunk, *shape)
+            if result is None:
+                result = np.empty((len(flat), *shape), dtype=view.dtype)
+            result[here] = view[flat[here] - self._starts[chunk]]
+        return result.reshape(*rows.shape, *shape)
+
+    def _view(self, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
+        if chunk not in self._views:
+            array = self.data.chunk(chunk)
+            count = len(array)
+            if isinstance(array, pa.ExtensionArray):
+                array = array.storage
+            while any(is_kind(array.type) for is_kind in _LISTS):
+                array = array.flatten()
+            try:
+                # Only booleans are copied: Arrow packs eight of them into a byte.
+                self._views[chunk] = array.to_numpy(zero_copy_only=False).reshape(count, *shape)
+            except (ValueError, pa.ArrowException) as error:
+                raise DatasetFormatError(
+                    f"The column {self.name!r} does not hold numbers of shape {shape} in every row, as meta/info.json "
+                    f"says: {error}."
+                ) from error
+        return self._views[chunk]
+
+
+def _memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_parquet([str(path) for path in paths])
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError) as error:
+        reason = error.__cause__ or error
+        raise DatasetFormatError(f"The data files beside {paths[0]} cannot be read: {reason}.") from error
+    finally:
+        if shown:
+            datasets.utils.enable_progress_bars()

@@ -1,0 +1,293 @@
+"""Video files: random access to frames through a few open decoders, and an encoder that appends episodes.
+
+Notation: n frames, c channels, h height, w width; times in seconds from the start of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from ..errors import FrameNotFoundError, MissingVideoError, VideoError, nearest
+
+# What `codec` may be → the encoder and its options. Frames are never reordered, so that a decoder needs no
+# frame but those between a keyframe and the one asked for.
+ENCODERS = {
+    "h264": ("libx264", {"crf": "23", "bf": "0"}),
+    "av1": ("libsvtav1", {"crf": "30", "preset": "12"}),
+}
+PIXEL_FORMAT = "yuv420p"  # what every player, and LeRobot itself, can read
+KEYFRAME_INTERVAL = 2  # frames: training reads in random order, so at most one other frame is decoded first
+
+
+class VideoReader:
+    """Decode single frames out of many video files, keeping the last used ones open.
+
+    Opening costs about as much as decoding two frames, so up to `max_open` decoders stay open. Nothing open
+    is pickled or used across a fork: every process opens its own.
+
+    Args:
+        max_open (`int`, *optional*, defaults to 16): open files, least recently used closed first.
+        threads (`int`, *optional*, defaults to 1): decoding threads per file. One keeps several DataLoader
+            workers from oversubscribing the cores, and has the least delay after a seek.
+    """
+
+    def __init__(self, max_open: int = 16, threads: int = 1):
+        self.max_open, self.threads = max_open, threads
+        self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
+        self._process = os.getpid()
+
+    @property
+    def open_files(self) -> list[Path]:
+        """The files open in this process, least recently used first."""
+        return list(self._open) if self._process == os.getpid() else []
+
+    def frames(self, path: str | Path, seconds: Sequence[float], tolerance_s: float = 1e-4) -> torch.Tensor:
+        """Return the frames nearest to `seconds` as uint8 (n, 3, h, w), in the order given.
+
+        Args:
+            path (`str` or `Path`): a file with one video stream.
+            seconds (`Sequence[float]`): times from the start of the file [s].
+            tolerance_s (`float`, *optional*, defaults to 1e-4): largest distance to the frame found [s].
+
+        Raises:
+            MissingVideoError: there is no such file.
+            VideoError: it cannot be decoded.
+            FrameNotFoundError: no frame lies within `tolerance_s`.
+        """
+        video = self._video(Path(path))
+        frames = None
+        for position in np.argsort(seconds, kind="stable"):  # forwards through the file: fewer seeks
+            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(format="rgb24")  # (h, w, 3)
+            if frames is None:
+                height, width, _ = pixels.shape
+                frames = torch.empty((len(seconds), 3, height, width), dtype=torch.uint8)
+            frames[position] = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, h, w)
+        return frames if frames is not None else torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+
+    def close(self) -> None:
+        """Close every file this process has opened."""
+        if self._process == os.getpid():
+            for video in self._open.values():
+                video.close()
+        self._open = OrderedDict()
+
+    def _video(self, path: Path) -> _OpenVideo:
+        if self._process != os.getpid():
+            # A fork shares the file offsets with its parent; closing here could wait for threads that only
+            # the parent has. So the parent's decoders are set aside, untouched.
+            self._inherited, self._open, self._process = self._open, OrderedDict(), os.getpid()
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        video = _OpenVideo(path, self.threads)
+        self._open[path] = video
+        while len(self._open) > self.max_open:
+            self._open.popitem(last=False)[1].close()
+        return video
+
+    def __getstate__(self) -> dict:
+        return {"max_open": self.max_open, "threads": self.threads}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+class _OpenVideo:
+    """One open file and the position of its decoder."""
+
+    def __init__(self, path: Path, threads: int):
+        self.path = path
+        if not path.is_file():
+            raise MissingVideoError(f"There is no video at {path}. Download or record the dataset again.")
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = threads
+            self._rate = float(self._stream.average_rate or self._stream.guessed_rate)
+        except (av.FFmpegError, IndexError, TypeError) as error:
+            raise self._unreadable(error) from error
+        self._frames: Iterator[av.VideoFrame] | None = None
+        self._last: av.VideoFrame | None = None  # the frame decoded last
+        self._keyframe_gap = 1  # frames between keyframes, the longest seen so far
+        self._since_keyframe = 0
+
+    def frame(self, seconds: float, tolerance_s: float) -> av.VideoFrame:
+        """Return the frame nearest to `seconds`; raise `FrameNotFoundError` beyond `tolerance_s`."""
+        try:
+            found = self._nearest(seconds)
+        except av.FFmpegError as error:
+            self._frames = self._last = None
+            raise self._unreadable(error) from error
+        if found is None or abs(found.time - seconds) > tolerance_s:
+            closest = "it holds no frames" if found is None else f"the nearest frame is at {found.time:.6f} s"
+            raise FrameNotFoundError(
+                f"{self.path} has no frame within {tolerance_s:g} s of {seconds:.6f} s: {closest}. The file is "
+                f"cut short or does not belong to this dataset; download or record it again, or pass a larger "
+                f"tolerance_s if its timestamps are only approximate."
+            )
+        return found
+
+    def close(self) -> None:
+        self._frames = self._last = None
+        self._container.close()
+
+    def _nearest(self, seconds: float) -> av.VideoFrame | None:
+        half = 0.5 / self._rate
+        # Decoding on to a frame that lies within one keyframe interval costs no more than seeking to it.
+        reach = (self._keyframe_gap + 1) / self._rate
+        ahead = seconds - self._last.time if self._last is not None else -1.0
+        if self._frames is None or not -half <= ahead <= reach:
+            self._seek(seconds, half)
+        before = self._last
+        while before is not None and self._last.time < seconds - half:
+            before = self._last
+            if not self._advance():
+                break
+        if before is None or abs(self._last.time - seconds) <= abs(before.time - seconds):
+            return self._last
+        return before
+
+    def _seek(self, seconds: float, half: float) -> None:
+        """Move to the keyframe before `seconds` and decode it."""
+        back = 0.0
+        while True:
+            target = max(seconds - back, 0.0)
+            offset = round(target / float(self._stream.time_base))
+            self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
+            self._frames, self._last = self._container.decode(self._stream), None
+            self._since_keyframe = 0
+            # With reordered frames a container may land one keyframe too late; then go back further.
+            if not self._advance() or self._last.time <= seconds + half or target == 0.0:
+                return
+            back = 2 * back + 1.0
+
+    def _advance(self) -> bool:
+        """Decode the next frame; return False at the end of the file."""
+        frame = next((frame for frame in self._frames if frame.pts is not None), None)
+        if frame is None:
+            self._frames = None  # a drained decoder needs a seek before it decodes again
+            return False
+        self._since_keyframe = 0 if frame.key_frame else self._since_keyframe + 1
+        self._keyframe_gap = max(self._keyframe_gap, self._since_keyframe)
+        self._last = frame
+        return True
+
+    def _unreadable(self, error: object) -> VideoError:
+        return VideoError(
+            f"{self.path} cannot be decoded: {error}. The file may be cut short; download or record it again."
+        )
+
+
+class VideoEncoder:
+    """Write frames to one video file.
+
+    Args:
+        path (`str` or `Path`): the file to write, `.mp4`.
+        fps (`int`): frames per second.
+        codec (`str`, *optional*, defaults to `"h264"`): `"h264"` or `"av1"`.
+        keyframe_interval (`int`, *optional*, defaults to 2): frames from one keyframe to the next.
+        crf (`int`, *optional*): quality, lower is better; defaults to 23 for H.264 and 30 for AV1.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fps: int,
+        codec: str = "h264",
+        keyframe_interval: int = KEYFRAME_INTERVAL,
+        crf: int | None = None,
+    ):
+        if codec not in ENCODERS:
+            raise VideoError(f"There is no codec {codec!r}. {nearest(codec, ENCODERS)}")
+        name, options = ENCODERS[codec]
+        # SVT-AV1 reports its settings on stderr for every file; 1 lets only its errors through.
+        os.environ.setdefault("SVT_LOG", "1")
+        self.path, self.num_frames = Path(path), 0
+        self._options = {**options, "g": str(keyframe_interval)} | ({} if crf is None else {"crf": str(crf)})
+        self._size: tuple[int, int] | None = None
+        try:
+            self._container = av.open(str(path), "w")
+            self._stream = self._container.add_stream(name, rate=fps, options=self._options)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(f"{path} cannot be written as {codec}: {error}.") from error
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one uint8 frame (h, w, 3); all frames have one size, and even sides for H.264."""
+        height, width, _ = frame.shape
+        if self._size is None:
+            if self._stream.codec_context.name == "libx264" and (height % 2 or width % 2):
+                raise VideoError(
+                    f"H.264 needs even sides; the frames of {self.path} are {height}×{width}. Crop them, "
+                    f'or use codec="av1".'
+                )
+            self._size = (height, width)
+            self._stream.height, self._stream.width = height, width
+            self._stream.pix_fmt = PIXEL_FORMAT
+        if (height, width) != self._size:
+            raise VideoError(f"{self.path} holds frames of {self._size}; got one of {(height, width)}.")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture.pts = self.num_frames
+        self._mux(picture)
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Write what the encoder still holds back, and close the file."""
+        try:
+            if self.num_frames:
+                self._mux(None)
+        finally:
+            self._container.close()
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        try:
+            for packet in self._stream.encode(picture):
+                self._container.mux(packet)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(f"{self.path} cannot be encoded: {error}.") from error
+
+    def __enter__(self) -> VideoEncoder:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class VideoFile:
+    """Join encoded episodes, all made with the same settings, into one file without encoding them again."""
+
+    def __init__(self, path: str | Path, fps: int):
+        self.path, self.fps, self.num_frames = Path(path), fps, 0
+        self._container = av.open(str(path), "w")
+        self._stream = None
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def append(self, episode: str | Path, num_frames: int) -> None:
+        """Append the video `episode`, whose `num_frames` frames start where this file ends."""
+        with av.open(str(episode)) as source:
+            stream = source.streams.video[0]
+            if self._stream is None:
+                self._stream = self._container.add_stream_from_template(stream)
+                self._stream.time_base = stream.time_base
+            offset = round(self.num_frames / self.fps / float(stream.time_base))
+            for packet in source.demux(stream):
+                if packet.dts is None:  # the empty packet that ends a stream
+                    continue
+                packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                packet.stream = self._stream
+                self._container.mux(packet)
+        self.num_frames += num_frames
+
+    def close(self) -> None:
+        """Write the index and close the file."""
+        self._container.close()

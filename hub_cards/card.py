@@ -1,0 +1,167 @@
+"""Model cards: plain values in, the text of a README.md for the Hub out."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
+
+from . import statements, wording
+from .card_data import CardData, ContractRow, DatasetSummary, EvaluationSummary, Paper, TrainingSummary
+from .edits import keep_edited, sign
+from .learning_curve import draw_learning_curve, read_curves
+
+__all__ = [
+    "CardData",
+    "ContractRow",
+    "DatasetSummary",
+    "EvaluationSummary",
+    "Paper",
+    "TrainingSummary",
+    "render_card",
+    "save_card",
+]
+
+CARD_FILE = "README.md"
+LEARNING_CURVE_FILE = "learning_curve.png"
+_TEMPLATE = "policy_card.jinja"
+
+_jinja = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,  # Markdown, not HTML; values in table cells pass through `cell`
+)
+_jinja.filters.update(
+    {
+        name: getattr(wording, name)
+        for name in ("cell", "code", "count", "dimensions", "number", "size", "units")
+    }
+)
+
+
+def render_card(card: CardData) -> str:
+    """Return the README.md of a policy: YAML metadata for the Hub, then Markdown for people.
+
+    The text carries a comment with a hash of itself, so that `was_edited` can tell a person's changes.
+    """
+    method = _method(card)
+    curves = read_curves(card.log_history)
+    body = _jinja.get_template(_TEMPLATE).render(
+        card=card,
+        method=method,
+        kinds=wording.KINDS,
+        normalizations=wording.NORMALIZATIONS,
+        title=statements.title(card),
+        result=statements.result(card),
+        base_model=_linked(card.base_model),
+        dataset=_linked(card.dataset and card.dataset.name, "datasets/"),
+        has_cameras=any(row.is_camera for row in card.inputs),
+        has_curve="loss" in curves,
+        learning_curve=LEARNING_CURVE_FILE,
+        timing=statements.timing(card),
+        python_example=wording.python_example(card),
+        eval_command=statements.eval_command(card),
+        training_rows=statements.training_rows(card),
+        evaluation_rows=statements.evaluation_rows(card),
+        measured=statements.measured(card),
+        limits=statements.limits(card),
+        versions=", ".join(f"{name} {version}" for name, version in card.versions.items()),
+    )
+    body = re.sub(r"\n{3,}", "\n\n", body.strip())  # absent parts of the template leave blank lines
+    return sign(f"---\n{_metadata(card).to_yaml()}\n---\n\n{body}\n")
+
+
+def save_card(card: CardData, folder: str | Path) -> Path:
+    """Write README.md and, when there is a log, its learning curve; leave a README.md that a person edited.
+
+    Returns:
+        `Path`: the README.md. Each file appears whole or not at all.
+    """
+    folder = Path(folder)
+    path = folder / CARD_FILE
+    existing = path.read_text(encoding="utf-8") if path.exists() else ""
+    rendered = render_card(card)
+    if keep_edited(existing, rendered) != rendered:
+        return path
+    curves = read_curves(card.log_history)
+    if "loss" in curves:
+        losses = set(card.training.losses) - {"loss"} if card.training else set()
+        draw_learning_curve(card.log_history, folder / LEARNING_CURVE_FILE, parts=losses or None)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(rendered, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+@dataclass
+class _Method:
+    """What a card says about the method, whoever wrote it."""
+
+    summary: str
+    paper: Paper | None
+    citation: str
+
+
+def _method(card: CardData) -> _Method:
+    """Return the card's own words about its method, completed by the fragment of its model type, if any."""
+    fragment = None
+    if f"{card.model_type}.jinja" != _TEMPLATE:
+        # A model type without a fragment, such as a user's own policy, is a normal case.
+        with suppress(TemplateNotFound):
+            fragment = _jinja.get_template(f"{card.model_type}.jinja").module
+    paper = getattr(fragment, "paper", None)
+    return _Method(
+        summary=card.summary.strip() or str(getattr(fragment, "summary", "")).strip(),
+        paper=card.paper or (Paper(**paper) if paper else None),
+        citation=card.citation.strip() or str(getattr(fragment, "citation", "")).strip(),
+    )
+
+
+def _metadata(card: CardData) -> ModelCardData:
+    results = None
+    if card.evaluation:
+        environment = wording.one_line(card.evaluation.environment)
+        results = [
+            EvalResult(
+                task_type="robotics",
+                task_name="Robotics",
+                dataset_type=environment,
+                dataset_name=environment,
+                dataset_args={"episodes": card.evaluation.episodes},
+                metric_type="success_rate",
+                metric_name="Success rate",
+                metric_value=float(card.evaluation.success_rate),
+            )
+        ]
+    dataset = card.dataset.name if card.dataset else None
+    return ModelCardData(
+        library_name="manipulators",
+        pipeline_tag="robotics",
+        license=card.license,
+        license_name=card.license_name,
+        license_link=card.license_link,
+        base_model=card.base_model if wording.is_hub_id(card.base_model) else None,
+        datasets=[dataset] if wording.is_hub_id(dataset) else None,
+        tags=["robotics", card.model_type, "imitation-learning"],
+        model_name=card.repo_id.rpartition("/")[2] if card.repo_id else f"{card.policy_name} policy",
+        eval_results=results,
+    )
+
+
+def _linked(name: str | None, folder: str = "") -> str:
+    """Return a Markdown link for a Hub id, and what is fit to publish of any other name."""
+    if not name:
+        return ""
+    if wording.is_hub_id(name):
+        return f"[{name}](https://huggingface.co/{folder}{name})"
+    return wording.cell(wording.public_name(name))

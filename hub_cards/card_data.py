@@ -1,0 +1,242 @@
+"""The plain values that a card states, checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from ..configuration.features import FeatureType, PolicyFeature
+from ..errors import InvalidCardError, nearest
+
+
+@dataclass
+class ContractRow:
+    """Describe one feature that goes into the policy or comes out of it.
+
+    Args:
+        name (`str`): feature name as in the dataset, such as `observation.state`.
+        kind (`FeatureType` or `str`): `STATE`, `VISUAL`, `ENV` or `ACTION`.
+        shape (`tuple[int, ...]`): (width,) for vectors, (channels, height, width) for cameras.
+        names (`Sequence[str]`, *optional*): one name per dimension; vectors only.
+        units (`str` or `Sequence[str]`, *optional*): one unit for all dimensions, or one per dimension.
+        normalization (`str`, *optional*): a `NormalizationMode`, such as `MEAN_STD`.
+        low, high (`Sequence[float]`, *optional*): range of each dimension in the training data, robot units.
+    """
+
+    name: str
+    kind: FeatureType | str
+    shape: Sequence[int]
+    names: Sequence[str] | None = None
+    units: str | Sequence[str] | None = None
+    normalization: str | None = None
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+    def __post_init__(self):
+        feature = PolicyFeature(self.kind, self.shape)
+        self.kind, self.shape = feature.type, feature.shape
+        if self.normalization is not None:
+            self.normalization = str(getattr(self.normalization, "value", self.normalization))
+        if self.is_camera:  # Statistics of cameras are per channel: nothing that a reader of the card needs.
+            self.names = self.low = self.high = None
+            return
+        self.names = self._one_per_dimension("names", self.names, str)
+        self.low = self._one_per_dimension("low", self.low, float)
+        self.high = self._one_per_dimension("high", self.high, float)
+        if not isinstance(self.units, str):
+            self.units = self._one_per_dimension("units", self.units, str)
+
+    def _one_per_dimension(self, field_name: str, values: Iterable | None, convert: type) -> tuple | None:
+        if values is None:
+            return None
+        values = tuple(convert(value) for value in values)
+        if len(values) != self.width:
+            raise InvalidCardError(
+                f"{self.name} has shape {self.shape} ({self.width} values) but {len(values)} {field_name}: "
+                f"{', '.join(map(str, values))}. Pass one per dimension, or None."
+            )
+        return values
+
+    @property
+    def is_camera(self) -> bool:
+        return self.kind is FeatureType.VISUAL
+
+    @property
+    def width(self) -> int:
+        """The number of values in one observation or action."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Paper:
+    """Name the publication of a method."""
+
+    title: str
+    url: str = ""
+
+
+@dataclass
+class DatasetSummary:
+    """Say what the policy was trained on.
+
+    Args:
+        name (`str`): Hub id (`org/name`) or the name of a local dataset.
+        episodes, frames (`int`, *optional*): how many demonstrations, and time steps in all of them.
+        tasks (`int`, *optional*): number of different tasks.
+    """
+
+    name: str
+    episodes: int | None = None
+    frames: int | None = None
+    tasks: int | None = None
+
+
+@dataclass
+class TrainingSummary:
+    """Say how the policy was trained; everything may be absent.
+
+    Args:
+        learning_rate (`float` or `Mapping[str, float]`): one value, or one per part of the policy.
+        seconds (`float`): wall-clock time.
+        losses (`Mapping[str, float]`): the last logged loss and its named parts.
+        command (`str`): the command line that repeats the run.
+    """
+
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | Mapping[str, float] | None = None
+    seconds: float | None = None
+    hardware: str | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    command: str | None = None
+
+
+@dataclass
+class EvaluationSummary:
+    """Say how well the policy does; the fields are those of `evaluation.json`.
+
+    Args:
+        environment (`str`): what it acted in.
+        episodes (`int`): how many times it tried.
+        success_rate (`float`): share of episodes solved, 0 to 1.
+        interval (`tuple[float, float]`, *optional*): 95 % confidence interval of the success rate, 0 to 1.
+        seeds (`Sequence[int]` or `str`, *optional*): the seed of each episode.
+        mean_return, mean_length (`float`, *optional*): means over episodes; length in steps.
+        milliseconds_per_action (`float`, *optional*): mean time from observation to action.
+        horizon (`int`, *optional*): steps after which an episode counts as failed.
+        command (`str`, *optional*): the command line that repeats the measurement.
+        simulated (`bool`): False for episodes on a real robot.
+    """
+
+    environment: str
+    episodes: int
+    success_rate: float
+    interval: tuple[float, float] | None = None
+    seeds: Sequence[int] | str | None = None
+    mean_return: float | None = None
+    mean_length: float | None = None
+    milliseconds_per_action: float | None = None
+    horizon: int | None = None
+    command: str | None = None
+    simulated: bool = True
+
+    def __post_init__(self):
+        if self.episodes < 1 or not 0 <= self.success_rate <= 1:
+            raise InvalidCardError(
+                f"An evaluation needs at least 1 episode and a success_rate from 0 to 1; "
+                f"got episodes={self.episodes}, success_rate={self.success_rate}."
+            )
+        if abs(self.solved / self.episodes - self.success_rate) > 1e-3:
+            raise InvalidCardError(
+                f"success_rate={self.success_rate} is impossible with episodes={self.episodes}: "
+                f"the nearest is {self.solved} of {self.episodes} = {self.solved / self.episodes:.4f}."
+            )
+        if self.interval is not None:
+            low, high = self.interval = tuple(float(end) for end in self.interval)
+            if not 0 <= low <= self.success_rate + 1e-3 or not self.success_rate - 1e-3 <= high <= 1:
+                raise InvalidCardError(
+                    f"interval={self.interval} must lie in 0 to 1 and hold success_rate={self.success_rate}."
+                )
+
+    @property
+    def solved(self) -> int:
+        """The number of episodes that succeeded."""
+        return round(self.success_rate * self.episodes)
+
+
+@dataclass(kw_only=True)
+class CardData:
+    """Hold everything that a policy's card states, as plain values.
+
+    Mappings are accepted for `inputs`' and `outputs`' rows, `paper`, `dataset`, `training` and `evaluation`
+    (which may hold more than the card shows, as `evaluation.json` does).
+
+    Args:
+        policy_name (`str`): as people say it, such as `ACT`.
+        model_type (`str`): as in `config.json`, such as `act_policy`; selects the text about the method.
+        parameters (`int`): number of parameters.
+        inputs, outputs (`Sequence[ContractRow]`): what it expects and returns.
+        summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
+        paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
+        repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
+        license (`str`): a licence id of the Hub; `other` needs `license_name` and `license_link`.
+        action_horizon, n_action_steps (`int`, *optional*): actions predicted at once, and executed of those.
+        control_rate_hz (`float`, *optional*): actions per second in the training data.
+        instruction (`bool` or `str`): whether it takes an instruction in words; a string is an example.
+        dataset, training, evaluation: see `DatasetSummary`, `TrainingSummary`, `EvaluationSummary`.
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`, for the learning curve.
+        limits (`Sequence[str]`): sentences beside those that follow from the other values.
+        base_model (`str`, *optional*): what it was fine-tuned from.
+        versions (`Mapping[str, str]`): library name to version.
+    """
+
+    policy_name: str
+    model_type: str
+    parameters: int
+    inputs: Sequence[ContractRow]
+    outputs: Sequence[ContractRow]
+    summary: str = ""
+    paper: Paper | None = None
+    citation: str = ""
+    repo_id: str | None = None
+    license: str = "apache-2.0"
+    license_name: str | None = None
+    license_link: str | None = None
+    action_horizon: int | None = None
+    n_action_steps: int | None = None
+    control_rate_hz: float | None = None
+    instruction: bool | str = False
+    dataset: DatasetSummary | None = None
+    training: TrainingSummary | None = None
+    log_history: Sequence[Mapping] = ()
+    evaluation: EvaluationSummary | None = None
+    limits: Sequence[str] = ()
+    base_model: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.inputs = [_built(ContractRow, row) for row in self.inputs]
+        self.outputs = [_built(ContractRow, row) for row in self.outputs]
+        self.paper = _built(Paper, self.paper)
+        self.dataset = _built(DatasetSummary, self.dataset)
+        self.training = _built(TrainingSummary, self.training)
+        self.evaluation = _built(EvaluationSummary, self.evaluation, allow_more=True)
+        if not self.inputs or not self.outputs:
+            raise InvalidCardError(
+                "A card needs at least one input and one output; pass ContractRow objects."
+            )
+
+
+def _built(cls: type, value, allow_more: bool = False):
+    """Return `value`, or the `cls` that a mapping describes."""
+    if not isinstance(value, Mapping):
+        return value
+    known = {entry.name for entry in fields(cls)}
+    unknown = [] if allow_more else sorted(set(value) - known)
+    if unknown:
+        raise InvalidCardError(f"{cls.__name__} has no field {unknown[0]!r}. {nearest(unknown[0], known)}")
+    try:
+        return cls(**{name: entry for name, entry in value.items() if name in known})
+    except TypeError as error:  # a required field is absent
+        raise InvalidCardError(f"{cls.__name__} cannot be built from {sorted(value)}: {error}.") from error

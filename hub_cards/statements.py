@@ -1,0 +1,168 @@
+"""The sentences and table rows of a card that follow from its values."""
+
+from __future__ import annotations
+
+from . import wording
+from .card_data import CardData
+
+
+def title(card: CardData) -> str:
+    """Return the headline: the policy and what it is for."""
+    if card.evaluation:
+        return f"{card.policy_name} policy for {wording.one_line(card.evaluation.environment)}"
+    if card.dataset:
+        return f"{card.policy_name} policy trained on {wording.public_name(card.dataset.name)}"
+    return f"{card.policy_name} policy"
+
+
+def result(card: CardData) -> str:
+    """Return the one line that says how well the policy does."""
+    evaluation = card.evaluation
+    if not evaluation:
+        return "This policy has not been evaluated."
+    where = "in simulation" if evaluation.simulated else "on the real robot"
+    interval = f", 95 % interval {_interval(card)}" if evaluation.interval else ""
+    return (
+        f"Solves {evaluation.solved} of {evaluation.episodes} episodes of "
+        f"{wording.code(evaluation.environment)} {where} "
+        f"(success rate {wording.percent(evaluation.success_rate)} %{interval})."
+    )
+
+
+def timing(card: CardData) -> str:
+    """Return how many actions are predicted and executed at once, and how often; empty when unknown."""
+    sentences = []
+    if card.action_horizon and card.n_action_steps:
+        executed = {
+            1: "executes the first one before it looks again",
+            card.action_horizon: "executes all of them before it looks again",
+        }.get(card.n_action_steps, f"executes the first {card.n_action_steps} before it looks again")
+        actions = "one action" if card.action_horizon == 1 else f"{card.action_horizon} actions"
+        sentences.append(
+            f"The policy predicts {actions} at a time (`action_horizon`)"
+            + (f" and {executed} (`n_action_steps`)." if card.action_horizon > 1 else ".")
+        )
+    if card.control_rate_hz:
+        rate = wording.number(card.control_rate_hz)
+        sentences.append(f"Actions follow each other at {rate} Hz, the rate of the demonstrations.")
+    return " ".join(sentences)
+
+
+def eval_command(card: CardData) -> str:
+    """Return the command line that evaluates the policy in the environment it was evaluated in."""
+    if not card.evaluation:
+        return ""
+    source = card.repo_id or wording.PLACEHOLDER
+    return f"manipulators eval {source} --env {wording.one_line(card.evaluation.environment)}"
+
+
+def training_rows(card: CardData) -> list[tuple[str, str]]:
+    """Return the rows of the training table; empty when nothing is known."""
+    run = card.training
+    if not run:
+        return []
+    rows = []
+    if run.steps is not None:
+        rows.append(("Steps", wording.count(run.steps)))
+    if run.batch_size is not None:
+        rows.append(("Batch size", wording.count(run.batch_size)))
+    if run.learning_rate is not None:
+        rows.append(("Learning rate", wording.rates(run.learning_rate)))
+    if run.seconds is not None:
+        rows.append(("Time", wording.duration(run.seconds)))
+    if run.hardware:
+        rows.append(("Hardware", run.hardware))
+    rows += [(f"Last {wording.cell(name)}", wording.number(value)) for name, value in run.losses.items()]
+    return rows
+
+
+def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
+    """Return the rows of the evaluation table; empty without an evaluation."""
+    evaluation = card.evaluation
+    if not evaluation:
+        return []
+    rate = wording.percent(evaluation.success_rate)
+    rows = [
+        ("Environment", wording.one_line(evaluation.environment)),
+        ("Success rate", f"{rate} % ({evaluation.solved} of {evaluation.episodes} episodes)"),
+    ]
+    if evaluation.interval:
+        rows.append(("95 % interval", _interval(card)))
+    if evaluation.seeds is not None and len(evaluation.seeds):
+        rows.append(("Seeds", wording.seed_runs(evaluation.seeds)))
+    if wording.is_number(evaluation.mean_length):
+        rows.append(("Mean length", f"{wording.number(evaluation.mean_length)} steps"))
+    if wording.is_number(evaluation.mean_return):
+        rows.append(("Mean return", wording.number(evaluation.mean_return)))
+    if wording.is_number(evaluation.milliseconds_per_action):
+        rows.append(("Time per action", f"{wording.number(evaluation.milliseconds_per_action)} ms"))
+    return rows
+
+
+def measured(card: CardData) -> str:
+    """Return how the evaluation was made; empty without one."""
+    if not card.evaluation:
+        return ""
+    sentences = [
+        "Measured in closed loop: the policy sees, acts and sees what came of it, one episode after another; "
+        "the environment decides what counts as solved."
+    ]
+    if card.evaluation.horizon is not None:
+        sentences.append(f"An episode not solved within {card.evaluation.horizon} steps counts as failed.")
+    if card.evaluation.milliseconds_per_action is not None:
+        sentences.append("The time per action is the mean from observation to action.")
+    return " ".join(sentences)
+
+
+def limits(card: CardData) -> list[str]:
+    """Return what a user must not expect, beside the card's own `limits`."""
+    vectors = [row for row in (*card.inputs, *card.outputs) if not row.is_camera]
+    ranges_known = all(row.low and row.high for row in card.outputs)
+    sentences = []
+    if not card.evaluation:
+        sentences.append(
+            "It has not been evaluated. Try it in simulation, or slowly and with a hand on the emergency "
+            "stop, before you rely on it."
+        )
+    elif card.evaluation.simulated:
+        sentences.append(
+            "It was evaluated in simulation only: nothing is known about how it does on a real robot."
+        )
+    if card.dataset and card.dataset.episodes is not None:
+        sentences.append(
+            f"It was trained on {wording.count(card.dataset.episodes)} "
+            f"demonstration{'s' if card.dataset.episodes != 1 else ''}{_of_tasks(card.dataset.tasks)}. "
+            f"Expect it to fail with other tasks, objects, robots, places or viewpoints."
+        )
+    if ranges_known:
+        sentences.append(
+            "It has learned actions inside the training ranges above; the pipeline reports an action outside "
+            "them. They are not the safety limits of your robot: keep those on."
+        )
+    else:
+        sentences.append(
+            "The range of its training actions was not recorded: limit speed and workspace on the robot."
+        )
+    without_units = [wording.code(row.name) for row in vectors if row.units is None]
+    if without_units:
+        sentences.append(
+            f"Units were not recorded for {', '.join(without_units)}: compare your robot's values with the "
+            f"training data before you connect it."
+        )
+    if card.control_rate_hz:
+        rate = wording.number(card.control_rate_hz)
+        sentences.append(
+            f"It was trained at {rate} Hz: at another rate, the same actions move a robot differently."
+        )
+    return [*sentences, *map(wording.one_line, card.limits)]
+
+
+def _interval(card: CardData) -> str:
+    low, high = card.evaluation.interval
+    return f"{wording.percent(low)}–{wording.percent(high)} %"
+
+
+def _of_tasks(tasks: int | None) -> str:
+    if tasks is None:
+        return ""
+    return " of one task" if tasks == 1 else f" of {wording.count(tasks)} tasks"

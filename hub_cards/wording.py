@@ -1,0 +1,180 @@
+"""How numbers, names and code are written in a card."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from pathlib import PurePosixPath, PureWindowsPath
+
+from ..configuration.features import FeatureType, NormalizationMode
+from .card_data import CardData, ContractRow
+
+PLACEHOLDER = "path/to/this/folder"
+
+KINDS = {
+    FeatureType.STATE: "robot state",
+    FeatureType.ENV: "state of the surroundings",
+    FeatureType.VISUAL: "camera image",
+    FeatureType.ACTION: "action",
+}
+NORMALIZATIONS = {
+    NormalizationMode.IDENTITY.value: "none",
+    NormalizationMode.MEAN_STD.value: "to mean 0, standard deviation 1",
+    NormalizationMode.MIN_MAX.value: "training range to [-1, 1]",
+    NormalizationMode.QUANTILES.value: "1st–99th percentile to [-1, 1]",
+    NormalizationMode.QUANTILE10.value: "10th–90th percentile to [-1, 1]",
+}
+
+
+def one_line(text: object) -> str:
+    """Return text that cannot leave its line."""
+    return " ".join(str(text).split())
+
+
+def cell(text: object) -> str:
+    """Return text that cannot leave its table cell or become HTML."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(text: object) -> str:
+    """Return text as inline code, also when it holds backticks."""
+    text = one_line(text)
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def number(value: float) -> str:
+    """Return a value with four significant digits: 0.0002 → 0.0002, 1e-05 → 1e-05, 12345.6 → 12346."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def count(value: int) -> str:
+    """Return a whole number with its thousands apart: 51597190 → 51,597,190."""
+    return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in percent, without the sign: 0.98 → 98, 0.6667 → 66.7."""
+    return f"{100 * share:.1f}".removesuffix(".0")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 5025 → 1 h 24 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def seed_runs(seeds: Iterable[int] | str) -> str:
+    """Return seeds with consecutive ones joined: [7, 10000, 10001, 10002] → 7, 10000–10002."""
+    if isinstance(seeds, str):
+        return seeds
+    runs: list[list[int]] = []
+    for seed in sorted({int(seed) for seed in seeds}):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+def is_number(value: object) -> bool:
+    """Return True for a finite number; truth values are not numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Return True for `org/name`, the form of a Hub id."""
+    return bool(name) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def public_name(name: str) -> str:
+    """Return a name that is fit to publish: of a local folder only the last part."""
+    path = PureWindowsPath(name) if "\\" in name else PurePosixPath(name)
+    return path.name if path.is_absolute() or name.startswith(("~", ".")) or "\\" in name else name
+
+
+def rates(learning_rate: float | Mapping[str, float]) -> str:
+    """Return one learning rate, or one per part of the policy."""
+    if isinstance(learning_rate, Mapping):
+        return ", ".join(f"{one_line(part)} {number(rate)}" for part, rate in learning_rate.items())
+    return number(learning_rate)
+
+
+def size(row: ContractRow) -> str:
+    """Return a feature's size in words."""
+    if row.is_camera:
+        channels, height, width = row.shape
+        return f"{height} × {width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+    values = f"{row.width} value{'s' if row.width > 1 else ''}"
+    return values if len(row.shape) == 1 else f"{values} ({' × '.join(map(str, row.shape))})"
+
+
+def units(row: ContractRow) -> str:
+    """Return a feature's units in words."""
+    if row.is_camera:
+        return row.units or "0–255 (uint8) or 0–1 (float)"
+    if row.units is None:
+        return "not recorded"
+    return row.units if isinstance(row.units, str) else ", ".join(dict.fromkeys(row.units))
+
+
+def dimensions(row: ContractRow) -> list[dict]:
+    """Return one table row per dimension, or none when nothing is known about them."""
+    if row.is_camera or (row.names is None and row.low is None and row.high is None):
+        return []
+    per_dimension = not isinstance(row.units, str) and row.units is not None
+    return [
+        {
+            "index": index,
+            "name": row.names[index] if row.names else "not recorded",
+            "unit": row.units[index] if per_dimension else units(row),
+            "low": number(row.low[index]) if row.low else "not recorded",
+            "high": number(row.high[index]) if row.high else "not recorded",
+        }
+        for index in range(row.width)
+    ]
+
+
+def python_example(card: CardData) -> str:
+    """Return a program that loads the policy and asks it for one action, with arrays of the right shapes."""
+    lines = [
+        "import numpy as np",
+        "from manipulators import PolicyPipeline",
+        "",
+        f"pipeline = PolicyPipeline.from_pretrained({_literal(card.repo_id or PLACEHOLDER)})",
+        "pipeline.reset()  # at the start of every episode",
+        "",
+        "observation = {  # zeros stand for what your robot measures",
+    ]
+    for row in card.inputs:
+        if row.is_camera:
+            channels, height, width = row.shape
+            array = f"np.zeros(({height}, {width}, {channels}), dtype=np.uint8)"
+            comment = "height, width, " + ("RGB" if channels == 3 else "channels")
+        else:
+            array = f"np.zeros({row.width if len(row.shape) == 1 else row.shape}, dtype=np.float32)"
+            comment = _in_order(row)
+        lines.append(f"    {_literal(row.name)}: {array},  # {comment}")
+    example = (
+        card.instruction if isinstance(card.instruction, str) else "say in words what the robot should do"
+    )
+    task = f", task={_literal(example)}" if card.instruction else ""
+    result = card.outputs[0]
+    shape = f"({', '.join(map(str, result.shape))}{',' if len(result.shape) == 1 else ''})"
+    lines += ["}", f"action = pipeline(observation{task})  # tensor {shape}: {_in_order(result)}"]
+    return "\n".join(lines)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(one_line(text), ensure_ascii=False)
+
+
+def _in_order(row: ContractRow) -> str:
+    names = ", ".join(map(one_line, row.names or ()))
+    if not names:
+        return f"{size(row)}, in the order of the training data"
+    return names if len(names) <= 60 else f"{size(row)}, in the order of the table above"

@@ -1,0 +1,125 @@
+"""ACTBackbone: latent, states and cameras as one sequence of tokens, fused by a transformer encoder.
+
+Shapes: b batch, v cameras, n tokens, d width, L latent width. Source: Zhao et al. 2023 (arXiv 2304.13705) and
+LeRobot's ACT, whose published parameter names are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...configuration.act import ACTConfig
+from ..inputs import model_inputs
+from ..layers.detr_transformer import Encoder
+from ..layers.positional import sinusoidal_2d
+from ..layers.resnet import build_resnet
+
+
+class ACTBackbone(nn.Module):
+    """Encode an observation and a latent style variable into features.
+
+    Args:
+        config: with input and output features set.
+
+    Raises:
+        InvalidConfigError: the config is inconsistent or has no features.
+    """
+
+    def __init__(self, config: ACTConfig):
+        super().__init__()
+        config.require_features()
+        self.config = config
+        d = config.dim_model
+        if config.image_features:
+            self.image_encoder = build_resnet(
+                config.vision_backbone,
+                config.vision_config,
+                config.pretrained_backbone_weights,
+                freeze_batch_norm=True,
+            )
+            self.encoder_img_feat_input_proj = nn.Conv2d(self.image_encoder.config.hidden_sizes[-1], d, kernel_size=1)
+        self.encoder_latent_input_proj = nn.Linear(config.latent_dim, d)
+        if config.state_dim:
+            self.encoder_robot_state_input_proj = nn.Linear(config.state_dim, d)
+        if config.environment_state_dim:
+            self.encoder_env_state_input_proj = nn.Linear(config.environment_state_dim, d)
+        n_vectors = 1 + bool(config.state_dim) + bool(config.environment_state_dim)
+        self.encoder_1d_feature_pos_embed = nn.Embedding(n_vectors, d)
+        self.encoder = Encoder(
+            config.n_encoder_layers,
+            d,
+            config.n_heads,
+            config.dim_feedforward,
+            config.feedforward_activation,
+            config.dropout,
+            config.pre_norm,
+        )
+
+    def encode_features(
+        self, batch: Mapping[str, Any], latent_sample: torch.Tensor, return_positions: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Encode a batch under the dataset's names (or the model's).
+
+        Args:
+            batch: see `model_inputs`; normalised.
+            latent_sample: (b, L); zeros at inference.
+            return_positions: also return the tokens' positions, which `ACTActionHead.decode_actions` adds to
+                its keys.
+
+        Returns:
+            Features (n, b, d), token-major as in the paper's code; with `return_positions` also (n, 1, d).
+        """
+        inputs = model_inputs(batch, self.config)
+        features, positions = self(
+            latent_sample,
+            inputs.get("state"),
+            inputs.get("environment_state"),
+            inputs.get("pixel_values"),
+        )
+        features, positions = features.transpose(0, 1), positions.transpose(0, 1)
+        return (features, positions) if return_positions else features
+
+    def forward(
+        self,
+        latent: torch.Tensor,
+        state: torch.Tensor | None = None,
+        environment_state: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (b, n, d) and the positions (1, n, d) of their tokens.
+
+        Tokens, in order: latent, state, environment state, the pixels of each camera's feature map row by row.
+        """
+        vectors = [self.encoder_latent_input_proj(latent)]  # (b, d)
+        if self.config.state_dim:
+            vectors.append(self.encoder_robot_state_input_proj(state))
+        if self.config.environment_state_dim:
+            vectors.append(self.encoder_env_state_input_proj(environment_state))
+        tokens = [torch.stack(vectors, dim=1)]  # (b, 1..3, d)
+        positions = [self.encoder_1d_feature_pos_embed.weight]  # (1..3, d)
+        if self.config.image_features:
+            for feature_map in self.encode_images(pixel_values):  # (b, d, h, w)
+                tokens.append(feature_map.flatten(2).transpose(1, 2))  # (b, h·w, d)
+                positions.append(sinusoidal_2d(*feature_map.shape[2:], self.config.dim_model, like=feature_map))
+        x = torch.cat(tokens, dim=1)  # (b, n, d)
+        p = torch.cat(positions, dim=0)[None]  # (1, n, d)
+        return self.encoder(x, p), p
+
+    def encode_images(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return one feature map (b, d, h, w) per camera; cameras of one size share a pass through the ResNet.
+
+        Args:
+            pixel_values: (b, v, c, h, w), or per camera (b, c, h, w) where sizes differ.
+        """
+        views = list(pixel_values.unbind(1)) if isinstance(pixel_values, torch.Tensor) else list(pixel_values)
+        maps: dict[int, torch.Tensor] = {}
+        for size in dict.fromkeys(view.shape[1:] for view in views):
+            group = [i for i, view in enumerate(views) if view.shape[1:] == size]
+            images = torch.cat([views[i] for i in group])  # (g·b, c, h, w)
+            encoded = self.encoder_img_feat_input_proj(self.image_encoder(images).last_hidden_state)
+            maps |= dict(zip(group, encoded.chunk(len(group)), strict=True))  # (b, d, h, w) each
+        return [maps[i] for i in range(len(views))]

@@ -1,0 +1,127 @@
+"""DETR's transformer: positions are added to queries and keys of every layer, never to values.
+
+Shapes: b batch, n memory tokens, m query tokens, d width. Source: Carion et al. 2020 (arXiv 2005.12872), in the
+form that ACT and LeRobot use; parameter names are theirs.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+
+
+class FeedForward(nn.Module):
+    """Hold what both kinds of layer share: the two linear maps and their dropout."""
+
+    def __init__(self, dim: int, hidden: int, activation: str, dropout: float):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = ACTIVATIONS[activation]
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (b, n, d) → (b, n, d)."""
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class EncoderLayer(FeedForward):
+    """Self-attention, then a feed-forward; the norm stands before or after each."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+        super().__init__(dim, hidden, activation, dropout)
+        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, key_padding_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            q = x + positions  # (b, n, d)
+            return self.dropout1(
+                self.self_attn(q, q, x, key_padding_mask=key_padding_mask, need_weights=False)[0]
+            )
+
+        if self.pre_norm:
+            x = x + attend(self.norm1(x))
+            return x + self.dropout2(self.feed_forward(self.norm2(x)))
+        x = self.norm1(x + attend(x))
+        return self.norm2(x + self.dropout2(self.feed_forward(x)))
+
+
+class DecoderLayer(FeedForward):
+    """Self-attention over the queries, cross-attention to the memory, a feed-forward."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+        super().__init__(dim, hidden, activation, dropout)
+        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout1, self.dropout2, self.dropout3 = nn.Dropout(dropout), nn.Dropout(dropout), nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        query_positions: torch.Tensor,
+        memory: torch.Tensor,
+        memory_positions: torch.Tensor,
+    ) -> torch.Tensor:
+        def attend_self(x: torch.Tensor) -> torch.Tensor:
+            q = x + query_positions  # (b, m, d)
+            return self.dropout1(self.self_attn(q, q, x, need_weights=False)[0])
+
+        def attend_memory(x: torch.Tensor) -> torch.Tensor:
+            q, k = x + query_positions, memory + memory_positions  # (b, m, d), (b, n, d)
+            return self.dropout2(self.multihead_attn(q, k, memory, need_weights=False)[0])
+
+        if self.pre_norm:
+            x = x + attend_self(self.norm1(x))
+            x = x + attend_memory(self.norm2(x))
+            return x + self.dropout3(self.feed_forward(self.norm3(x)))
+        x = self.norm1(x + attend_self(x))
+        x = self.norm2(x + attend_memory(x))
+        return self.norm3(x + self.dropout3(self.feed_forward(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; with pre-norm, a last norm."""
+
+    def __init__(self, layers: int, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, heads, hidden, activation, dropout, pre_norm) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, key_padding_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, positions, key_padding_mask)  # (b, n, d)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers and a last norm."""
+
+    def __init__(self, layers: int, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, hidden, activation, dropout, pre_norm) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        query_positions: torch.Tensor,
+        memory: torch.Tensor,
+        memory_positions: torch.Tensor,
+    ) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, query_positions, memory, memory_positions)  # (b, m, d)
+        return self.norm(x)

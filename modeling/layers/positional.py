@@ -1,0 +1,33 @@
+"""Positional encodings: fixed sinusoids over one axis (time) and two (an image)."""
+
+import math
+
+import torch
+
+
+def sinusoidal_1d(length: int, width: int) -> torch.Tensor:
+    """Return (length, width) sinusoids: sine on even, cosine on odd channels (Vaswani et al. 2017)."""
+    position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]  # (n, 1)
+    channel = torch.arange(width, device="cpu")
+    angle = position / 10000 ** (2 * (channel // 2) / width).double()  # (n, d)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()  # float64 until here, as published
+
+
+def sinusoidal_2d(height: int, width: int, channels: int, like: torch.Tensor) -> torch.Tensor:
+    """Return (h·w, channels) encodings of pixel positions, row-major: the y half, then the x half.
+
+    Positions run from 1 and are scaled to (0, 2π], as in DETR's and ACT's image encoding.
+    """
+    half = channels // 2
+    j = torch.arange(half, dtype=torch.float32, device=like.device)
+    inverse_frequency = 10000 ** (2 * torch.div(j, 2, rounding_mode="floor") / half)  # (d/2,)
+
+    def encode(size: int) -> torch.Tensor:
+        position = torch.arange(1, size + 1, dtype=torch.float32, device=like.device)
+        position = position / (size + 1e-6) * (2 * math.pi)  # (n,)
+        angle = position[:, None] / inverse_frequency  # (n, d/2)
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)  # (n, d/2)
+
+    y = encode(height)[:, None].expand(height, width, half)
+    x = encode(width)[None, :].expand(height, width, half)
+    return torch.cat([y, x], dim=-1).flatten(0, 1).to(like.dtype)  # (h·w, d)

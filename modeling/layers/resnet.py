@@ -1,0 +1,80 @@
+"""The ResNet trunk that encodes cameras, from transformers, with its batch norm frozen where asked."""
+
+import torch
+from torch import nn
+from transformers import ResNetConfig, ResNetModel
+
+from ...configuration.resnet import RESNETS
+from ...errors import InvalidConfigError
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Apply batch norm with fixed statistics and affine: all four are buffers, never updated, never trained."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> "FrozenBatchNorm2d":
+        """Freeze a trained batch norm at what it is."""
+        frozen = cls(norm.num_features, norm.eps).to(norm.weight.device)
+        if norm.weight.device.type != "meta":
+            frozen.load_state_dict({name: getattr(norm, name) for name in frozen.state_dict()})
+        return frozen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (c,)
+        shift = self.bias - self.running_mean * scale  # (c,)
+        return x * scale[:, None, None] + shift[:, None, None]  # (b, c, h, w)
+
+
+def build_resnet(
+    name: str, overrides: dict | None = None, pretrained: str | None = None, freeze_batch_norm: bool = False
+) -> ResNetModel:
+    """Build a ResNet trunk (no pooling or classifier is used).
+
+    Args:
+        name: one of `RESNETS`, or any label when `overrides` describe the network.
+        overrides: fields of `transformers.ResNetConfig` that replace those of `name`.
+        pretrained: Hub id or folder of start weights. Not read while transformers loads a checkpoint (on the
+            meta device), which holds the trained ones.
+        freeze_batch_norm: replace every batch norm by `FrozenBatchNorm2d`.
+
+    Raises:
+        InvalidConfigError: the start weights cannot be had, or belong to another network.
+    """
+    config = ResNetConfig(**(RESNETS.get(name, {}) | (overrides or {})))
+    if pretrained is None or torch.get_default_device().type == "meta":
+        resnet = ResNetModel(config)
+    else:
+        resnet = _load_start_weights(config, pretrained)
+    if freeze_batch_norm:
+        for path, module in list(resnet.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d.from_batch_norm(module)
+                frozen._is_hf_initialized = getattr(module, "_is_hf_initialized", False)
+                resnet.set_submodule(path, frozen)
+    return resnet
+
+
+def _load_start_weights(config: ResNetConfig, pretrained: str) -> ResNetModel:
+    remedy = (
+        "Set pretrained_backbone_weights=None to start from random weights, or to a folder that holds them."
+    )
+    try:
+        resnet, info = ResNetModel.from_pretrained(pretrained, output_loading_info=True, use_safetensors=True)
+    except OSError as error:
+        raise InvalidConfigError(f"The start weights {pretrained!r} could not be read: {error}\n{remedy}") from error
+    shape = ("layer_type", "hidden_sizes", "depths", "embedding_size", "num_channels")
+    differing = [field for field in shape if getattr(resnet.config, field) != getattr(config, field)]
+    if differing or info["missing_keys"]:
+        raise InvalidConfigError(
+            f"The start weights {pretrained!r} are of another network: {', '.join(differing) or 'tensors'} differ "
+            f"from the configured vision backbone. {remedy}"
+        )
+    return resnet

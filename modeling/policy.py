@@ -1,0 +1,196 @@
+"""PolicyModel and PolicyOutput: what every policy promises."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    ModelOutput,
+    logging,
+)
+
+from ..configuration.policy import PolicyConfig
+from ..errors import (
+    CheckpointError,
+    CorruptFileError,
+    FeatureShapeError,
+    MissingFileError,
+    WeightsMismatchError,
+)
+from .inputs import model_inputs
+
+logger = logging.get_logger(__name__)
+
+_LABELS = ("actions", "action_is_pad", "action_mask")
+
+
+@dataclass
+class PolicyOutput(ModelOutput):
+    """Hold what a policy's forward pass returns.
+
+    Args:
+        loss (scalar tensor): the training loss, when labels were given.
+        losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
+        actions (tensor (b, h, a)): predicted, normalised.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    actions: torch.Tensor | None = None
+
+
+class PolicyModel(PreTrainedModel):
+    """Be a policy: model inputs in, an action chunk or a training loss out.
+
+    Subclasses set `config_class`, name every input in `forward`'s signature, call `self.post_init()` last in
+    their constructor and register with `@register_policy`.
+    """
+
+    config_class = PolicyConfig
+    main_input_name = "state"
+    base_model_prefix = ""
+    accepts_loss_kwargs = False  # forward returns a mean; Trainer must not rescale it
+    _supports_sdpa = True
+
+    # Parameter-name prefixes of the parts that can be tuned apart, under the names of the `tune_*` arguments.
+    parameter_parts: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    # --- inputs ---------------------------------------------------------------------------------------
+
+    def check_inputs(self, **observation: Any) -> dict[str, Any]:
+        """Return the observation inputs that the config declares.
+
+        Raises:
+            MissingFeatureError, FeatureShapeError: one is absent or of another width.
+        """
+        given = {name: value for name, value in observation.items() if value is not None}
+        return model_inputs(given, self.config)
+
+    def check_actions(self, actions: torch.Tensor) -> None:
+        """Check labels (b, h, a) against horizon and width of the config."""
+        horizon, width = self.config.action_horizon, self.config.action_dim
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
+            raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
+
+    # --- prediction -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Return the normalised action chunk (b, h, a) from the current step on; labels among inputs are ignored.
+
+        Policies that sample override this. The default suits those that decode deterministically: `noise`,
+        `generator` and `num_steps` have nothing to change.
+        """
+        observation = {name: value for name, value in inputs.items() if name not in _LABELS}
+        return self(**observation).actions
+
+    # --- loading and saving ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, allow_partial: bool = False, **kwargs
+    ):
+        """Load a policy from a folder or Hub id in our format; every weight must be there and fit.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id; None with `config=` and `state_dict=`.
+            allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
+            kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
+                read from safetensors only.
+
+        Raises:
+            WeightsMismatchError: weights are missing, unexpected or of another shape.
+            MissingFileError, CorruptFileError: there are no weights, or they cannot be read.
+        """
+        source = str(pretrained_model_name_or_path)
+        if kwargs.pop("use_safetensors", True) is False:
+            raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
+        if pretrained_model_name_or_path is not None and os.path.isdir(source):
+            _require_weights(Path(source) / kwargs.get("subfolder", ""))
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("ignore_mismatched_sizes", None)
+        try:
+            with _without_load_report():
+                policy, info = super().from_pretrained(
+                    pretrained_model_name_or_path,
+                    *args,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+        except SafetensorError as error:
+            raise CorruptFileError(source, "safetensors checkpoint", error) from error
+        if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            mismatch = WeightsMismatchError(
+                source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
+            )
+            if not allow_partial:
+                raise mismatch
+            logger.warning(f"allow_partial=True: {mismatch}")
+        return (policy, info) if wants_info else policy
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
+        """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
+
+        Args:
+            repo_id: `org/name`.
+            processor: the policy's processor, without which a checkpoint cannot run.
+            card: text of README.md; by default rendered from the config.
+            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, `max_shard_size`, `tags`.
+
+        Returns:
+            The commit's address.
+        """
+        # The room of cards stands beside this one; only publishing looks into it.
+        from ..hub_cards.publish import upload_checkpoint
+
+        return upload_checkpoint(self, repo_id, processor=processor, card=card, **kwargs)
+
+
+@contextmanager
+def _without_load_report():
+    """Keep back transformers' table of what did not fit: here the same becomes an error or one warning."""
+    report = logging.get_logger("transformers.modeling_utils")
+
+    def is_other(record) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    report.addFilter(is_other)
+    try:
+        yield
+    finally:
+        report.removeFilter(is_other)
+
+
+def _require_weights(folder: Path) -> None:
+    names = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "adapter_config.json"}
+    if not any((folder / name).is_file() for name in names):
+        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        raise MissingFileError(
+            f"{folder} holds no {SAFE_WEIGHTS_NAME}; it holds {', '.join(held) or 'nothing'}. "
+            f"Pickled weights are never read; write safetensors with save_pretrained."
+        )

@@ -1,0 +1,71 @@
+"""The one registry: model type → policy class, and through it config and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..configuration.policy import PolicyConfig
+from ..errors import InvalidConfigError, UnknownPolicyError, nearest
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from .policy import PolicyModel
+
+_POLICIES: dict[str, type[PolicyModel]] = {}
+_PROCESSORS: dict[str, type[ProcessorMixin]] = {}
+
+
+def register_policy(model_type: str) -> Callable[[type[PolicyModel]], type[PolicyModel]]:
+    """Register the decorated policy class, which names its `config_class`, under `model_type`.
+
+    Raises:
+        InvalidConfigError: the name is taken, or the class has no `PolicyConfig` of that model type.
+    """
+
+    def register(policy_class: type[PolicyModel]) -> type[PolicyModel]:
+        config_class = getattr(policy_class, "config_class", None)
+        if not (isinstance(config_class, type) and issubclass(config_class, PolicyConfig)):
+            raise InvalidConfigError(
+                f"{policy_class.__name__} needs a class attribute `config_class`, a subclass of PolicyConfig; "
+                f"it has {config_class!r}."
+            )
+        if config_class.model_type != model_type:
+            raise InvalidConfigError(
+                f"{config_class.__name__}.model_type is {config_class.model_type!r}, registered as {model_type!r}: "
+                f"they must agree, since config.json names the policy by it."
+            )
+        known = _POLICIES.get(model_type)
+        if known is not None and known.__qualname__ != policy_class.__qualname__:
+            raise InvalidConfigError(f"Model type {model_type!r} is taken by {known.__name__}; choose another.")
+        _POLICIES[model_type] = policy_class
+        return policy_class
+
+    return register
+
+
+def register_processor(model_type: str, processor_class: type[ProcessorMixin]) -> None:
+    """Say which processor feeds policies of `model_type`; without it, `PolicyProcessor` does."""
+    _PROCESSORS[model_type] = processor_class
+
+
+def policy_class(model_type: str) -> type[PolicyModel]:
+    """Return the policy class of `model_type`.
+
+    Raises:
+        UnknownPolicyError: none is registered.
+    """
+    if model_type not in _POLICIES:
+        raise UnknownPolicyError(f"No policy has the model type {model_type!r}. {nearest(model_type, _POLICIES)}")
+    return _POLICIES[model_type]
+
+
+def processor_class(model_type: str, default: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """Return the processor class that feeds policies of `model_type`."""
+    return _PROCESSORS.get(model_type, default)
+
+
+def registered_policies() -> dict[str, type[PolicyModel]]:
+    """Return all registered policies by model type."""
+    return dict(_POLICIES)

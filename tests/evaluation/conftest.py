@@ -1,0 +1,63 @@
+"""A world small enough to be computed by hand: a cart on a line that has to reach 5."""
+
+import numpy as np
+import pytest
+from gymnasium import Env
+from gymnasium.spaces import Box, Dict
+
+from manipulators.evaluation import environments
+from manipulators.evaluation.environments import EnvironmentSpec, register_environment
+
+FEATURES = {
+    "observation.state": {"dtype": "float32", "shape": [1], "names": ["position"], "units": ["m"]},
+    "action": {"dtype": "float32", "shape": [1], "names": ["velocity"], "units": ["m"]},
+}
+
+
+class LineEnvironment(Env):
+    """Start at seed % 5; each step adds the action (at most 1) and pays it as reward; 5 is success."""
+
+    def __init__(self, task, horizon):
+        self.environment_spec = EnvironmentSpec(
+            name=f"line/{task}",
+            task="Go right.",
+            features=FEATURES,
+            fps=10,
+            horizon=horizon or 8,
+            simulator="line 1.0",
+        )
+        self.observation_space = Dict({"observation.state": Box(-np.inf, np.inf, (1,), np.float32)})
+        self.action_space = Box(-1.0, 1.0, (1,), np.float32)
+        self.over = True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.steps, self.over = seed % 5, 0, False
+        return self._observation(), {}
+
+    def step(self, action):
+        assert not self.over, "a finished episode was stepped"
+        self.position += float(action[0])
+        self.steps += 1
+        success = self.position >= 5
+        truncated = self.steps >= self.environment_spec.horizon and not success
+        self.over = success or truncated
+        return self._observation(), float(action[0]), success, truncated, {"success": success}
+
+    def _observation(self):
+        return {"observation.state": np.array([self.position], np.float32)}
+
+
+@pytest.fixture
+def line(monkeypatch):
+    """Register the family `line` for one test, with an expert that fails on every third seed."""
+    monkeypatch.setattr(environments, "_FAMILIES", dict(environments._FAMILIES))
+    register_environment(
+        "line",
+        LineEnvironment,
+        tasks=["right"],
+        expert=lambda task: (
+            lambda observation: np.array([-1.0 if observation["observation.state"][0] % 3 == 2 else 4.0])
+        ),
+    )
+    return "line/right"
