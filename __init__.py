@@ -23,6 +23,7 @@ _EXPORTS = {
     "PolicyFeature": "configuration.features",
     "PolicyModel": "modeling.policy",
     "PolicyOutput": "modeling.policy",
+    "PolicyPipeline": "inference.pipeline",
     "PolicyProcessor": "processing.processor",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
@@ -35,7 +36,7 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
-    import_module(".auto", __name__)  # registers every policy with transformers
+    import_module(".inference.pipeline", __name__)  # registers every policy, and the pipeline, with transformers
     value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
     globals()[name] = value
     return value

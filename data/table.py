@@ -85,21 +85,28 @@ class _Column:
 
     def _view(self, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
         if chunk not in self._views:
-            array = self.data.chunk(chunk)
-            count = len(array)
-            if isinstance(array, pa.ExtensionArray):
-                array = array.storage
-            while any(is_kind(array.type) for is_kind in _LISTS):
-                array = array.flatten()
-            try:
-                # Only booleans are copied: Arrow packs eight of them into a byte.
-                self._views[chunk] = array.to_numpy(zero_copy_only=False).reshape(count, *shape)
-            except (ValueError, pa.ArrowException) as error:
-                raise DatasetFormatError(
-                    f"The column {self.name!r} does not hold numbers of shape {shape} in every row, as meta/info.json "
-                    f"says: {error}."
-                ) from error
+            self._views[chunk] = as_numpy(self.name, self.data.chunk(chunk), shape)
         return self._views[chunk]
+
+
+def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a column's rows as (rows, *shape), a view of Arrow's own memory except for booleans.
+
+    Raises:
+        DatasetFormatError: the rows are not numbers of that shape.
+    """
+    count = len(array)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    while any(is_kind(array.type) for is_kind in _LISTS):
+        array = array.flatten()
+    try:
+        # Arrow packs eight booleans into a byte; every other type is mapped, not copied.
+        return array.to_numpy(zero_copy_only=False).reshape(count, *shape)
+    except (ValueError, pa.ArrowException) as error:
+        raise DatasetFormatError(
+            f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json says: {error}."
+        ) from error
 
 
 def _memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:

@@ -38,9 +38,9 @@ class MetaWorldEnvironment(gymnasium.Env):
 
     Observations are float32: `observation.state` (4,), the hand's position [m] and the gripper's opening, 0
     to 1; `observation.environment_state` (35,), objects, the previous frame and the goal. Actions are (4,) in
-    [-1, 1]: the hand's displacement [cm] and the gripper's effort. `environment_spec` names every number with
-    its unit. An episode terminates at success and is truncated at the horizon; the simulator runs at 80
-    control steps per second.
+    [-1, 1]: the displacement of the hand's target [cm] and the gripper's effort. `environment_spec` names
+    every number with its unit. An episode terminates at success and is truncated at the horizon; the
+    simulator runs at 80 control steps per second.
 
     Args:
         task (`str`): Meta-World's name, for example `pick-place-v3`.

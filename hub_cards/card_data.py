@@ -123,7 +123,9 @@ class EvaluationSummary:
         interval (`tuple[float, float]`, *optional*): 95 % confidence interval of the success rate, 0 to 1.
         seeds (`Sequence[int]` or `str`, *optional*): the seed of each episode.
         mean_return, mean_length (`float`, *optional*): means over episodes; length in steps.
-        milliseconds_per_action (`float`, *optional*): mean time from observation to action.
+        milliseconds_per_action (`float`, *optional*): mean time of one control step of the policy.
+        num_envs (`int`): environments that such a step serves at once.
+        clipped_fraction (`float`, *optional*): share of the actions that left the action space, 0 to 1.
         horizon (`int`, *optional*): steps after which an episode counts as failed.
         command (`str`, *optional*): the command line that repeats the measurement.
         simulated (`bool`): False for episodes on a real robot.
@@ -137,6 +139,8 @@ class EvaluationSummary:
     mean_return: float | None = None
     mean_length: float | None = None
     milliseconds_per_action: float | None = None
+    num_envs: int = 1
+    clipped_fraction: float | None = None
     horizon: int | None = None
     command: str | None = None
     simulated: bool = True
@@ -180,7 +184,7 @@ class CardData:
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
-        license (`str`): a licence id of the Hub; `other` needs `license_name` and `license_link`.
+        license (`str`): a licence id of the Hub; `other` needs `license_name`.
         action_horizon, n_action_steps (`int`, *optional*): actions predicted at once, and executed of those.
         control_rate_hz (`float`, *optional*): actions per second in the training data.
         instruction (`bool` or `str`): whether it takes an instruction in words; a string is an example.

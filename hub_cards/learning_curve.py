@@ -12,17 +12,7 @@ from .wording import is_number
 # Beside these and the names that match `_OTHER_*`, what stands next to a loss in the log is a part of it.
 _NOT_LOSSES = {"loss", "step", "epoch", "learning_rate", "grad_norm", "total_flos", "num_input_tokens_seen"}
 _OTHER_PREFIXES = ("eval_", "train_", "test_", "learning_rate", "lr_", "num_", "memory")
-_OTHER_SUFFIXES = (
-    "_lr",
-    "_norm",
-    "_per_second",
-    "_runtime",
-    "_seconds",
-    "_time",
-    "_share",
-    "_flos",
-    "_memory",
-)
+_OTHER_SUFFIXES = ("_lr", "_norm", "_per_second", "_runtime", "_seconds", "_time", "_share", "_flos")
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the total loss comes first.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")

@@ -23,91 +23,23 @@ REQUIRED_METADATA = ("library_name", "pipeline_tag", "license", "tags")
 FIXED_METADATA = {"library_name": "manipulators", "pipeline_tag": "robotics"}
 
 # The licence ids that the Hub knows (https://huggingface.co/docs/hub/repositories-licenses) and that occur on
-# models; a licence outside the list is published as `other` with license_name and license_link.
-LICENSES = frozenset(
-    [
-        "afl-3.0",
-        "agpl-3.0",
-        "apache-2.0",
-        "apple-amlr",
-        "apple-ascl",
-        "artistic-2.0",
-        "bigcode-openrail-m",
-        "bigscience-bloom-rail-1.0",
-        "bigscience-openrail-m",
-        "bsd",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "bsd-3-clause-clear",
-        "bsl-1.0",
-        "c-uda",
-        "cc",
-        "cc-by-2.0",
-        "cc-by-2.5",
-        "cc-by-3.0",
-        "cc-by-4.0",
-        "cc-by-nc-2.0",
-        "cc-by-nc-3.0",
-        "cc-by-nc-4.0",
-        "cc-by-nc-nd-3.0",
-        "cc-by-nc-nd-4.0",
-        "cc-by-nc-sa-2.0",
-        "cc-by-nc-sa-3.0",
-        "cc-by-nc-sa-4.0",
-        "cc-by-nd-4.0",
-        "cc-by-sa-3.0",
-        "cc-by-sa-4.0",
-        "cc0-1.0",
-        "cdla-permissive-1.0",
-        "cdla-permissive-2.0",
-        "cdla-sharing-1.0",
-        "creativeml-openrail-m",
-        "deepfloyd-if-license",
-        "ecl-2.0",
-        "epl-1.0",
-        "epl-2.0",
-        "etalab-2.0",
-        "eupl-1.1",
-        "eupl-1.2",
-        "fair-noncommercial-research-license",
-        "gemma",
-        "gfdl",
-        "gpl",
-        "gpl-2.0",
-        "gpl-3.0",
-        "h-research",
-        "intel-research",
-        "isc",
-        "lgpl",
-        "lgpl-2.1",
-        "lgpl-3.0",
-        "lgpl-lr",
-        "llama2",
-        "llama3",
-        "llama3.1",
-        "llama3.2",
-        "llama3.3",
-        "llama4",
-        "lppl-1.3c",
-        "mit",
-        "mpl-2.0",
-        "ms-pl",
-        "ncsa",
-        "odbl",
-        "odc-by",
-        "ofl-1.1",
-        "openrail",
-        "openrail++",
-        "osl-3.0",
-        "other",
-        "pddl",
-        "postgresql",
-        "unknown",
-        "unlicense",
-        "wtfpl",
-        "zlib",
-    ]
-)
+# models; a licence outside the list is published as `other` with license_name.
+# fmt: off
+LICENSES = frozenset({
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
+    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
+    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "h-research",
+    "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3", "llama3.1",
+    "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
+    "ofl-1.1", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql", "unknown", "unlicense",
+    "wtfpl", "zlib",
+})
+# fmt: on
 
 _PLACEHOLDERS = re.compile(
     r"path/to/this/folder|\[?more information needed\]?|\bTODO\b|\b(?:TBD|FIXME|lorem ipsum)\b|<your[^>]*>",
@@ -161,10 +93,10 @@ def _metadata_problems(metadata: dict, text: str) -> Iterator[str]:
         if name not in LICENSES:
             yield (
                 f"The Hub does not know the license {name!r}. Use its id, such as apache-2.0, "
-                f"or `other` with license_name and license_link."
+                f"or `other` with license_name."
             )
-        elif name == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
-            yield "The license `other` needs license_name and license_link."
+        elif name == "other" and not metadata.get("license_name"):
+            yield "The license `other` needs license_name, and license_link or a LICENSE file."
     try:
         ModelCard(text)
     except Exception as error:  # whatever the client trips over, a reader's client will trip over too

@@ -95,7 +95,10 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
     if wording.is_number(evaluation.mean_return):
         rows.append(("Mean return", wording.number(evaluation.mean_return)))
     if wording.is_number(evaluation.milliseconds_per_action):
-        rows.append(("Time per action", f"{wording.number(evaluation.milliseconds_per_action)} ms"))
+        served = f" for {evaluation.num_envs} environments at once" if evaluation.num_envs > 1 else ""
+        rows.append(("Time per action", f"{wording.number(evaluation.milliseconds_per_action)} ms{served}"))
+    if wording.is_number(evaluation.clipped_fraction):
+        rows.append(("Actions outside the action space", f"{wording.percent(evaluation.clipped_fraction)} %"))
     return rows
 
 
@@ -105,12 +108,14 @@ def measured(card: CardData) -> str:
         return ""
     sentences = [
         "Measured in closed loop: the policy sees, acts and sees what came of it, one episode after another; "
-        "the environment decides what counts as solved."
+        "the environment reports success."
     ]
     if card.evaluation.horizon is not None:
         sentences.append(f"An episode not solved within {card.evaluation.horizon} steps counts as failed.")
     if card.evaluation.milliseconds_per_action is not None:
-        sentences.append("The time per action is the mean from observation to action.")
+        sentences.append(
+            "The time per action is the mean over all control steps, those between two predictions included."
+        )
     return " ".join(sentences)
 
 

@@ -11,6 +11,25 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
+class Attention(nn.MultiheadAttention):
+    """Attend with one fused kernel at inference, and with an explicit softmax where gradients are wanted.
+
+    The fused kernels recompute exp(score − logsumexp) in their backward pass. Where image features make scores
+    of 10⁴ and more, as ACT's first layer does, float32 leaves an error in that exponent and gradients come out
+    tens of times too large; the explicit softmax keeps its result and has no such error.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__(dim, heads, dropout=dropout, batch_first=True)
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_padding_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map queries (b, m, d), keys and values (b, n, d) → (b, m, d); masked keys (b, n) are True."""
+        explicit = torch.is_grad_enabled()
+        return super().forward(q, k, v, key_padding_mask, need_weights=explicit, average_attn_weights=False)[0]
+
+
 class FeedForward(nn.Module):
     """Hold what both kinds of layer share: the two linear maps and their dropout."""
 
@@ -31,7 +50,7 @@ class EncoderLayer(FeedForward):
 
     def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
         super().__init__(dim, hidden, activation, dropout)
-        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.self_attn = Attention(dim, heads, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
         self.pre_norm = pre_norm
@@ -41,9 +60,7 @@ class EncoderLayer(FeedForward):
     ) -> torch.Tensor:
         def attend(x: torch.Tensor) -> torch.Tensor:
             q = x + positions  # (b, n, d)
-            return self.dropout1(
-                self.self_attn(q, q, x, key_padding_mask=key_padding_mask, need_weights=False)[0]
-            )
+            return self.dropout1(self.self_attn(q, q, x, key_padding_mask))
 
         if self.pre_norm:
             x = x + attend(self.norm1(x))
@@ -57,8 +74,8 @@ class DecoderLayer(FeedForward):
 
     def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
         super().__init__(dim, hidden, activation, dropout)
-        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.self_attn = Attention(dim, heads, dropout)
+        self.multihead_attn = Attention(dim, heads, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout1, self.dropout2, self.dropout3 = nn.Dropout(dropout), nn.Dropout(dropout), nn.Dropout(dropout)
         self.pre_norm = pre_norm
@@ -72,11 +89,11 @@ class DecoderLayer(FeedForward):
     ) -> torch.Tensor:
         def attend_self(x: torch.Tensor) -> torch.Tensor:
             q = x + query_positions  # (b, m, d)
-            return self.dropout1(self.self_attn(q, q, x, need_weights=False)[0])
+            return self.dropout1(self.self_attn(q, q, x))
 
         def attend_memory(x: torch.Tensor) -> torch.Tensor:
             q, k = x + query_positions, memory + memory_positions  # (b, m, d), (b, n, d)
-            return self.dropout2(self.multihead_attn(q, k, memory, need_weights=False)[0])
+            return self.dropout2(self.multihead_attn(q, k, memory))
 
         if self.pre_norm:
             x = x + attend_self(self.norm1(x))

@@ -43,7 +43,7 @@ def test_statistics_by_hand(line):
     assert (result.episodes, result.successes, result.success_rate) == (5, 4, 0.8)
     assert result.mean_length == pytest.approx(28 / 5)
     assert result.mean_return == pytest.approx(14 / 5)
-    assert result.interval == pytest.approx([0.375535, 0.963789], abs=1e-6)
+    assert result.interval == pytest.approx([0.375535, 0.963776], abs=1e-6)
     assert (result.environment, result.horizon, result.clipped_fraction) == (line, 8, 0)
     assert result.versions == {
         "manipulators": __version__,
@@ -67,10 +67,8 @@ def test_a_seed_gives_the_same_episode_in_every_group(line):
 def test_metaworld_episodes_are_the_same_in_every_group():
     class Expert(Pipeline):
         def __call__(self, observation, task):
-            rows = range(len(observation["observation.state"]))
-            return np.stack(
-                [self.act({name: value[row] for name, value in observation.items()}) for row in rows]
-            )
+            rows = zip(*observation.values(), strict=True)
+            return np.stack([self.act(dict(zip(observation, row, strict=True))) for row in rows])
 
     name, seeds = "metaworld/pick-place-v3", [5, 6, 7]
     act = expert("pick-place-v3")

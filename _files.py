@@ -1,0 +1,46 @@
+"""Write beside, then rename: a reader never sees half a file or half a folder."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputExistsError
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputExistsError: `path` exists and holds something.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    beside = path.with_name(path.name + ".incomplete")
+    shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if path.is_dir():
+            path.rmdir()  # empty, as checked above
+        os.replace(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path: str | os.PathLike) -> None:
+    """Raise `OutputExistsError` unless `path` is free, or an empty folder."""
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputExistsError(path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole, or not at all."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".incomplete")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,439 @@
+"""Write LeRobot v3.0 datasets, episode by episode."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..errors import DatasetFormatError, OutputExistsError, RecordingError, VideoError, nearest
+from .metadata import (
+    DATA_PATH,
+    EPISODES_PATH,
+    FORMAT_VERSION,
+    INFO_PATH,
+    STATISTICS_PATH,
+    TASKS_PATH,
+    VIDEO_PATH,
+)
+from .schema import CAMERAS, checked_frame, parquet_features, recorded_features
+from .statistics import ImageStatistics, compute_statistics
+from .table import as_numpy
+from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, VideoEncoder, VideoFile
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SIZE = 1000  # files per folder
+
+
+class LeRobotWriter:
+    """Record episodes into a new LeRobot v3.0 dataset.
+
+    Everything is written to `<root>.incomplete`, which becomes `<root>` on `close`. As a context manager an
+    exception leaves neither of them behind.
+
+    ```python
+    with LeRobotWriter("demos", fps=10, features={"action": {"dtype": "float32", "shape": [4]}}) as writer:
+        writer.add_frame({"action": action}, task="open the drawer")
+        writer.end_episode()
+    ```
+
+    Args:
+        root (`str` or `Path`): the folder to create.
+        fps (`int`): frames per second.
+        features (`Mapping[str, Mapping]`): name → `{"dtype": "float32" | … | "video" | "image", "shape": […],
+            "names": […], "units": […]}`; names and units may be left out.
+        robot_type (`str`, *optional*): the robot's name.
+        codec (`str`, *optional*, defaults to `"h264"`): `"h264"` or `"av1"`.
+        use_videos (`bool`, *optional*, defaults to True): without, cameras are stored losslessly as PNG.
+        data_files_size_in_mb, video_files_size_in_mb (`float`): a file that would grow beyond is followed by the next.
+
+    Raises:
+        OutputExistsError: `root` exists; nothing has been written.
+        DatasetFormatError, VideoError: features, frame rate or codec that cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        fps: int,
+        features: Mapping[str, Mapping],
+        robot_type: str | None = None,
+        codec: str = "h264",
+        use_videos: bool = True,
+        *,
+        data_files_size_in_mb: float = 100,
+        video_files_size_in_mb: float = 200,
+    ):
+        if not isinstance(fps, int) or fps < 1:
+            raise DatasetFormatError(f"fps must be a whole number of frames per second, at least 1; got {fps!r}.")
+        if codec not in ENCODERS:
+            raise VideoError(f"There is no codec {codec!r}. {nearest(codec, ENCODERS)}")
+        self.root, self.fps, self.robot_type, self.codec = Path(root), fps, robot_type, codec
+        self.features = recorded_features(features, use_videos)
+        self._parquet_features = parquet_features(self.features)
+        self._sizes = {"data": data_files_size_in_mb, "video": video_files_size_in_mb}
+        self._folder = self.root.with_name(self.root.name + ".incomplete")
+        for folder in (self.root, self._folder):
+            if folder.exists():
+                raise OutputExistsError(folder)
+        self._folder.mkdir(parents=True)
+
+        self._tasks: dict[str, int] = {}
+        self._episodes: list[dict] = []
+        self._num_frames = 0  # of the finished episodes
+        self._data = _DataFiles(self._folder, data_files_size_in_mb)
+        cameras = [name for name, feature in self.features.items() if feature["dtype"] in CAMERAS]
+        self._image_statistics = {name: ImageStatistics() for name in cameras}
+        self._videos = {
+            name: _VideoFiles(self._folder, name, fps, video_files_size_in_mb)
+            for name in cameras
+            if self.features[name]["dtype"] == "video"
+        }
+        self._closed = False
+        self._episode = self._new_episode()
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of finished episodes."""
+        return len(self._episodes)
+
+    def add_frame(self, frame: Mapping, task: str) -> None:
+        """Add the next frame of the current episode.
+
+        Args:
+            frame (`Mapping`): every feature of the recording; images uint8 (h, w, 3) or (3, h, w).
+            task (`str`): the instruction the robot follows.
+
+        Raises:
+            InvalidFrameError: a feature is missing, unknown, mis-shaped or not finite; the frame is not added.
+        """
+        self._check_open()
+        if not isinstance(task, str) or not task:
+            raise RecordingError(f"Every frame needs its instruction as text; got task={task!r}.")
+        self._episode.add(checked_frame(frame, self.features), task)
+
+    def end_episode(self) -> None:
+        """Write the frames added since the last episode as one episode."""
+        self._check_open()
+        episode, length = self._episode, self._episode.length
+        if length == 0:
+            raise RecordingError("An episode needs at least one frame: call add_frame before end_episode.")
+        encoded = episode.finish()
+        index, first = self.num_episodes, self._num_frames
+        for task in episode.tasks:
+            self._tasks.setdefault(task, len(self._tasks))
+        columns = episode.columns | {
+            "timestamp": (np.arange(length) / self.fps).astype(np.float32),
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, index),
+            "index": np.arange(first, first + length),
+            "task_index": np.asarray([self._tasks[task] for task in episode.tasks]),
+        }
+        columns = {
+            name: np.stack(values) if name in episode.columns and name not in self._image_statistics else values
+            for name, values in columns.items()
+        }
+
+        row = {"episode_index": index, "tasks": list(dict.fromkeys(episode.tasks)), "length": length}
+        row |= self._data.append(self._as_table(columns))
+        row |= {"dataset_from_index": first, "dataset_to_index": first + length}
+        for camera, path in encoded.items():
+            row |= self._videos[camera].append(path, length)
+        for name in self.features:
+            if name in self._image_statistics:
+                statistics = episode.image_statistics[name].compute()
+                self._image_statistics[name].merge([episode.image_statistics[name]])
+            else:
+                statistics = compute_statistics(columns[name].reshape(length, *self.features[name]["shape"]))
+            row |= {f"stats/{name}/{key}": _plain(key, value) for key, value in statistics.items()}
+        self._episodes.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self._num_frames += length
+        self._episode = self._new_episode()
+
+    def discard_episode(self) -> None:
+        """Drop the frames added since the last episode."""
+        self._check_open()
+        self._episode.discard()
+        self._episode = self._new_episode()
+
+    def close(self) -> None:
+        """Write the metadata and give the folder its name; frames of an unfinished episode are dropped.
+
+        Raises:
+            RecordingError: no episode was finished.
+        """
+        if self._closed:
+            return
+        if self._episode.length:
+            logger.warning("Dropped %d frames after the last end_episode().", self._episode.length)
+        self._episode.discard()
+        if not self._episodes:
+            raise RecordingError("A dataset needs at least one episode: call end_episode() after its last frame.")
+        self._close_files()
+        shutil.rmtree(self._folder / "encoding", ignore_errors=True)
+        self._write_metadata()
+        if self.root.exists():
+            raise OutputExistsError(self.root)
+        os.replace(self._folder, self.root)
+        self._closed = True
+
+    def abort(self) -> None:
+        """Remove everything written so far."""
+        if not self._closed:
+            self._closed = True
+            self._episode.discard()
+            self._close_files()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> LeRobotWriter:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RecordingError(f"The recording of {self.root} is closed; make a new LeRobotWriter.")
+
+    def _close_files(self) -> None:
+        for files in (self._data, *self._videos.values()):
+            files.close()
+
+    def _new_episode(self) -> _Episode:
+        return _Episode(self._folder / "encoding", self.features, self.fps, self.codec)
+
+    def _as_table(self, columns: dict) -> pa.Table:
+        ordered = {name: columns[name] for name in self._parquet_features}
+        # A column of shape (1,) is a plain number in the file.
+        for name, kind in self._parquet_features.items():
+            if isinstance(kind, datasets.Value):
+                ordered[name] = np.reshape(ordered[name], -1)
+        return datasets.Dataset.from_dict(ordered, features=self._parquet_features).with_format("arrow")[:]
+
+    # --- metadata ----------------------------------------------------------------------------------------
+
+    def _write_metadata(self) -> None:
+        (self._folder / "meta").mkdir(exist_ok=True)
+        path = self._folder / EPISODES_PATH.format(chunk_index=0, file_index=0)
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(self._episodes), path)
+        pq.write_table(_task_table(self._tasks), self._folder / TASKS_PATH)
+        statistics = {name: self._statistics(name) for name in self.features}
+        plain = {name: {k: _plain(k, v) for k, v in values.items()} for name, values in statistics.items()}
+        _write_json(self._folder / STATISTICS_PATH, plain)
+        _write_json(self._folder / INFO_PATH, self._info())
+
+    def _statistics(self, name: str) -> dict[str, np.ndarray]:
+        if name in self._image_statistics:
+            return self._image_statistics[name].compute()
+        # Read back one column at a time: memory does not grow while recording.
+        shape = tuple(self.features[name]["shape"])
+        chunks = [
+            as_numpy(name, chunk, shape)
+            for path in self._data.paths
+            for chunk in pq.ParquetFile(path).read([name])[name].chunks
+        ]
+        return compute_statistics(np.concatenate(chunks))
+
+    def _info(self) -> dict:
+        features = {name: dict(feature) for name, feature in self.features.items()}
+        for camera in self._videos:
+            features[camera]["info"] = self._video_info(features[camera])
+        return {
+            "codebase_version": FORMAT_VERSION,
+            "fps": self.fps,
+            "features": features,
+            "total_episodes": self.num_episodes,
+            "total_frames": self._num_frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK_SIZE,
+            "data_files_size_in_mb": self._sizes["data"],
+            "video_files_size_in_mb": self._sizes["video"],
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self._videos else None,
+            "robot_type": self.robot_type,
+            "splits": {"train": f"0:{self.num_episodes}"},
+        }
+
+    def _video_info(self, feature: dict) -> dict:
+        height, width, channels = feature["shape"]
+        _, options = ENCODERS[self.codec]
+        preset = options.get("preset")
+        return {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": self.codec,
+            "video.pix_fmt": PIXEL_FORMAT,
+            "video.fps": self.fps,
+            "video.channels": channels,
+            "has_audio": False,
+            "video.g": KEYFRAME_INTERVAL,
+            "video.crf": int(options["crf"]),
+            "video.preset": None if preset is None else int(preset),
+            "video.fast_decode": 0,
+            "video.video_backend": "pyav",
+            "video.extra_options": {},
+            "is_depth_map": False,
+        }
+
+
+class _Episode:
+    """The frames since the last episode: numbers in memory, images encoded as they come."""
+
+    def __init__(self, folder: Path, features: dict[str, dict], fps: int, codec: str):
+        self._folder, self._fps, self._codec = folder, fps, codec
+        self._kinds = {name: feature["dtype"] for name, feature in features.items()}
+        self._encoders: dict[str, VideoEncoder] = {}
+        self.columns: dict[str, list] = {}
+        self.tasks: list[str] = []
+        self.image_statistics: dict[str, ImageStatistics] = {}
+
+    @property
+    def length(self) -> int:
+        return len(self.tasks)
+
+    def add(self, frame: dict[str, np.ndarray], task: str) -> None:
+        for name, value in frame.items():
+            kind = self._kinds[name]
+            if kind in CAMERAS:
+                self.image_statistics.setdefault(name, ImageStatistics()).add(value)
+            if kind == "video":
+                self._encoder(name).add(value)
+            else:
+                column = self.columns.setdefault(name, [])
+                column.append({"bytes": _png(value), "path": None} if kind == "image" else value)
+        self.tasks.append(task)
+
+    def finish(self) -> dict[str, Path]:
+        """Return camera → the episode's own video."""
+        for encoder in self._encoders.values():
+            encoder.close()
+        return {name: encoder.path for name, encoder in self._encoders.items()}
+
+    def discard(self) -> None:
+        for encoder in self._encoders.values():
+            encoder.close()
+            encoder.path.unlink(missing_ok=True)
+        self._encoders, self.tasks = {}, []
+
+    def _encoder(self, camera: str) -> VideoEncoder:
+        if camera not in self._encoders:
+            self._folder.mkdir(exist_ok=True)
+            self._encoders[camera] = VideoEncoder(self._folder / f"{camera}.mp4", self._fps, self._codec)
+        return self._encoders[camera]
+
+
+class _Numbering:
+    """Chunk and file numbers of a growing series of files."""
+
+    def __init__(self):
+        self._count = -1
+
+    def next(self) -> None:
+        self._count += 1
+
+    @property
+    def place(self) -> dict[str, int]:
+        return {"chunk_index": self._count // CHUNK_SIZE, "file_index": self._count % CHUNK_SIZE}
+
+
+class _DataFiles:
+    """Parquet files with one row group per episode."""
+
+    def __init__(self, folder: Path, size_in_mb: float):
+        self._folder, self._limit = folder, size_in_mb * 2**20
+        self._numbering, self._writer, self._sink = _Numbering(), None, None
+        self.paths: list[Path] = []
+        self._rows = 0
+
+    def append(self, table: pa.Table) -> dict[str, int]:
+        # The rows already in the file tell how much the new ones will add to it.
+        if self._writer is not None and self._sink.tell() * (1 + len(table) / self._rows) >= self._limit:
+            self.close()
+        if self._writer is None:
+            self._numbering.next()
+            path = self._folder / DATA_PATH.format(**self._numbering.place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.paths.append(path)
+            self._sink, self._rows = pa.OSFile(str(path), "wb"), 0
+            self._writer = pq.ParquetWriter(self._sink, table.schema)
+        self._writer.write_table(table, row_group_size=len(table))
+        self._rows += len(table)
+        return {f"data/{key}": value for key, value in self._numbering.place.items()}
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._sink.close()
+            self._writer = self._sink = None
+
+
+class _VideoFiles:
+    """The video files of one camera, each shared by many episodes."""
+
+    def __init__(self, folder: Path, camera: str, fps: int, size_in_mb: float):
+        self._folder, self._camera, self._fps, self._limit = folder, camera, fps, size_in_mb * 2**20
+        self._numbering, self._file = _Numbering(), None
+
+    def append(self, episode: Path, length: int) -> dict:
+        if self._file is not None and self._file.size + episode.stat().st_size >= self._limit:
+            self.close()
+        if self._file is None:
+            self._numbering.next()
+            path = self._folder / VIDEO_PATH.format(video_key=self._camera, **self._numbering.place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = VideoFile(path, self._fps)
+        first = self._file.num_frames
+        self._file.append(episode, length)
+        episode.unlink()
+        place = self._numbering.place | {
+            "from_timestamp": first / self._fps,
+            "to_timestamp": (first + length) / self._fps,
+        }
+        return {f"videos/{self._camera}/{key}": value for key, value in place.items()}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _plain(key: str, value: np.ndarray) -> list:
+    return value.astype(np.int64).tolist() if key == "count" else value.astype(np.float64).tolist()
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
+
+
+def _task_table(tasks: dict[str, int]) -> pa.Table:
+    """Return the tasks as pandas stores a table whose index is the column `task`."""
+    kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, (kind, numpy) in kinds.items()
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())})
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})

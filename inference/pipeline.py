@@ -1,0 +1,212 @@
+"""PolicyPipeline: observation in, action in robot units out."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from ..auto import load_policy_and_processor
+from ..configuration.features import IMAGE_PREFIX
+from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, nearest
+from ..modeling.policy import PolicyModel
+from ..processing.arrays import to_tensor
+from ..processing.processor import PolicyProcessor
+from .action_sources import ActionQueue, TemporalEnsembler
+
+
+class PolicyPipeline(Pipeline):
+    """Run a policy on one robot, or on a batch of environments that step together.
+
+    It owns what a pure network must not: the observation history (the first observation repeated), the queue of
+    predicted actions, temporal ensembling. Call `reset()` when an episode begins.
+
+    Args:
+        model (`PolicyModel`): the policy; put into eval mode.
+        processor (`PolicyProcessor`): the one saved with it.
+        device (`str` or `torch.device`, *optional*): by default the first accelerator, else the CPU.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, model: PolicyModel, processor: PolicyProcessor | None = None, **kwargs: Any):
+        if processor is None:
+            raise CheckpointError(
+                "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
+                "PolicyPipeline.from_pretrained(source), which loads both."
+            )
+        processor.check_agreement(model.config)
+        super().__init__(model=model, processor=processor, **{"task": "robotics"} | kwargs)
+        self.model.eval()
+        config = model.config
+        coefficient = getattr(config, "temporal_ensemble_coeff", None)
+        self._actions = (
+            ActionQueue(config.n_action_steps)
+            if coefficient is None
+            else TemporalEnsembler(coefficient, config.action_horizon)
+        )
+        self._history: deque[dict[str, torch.Tensor]] = deque(maxlen=config.n_obs_steps)
+        self._leading: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        camera_map: Mapping[str, str] | None = None,
+        embodiment: str | None = None,
+        **overrides: Any,
+    ) -> PolicyPipeline:
+        """Load policy and processor from a folder or Hub id, in our format or as another project published it.
+
+        Args:
+            source: folder or Hub id.
+            device: by default the first accelerator, else the CPU.
+            dtype: of the weights; by default as saved.
+            camera_map: your camera's name → the policy's, with or without `observation.images.`.
+            embodiment: which statistics to use, where a checkpoint has several.
+            overrides: `revision`, `token`, `local_files_only`, …, and config fields to change.
+
+        Raises:
+            CheckpointError and its subclasses: nothing is loaded half.
+        """
+        if dtype is not None:
+            overrides["dtype"] = dtype
+        policy, processor = load_policy_and_processor(source, **overrides)
+        if embodiment is not None:
+            raise CheckpointError(f"{source} holds one embodiment, so there is none to choose; got {embodiment!r}.")
+        if camera_map:
+            processor.rename_map = processor.rename_map | _camera_names(camera_map, policy.config.image_features)
+        return cls(model=policy, processor=processor, device=device)
+
+    @property
+    def policy(self) -> PolicyModel:
+        """The policy, in eval mode."""
+        return self.model
+
+    def reset(self) -> None:
+        """Begin an episode: forget observations, queued actions and their averages."""
+        self._actions.reset()
+        self._history.clear()
+        self._leading = None
+
+    def __call__(
+        self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
+    ) -> torch.Tensor:
+        """Return the next action in robot units.
+
+        Args:
+            observation: the current one, under the dataset's names; arrays with a batch dimension or without.
+            task: the instruction, one for all or one each.
+            sampling: `noise=`, `step_noise=`, `generator=`, `num_steps=`; used when a new chunk is predicted.
+
+        Returns:
+            (a,) for one observation, (b, a) for a batch; float32 on the CPU.
+        """
+        return self.select_action(observation, task, **sampling)
+
+    def select_action(
+        self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
+    ) -> torch.Tensor:
+        """Return the next action in robot units; the same as calling the pipeline."""
+        leading = self._leading_dimensions(observation)
+        if self._leading is not None and leading != self._leading:
+            raise FeatureShapeError(
+                "The observation's batch", leading, f"{self._leading}, as in this episode's first; call reset() first"
+            )
+        self._leading = leading
+        if self.model.config.n_obs_steps > 1:
+            observation = self._with_history(observation, batched=bool(leading))
+        if self._actions.needs_chunk:
+            self._actions.push(self._predict(observation, task, **sampling))
+        action = self._actions.pop()  # (b, a)
+        return action if leading else action[0]
+
+    def predict_chunk(
+        self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
+    ) -> torch.Tensor:
+        """Return a whole chunk in robot units, (h, a) or (b, h, a), without touching queue or history.
+
+        Arguments as in `__call__`; observations of policies with history carry it, or are repeated.
+        """
+        chunk = self._predict(observation, task, **sampling)
+        return chunk if self._leading_dimensions(observation) else chunk[0]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save policy and processor: a folder that `from_pretrained` loads without any other file."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _predict(self, observation: Mapping[str, Any], task: Any, **sampling: Any) -> torch.Tensor:
+        inputs = self.processor(observation, task=task)
+        inputs = {name: self._to_policy(value) for name, value in inputs.items()}
+        chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
+        return self.processor.decode_actions(chunk)
+
+    def _to_policy(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._to_policy(item) for item in value]
+        dtype = self.model.dtype if value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype, non_blocking=True)
+
+    def _leading_dimensions(self, observation: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the dimensions in front of the first feature that is present: () or (b,)."""
+        for name, feature in self.processor.input_features.items():
+            sources = [name, *(old for old, new in self.processor.rename_map.items() if new == name)]
+            for source in sources:
+                if source in observation:
+                    shape = tuple(to_tensor(source, observation[source]).shape)
+                    return shape[: max(0, len(shape) - len(feature.shape))][:1]
+        return ()
+
+    def _with_history(self, observation: Mapping[str, Any], batched: bool) -> dict[str, torch.Tensor]:
+        """Return the last `n_obs_steps` observations, (b, t, …) each; the first one is repeated to fill them."""
+        current = {
+            name: tensor if batched else tensor.unsqueeze(0)
+            for name, value in observation.items()
+            if name in self.processor.input_features or name in self.processor.rename_map
+            for tensor in [to_tensor(name, value)]
+        }
+        missing = self._history.maxlen - len(self._history) if not self._history else 1
+        self._history.extend([current] * missing)
+        return {name: torch.stack([past[name] for past in self._history], dim=1) for name in current}
+
+    # What transformers.Pipeline asks of its subclasses; `__call__` above replaces its batching over data sets.
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        return {}, kwargs, {}
+
+    def preprocess(self, input_: Any, **kwargs: Any) -> Any:
+        return self.processor(input_, **kwargs)
+
+    def _forward(self, input_tensors: Any, **kwargs: Any) -> torch.Tensor:
+        return self.model.predict_action_chunk(**input_tensors, **kwargs)
+
+    def postprocess(self, model_outputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self.processor.decode_actions(model_outputs)
+
+
+def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:
+    renamed = {}
+    for yours, theirs in camera_map.items():
+        full = {name: name if name.startswith(IMAGE_PREFIX) else IMAGE_PREFIX + name for name in (yours, theirs)}
+        if full[theirs] not in cameras:
+            raise InvalidConfigError(
+                f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"
+            )
+        renamed[full[yours]] = full[theirs]
+    return renamed
+
+
+PIPELINE_REGISTRY.register_pipeline("robotics", pipeline_class=PolicyPipeline, pt_model=AutoModel, type="multimodal")
