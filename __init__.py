@@ -25,6 +25,8 @@ _EXPORTS = {
     "PolicyOutput": "modeling.policy",
     "PolicyPipeline": "inference.pipeline",
     "PolicyProcessor": "processing.processor",
+    "PolicyTrainer": "training.trainer",
+    "PolicyTrainingArguments": "training.arguments",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
     "load_published": "conversion.published",

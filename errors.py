@@ -173,6 +173,20 @@ class UnreliableExpertError(EvaluationError, RuntimeError):
     """An expert that fails more often than it succeeds."""
 
 
+# --- training ---------------------------------------------------------------------------------------------
+
+
+class DivergedTrainingError(ManipulatorsError, FloatingPointError):
+    """A training loss that is not finite."""
+
+    def __init__(self, step: int, loss: float, parts: dict[str, float]):
+        named = ", ".join(f"{name}={value}" for name, value in parts.items()) or "no named parts"
+        super().__init__(
+            f"The loss is {loss} at step {step} ({named}). Lower the learning rate, or look for constant or "
+            f"impossible values in the data's statistics."
+        )
+
+
 # --- processing -------------------------------------------------------------------------------------------
 
 

@@ -118,7 +118,9 @@ class PolicyConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
-        return _plain(super().to_dict())
+        values = _plain(super().to_dict())
+        values.pop("use_cache", None)  # Trainer sets it on every config; a policy has no use for it
+        return values
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Return the JSON text of config.json, in the order of the fields: sorted keys would reorder cameras."""

@@ -64,7 +64,9 @@ class VideoReader:
         video = self._video(Path(path))
         frames = None
         for position in np.argsort(seconds, kind="stable"):  # forwards through the file: fewer seeks
-            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(format="rgb24")  # (h, w, 3)
+            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(
+                format="rgb24"
+            )  # (h, w, 3)
             if frames is None:
                 height, width, _ = pixels.shape
                 frames = torch.empty((len(seconds), 3, height, width), dtype=torch.uint8)
@@ -209,7 +211,7 @@ class VideoEncoder:
         name, options = ENCODERS[codec]
         # SVT-AV1 reports its settings on stderr for every file; 1 lets only its errors through.
         os.environ.setdefault("SVT_LOG", "1")
-        self.path, self.num_frames = Path(path), 0
+        self.path, self.num_frames, self._closed = Path(path), 0, False
         self._options = {**options, "g": str(keyframe_interval)} | ({} if crf is None else {"crf": str(crf)})
         self._size: tuple[int, int] | None = None
         try:
@@ -238,12 +240,19 @@ class VideoEncoder:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Write what the encoder still holds back, and close the file."""
+        """Write what the encoder still holds back, and close the file; closing twice does nothing."""
         try:
-            if self.num_frames:
+            if self.num_frames and not self._closed:
                 self._mux(None)
         finally:
+            self._closed = True
             self._container.close()
+
+    def discard(self) -> None:
+        """Close and delete the file."""
+        self._closed = True
+        self._container.close()
+        self.path.unlink(missing_ok=True)
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         try:
@@ -257,37 +266,3 @@ class VideoEncoder:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-class VideoFile:
-    """Join encoded episodes, all made with the same settings, into one file without encoding them again."""
-
-    def __init__(self, path: str | Path, fps: int):
-        self.path, self.fps, self.num_frames = Path(path), fps, 0
-        self._container = av.open(str(path), "w")
-        self._stream = None
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def append(self, episode: str | Path, num_frames: int) -> None:
-        """Append the video `episode`, whose `num_frames` frames start where this file ends."""
-        with av.open(str(episode)) as source:
-            stream = source.streams.video[0]
-            if self._stream is None:
-                self._stream = self._container.add_stream_from_template(stream)
-                self._stream.time_base = stream.time_base
-            offset = round(self.num_frames / self.fps / float(stream.time_base))
-            for packet in source.demux(stream):
-                if packet.dts is None:  # the empty packet that ends a stream
-                    continue
-                packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
-                packet.stream = self._stream
-                self._container.mux(packet)
-        self.num_frames += num_frames
-
-    def close(self) -> None:
-        """Write the index and close the file."""
-        self._container.close()

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..errors import DatasetFormatError, OutputExistsError, RecordingError, VideoError, nearest
+from .files import CHUNK_SIZE, DataFiles, VideoFiles
 from .metadata import (
     DATA_PATH,
     EPISODES_PATH,
@@ -29,11 +30,9 @@ from .metadata import (
 from .schema import CAMERAS, checked_frame, parquet_features, recorded_features
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
-from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, VideoEncoder, VideoFile
+from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, VideoEncoder
 
 logger = logging.getLogger(__name__)
-
-CHUNK_SIZE = 1000  # files per folder
 
 
 class LeRobotWriter:
@@ -76,7 +75,9 @@ class LeRobotWriter:
         video_files_size_in_mb: float = 200,
     ):
         if not isinstance(fps, int) or fps < 1:
-            raise DatasetFormatError(f"fps must be a whole number of frames per second, at least 1; got {fps!r}.")
+            raise DatasetFormatError(
+                f"fps must be a whole number of frames per second, at least 1; got {fps!r}."
+            )
         if codec not in ENCODERS:
             raise VideoError(f"There is no codec {codec!r}. {nearest(codec, ENCODERS)}")
         self.root, self.fps, self.robot_type, self.codec = Path(root), fps, robot_type, codec
@@ -92,11 +93,11 @@ class LeRobotWriter:
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict] = []
         self._num_frames = 0  # of the finished episodes
-        self._data = _DataFiles(self._folder, data_files_size_in_mb)
+        self._data = DataFiles(self._folder, data_files_size_in_mb)
         cameras = [name for name, feature in self.features.items() if feature["dtype"] in CAMERAS]
         self._image_statistics = {name: ImageStatistics() for name in cameras}
         self._videos = {
-            name: _VideoFiles(self._folder, name, fps, video_files_size_in_mb)
+            name: VideoFiles(self._folder, name, fps, video_files_size_in_mb)
             for name in cameras
             if self.features[name]["dtype"] == "video"
         }
@@ -141,7 +142,9 @@ class LeRobotWriter:
             "task_index": np.asarray([self._tasks[task] for task in episode.tasks]),
         }
         columns = {
-            name: np.stack(values) if name in episode.columns and name not in self._image_statistics else values
+            name: np.stack(values)
+            if name in episode.columns and name not in self._image_statistics
+            else values
             for name, values in columns.items()
         }
 
@@ -179,7 +182,9 @@ class LeRobotWriter:
             logger.warning("Dropped %d frames after the last end_episode().", self._episode.length)
         self._episode.discard()
         if not self._episodes:
-            raise RecordingError("A dataset needs at least one episode: call end_episode() after its last frame.")
+            raise RecordingError(
+                "A dataset needs at least one episode: call end_episode() after its last frame."
+            )
         self._close_files()
         shutil.rmtree(self._folder / "encoding", ignore_errors=True)
         self._write_metadata()
@@ -192,9 +197,11 @@ class LeRobotWriter:
         """Remove everything written so far."""
         if not self._closed:
             self._closed = True
-            self._episode.discard()
-            self._close_files()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            try:
+                self._episode.discard()
+                self._close_files()
+            finally:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -327,8 +334,7 @@ class _Episode:
 
     def discard(self) -> None:
         for encoder in self._encoders.values():
-            encoder.close()
-            encoder.path.unlink(missing_ok=True)
+            encoder.discard()
         self._encoders, self.tasks = {}, []
 
     def _encoder(self, camera: str) -> VideoEncoder:
@@ -336,81 +342,6 @@ class _Episode:
             self._folder.mkdir(exist_ok=True)
             self._encoders[camera] = VideoEncoder(self._folder / f"{camera}.mp4", self._fps, self._codec)
         return self._encoders[camera]
-
-
-class _Numbering:
-    """Chunk and file numbers of a growing series of files."""
-
-    def __init__(self):
-        self._count = -1
-
-    def next(self) -> None:
-        self._count += 1
-
-    @property
-    def place(self) -> dict[str, int]:
-        return {"chunk_index": self._count // CHUNK_SIZE, "file_index": self._count % CHUNK_SIZE}
-
-
-class _DataFiles:
-    """Parquet files with one row group per episode."""
-
-    def __init__(self, folder: Path, size_in_mb: float):
-        self._folder, self._limit = folder, size_in_mb * 2**20
-        self._numbering, self._writer, self._sink = _Numbering(), None, None
-        self.paths: list[Path] = []
-        self._rows = 0
-
-    def append(self, table: pa.Table) -> dict[str, int]:
-        # The rows already in the file tell how much the new ones will add to it.
-        if self._writer is not None and self._sink.tell() * (1 + len(table) / self._rows) >= self._limit:
-            self.close()
-        if self._writer is None:
-            self._numbering.next()
-            path = self._folder / DATA_PATH.format(**self._numbering.place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.paths.append(path)
-            self._sink, self._rows = pa.OSFile(str(path), "wb"), 0
-            self._writer = pq.ParquetWriter(self._sink, table.schema)
-        self._writer.write_table(table, row_group_size=len(table))
-        self._rows += len(table)
-        return {f"data/{key}": value for key, value in self._numbering.place.items()}
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = self._sink = None
-
-
-class _VideoFiles:
-    """The video files of one camera, each shared by many episodes."""
-
-    def __init__(self, folder: Path, camera: str, fps: int, size_in_mb: float):
-        self._folder, self._camera, self._fps, self._limit = folder, camera, fps, size_in_mb * 2**20
-        self._numbering, self._file = _Numbering(), None
-
-    def append(self, episode: Path, length: int) -> dict:
-        if self._file is not None and self._file.size + episode.stat().st_size >= self._limit:
-            self.close()
-        if self._file is None:
-            self._numbering.next()
-            path = self._folder / VIDEO_PATH.format(video_key=self._camera, **self._numbering.place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = VideoFile(path, self._fps)
-        first = self._file.num_frames
-        self._file.append(episode, length)
-        episode.unlink()
-        place = self._numbering.place | {
-            "from_timestamp": first / self._fps,
-            "to_timestamp": (first + length) / self._fps,
-        }
-        return {f"videos/{self._camera}/{key}": value for key, value in place.items()}
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -435,5 +366,7 @@ def _task_table(tasks: dict[str, int]) -> pa.Table:
         for name, (kind, numpy) in kinds.items()
     ]
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
-    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())})
+    table = pa.table(
+        {"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())}
+    )
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})

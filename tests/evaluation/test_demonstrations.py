@@ -65,6 +65,7 @@ def test_an_expert_that_mostly_fails_raises(line, tmp_path):
         record_demonstrations(
             line, 2, tmp_path / "line", expert=lambda observation: np.array([-1.0]), progress=False
         )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dataset_is_not_overwritten(line, tmp_path):

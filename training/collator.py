@@ -1,0 +1,35 @@
+"""PolicyCollator: dataset samples to one batch of model inputs, processed once for the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..configuration.features import ACTION
+from ..errors import MissingFeatureError
+from ..processing.processor import PolicyProcessor
+
+
+class PolicyCollator:
+    """Stack samples under the dataset's names and process them; features the policy does not use are left out.
+
+    Args:
+        processor: the policy's.
+    """
+
+    def __init__(self, processor: PolicyProcessor):
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
+        names = list(self.processor.input_features)
+        missing = {name for name in (*names, ACTION) if name not in samples[0]}
+        if missing:
+            raise MissingFeatureError(missing, samples[0], (*names, ACTION))
+        observation = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        actions = torch.stack([sample[ACTION] for sample in samples])  # (b, h, a)
+        is_pad = torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)
+        tasks = [sample["task"] for sample in samples] if "task" in samples[0] else None
+        return dict(self.processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))

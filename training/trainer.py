@@ -1,0 +1,171 @@
+"""PolicyTrainer: transformers' Trainer, with what training a policy needs on top."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..errors import CorruptFileError, DivergedTrainingError, InvalidConfigError, WeightsMismatchError
+from ..modeling.policy import PolicyModel
+from ..processing.processor import PolicyProcessor
+from .arguments import PolicyTrainingArguments
+from .collator import PolicyCollator
+
+
+class PolicyTrainer(Trainer):
+    """Train a policy: named loss parts in the logs, a learning rate per part, checkpoints with the processor.
+
+    Args:
+        model (`PolicyModel`): the policy.
+        args (`PolicyTrainingArguments`): how to train.
+        processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint.
+        train_dataset, eval_dataset (`Dataset`): of samples under the dataset's names, such as `LeRobotDataset`.
+        kwargs: what `transformers.Trainer` takes.
+    """
+
+    def __init__(
+        self,
+        model: PolicyModel,
+        args: PolicyTrainingArguments,
+        processor: PolicyProcessor,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ):
+        processor.check_agreement(model.config)
+        kwargs.setdefault("data_collator", PolicyCollator(processor))
+        super().__init__(
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processor, **kwargs
+        )
+        self._loss_parts: dict[str, torch.Tensor] = {}
+        self._batches_logged = 0
+        self._data_seconds, self._logged_at = 0.0, time.perf_counter()
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(PolicyProgressCallback())
+        self.remove_callback(PrinterCallback)
+
+    # --- optimizer ------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer with one learning rate per part of the policy that has its own."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self.parameter_groups(model), **kwargs)
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return optimizer groups: trainable parameters by part, then by whether weight decay applies."""
+        decayed = set(self.get_decay_parameter_names(model))
+        prefixes = self._visual_prefixes()
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                visual = self.args.learning_rate_visual is not None and name.startswith(prefixes)
+                groups.setdefault((visual, name in decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+                "lr": self.args.learning_rate_visual if visual else self.args.learning_rate,
+            }
+            for (visual, decays), parameters in groups.items()
+        ]
+
+    def _visual_prefixes(self) -> tuple[str, ...]:
+        prefixes = self.accelerator.unwrap_model(self.model).parameter_parts.get("tune_visual", ())
+        present = [n for n, _ in self.model.named_parameters() if n.startswith(prefixes)] if prefixes else []
+        if self.args.learning_rate_visual is not None and not present:
+            raise InvalidConfigError(
+                f"learning_rate_visual={self.args.learning_rate_visual}, but the policy has no vision backbone "
+                f"(no cameras in its input_features). Leave it out."
+            )
+        return prefixes
+
+    # --- losses and logs ------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the loss, and keep its named parts for the log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            for name, value in (outputs.losses or {}).items():  # summed on the device: no wait per step
+                self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach()
+            self._batches_logged += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any):
+        """Fetch the next batches, and keep the time that took."""
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._data_seconds += time.perf_counter() - start
+        return batches
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the loss parts and the share of time spent waiting for data.
+
+        Raises:
+            DivergedTrainingError: the loss is not finite.
+        """
+        if "loss" in logs:
+            parts = {name: (value / self._batches_logged).item() for name, value in self._loss_parts.items()}
+            now = time.perf_counter()
+            logs |= parts | {"data_wait": round(self._data_seconds / max(now - self._logged_at, 1e-9), 4)}
+            self._loss_parts, self._batches_logged = {}, 0
+            self._data_seconds, self._logged_at = 0.0, now
+            if not math.isfinite(logs["loss"]):
+                raise DivergedTrainingError(self.state.global_step, logs["loss"], parts)
+        super().log(logs, *args, **kwargs)
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        _require_fitting_weights(resume_from_checkpoint, self.model if model is None else model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        _require_fitting_weights(self.state.best_model_checkpoint, self.model)
+        super()._load_best_model()
+
+
+class PolicyProgressCallback(ProgressCallback):
+    """Show the latest losses behind the progress bar instead of a line per log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Put loss and learning rate behind the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
+            shown = {
+                name: f"{value:.3g}"
+                for name, value in logs.items()
+                if isinstance(value, (int, float)) and name not in ("epoch", "grad_norm", "step", "data_wait")
+            }
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+def _require_fitting_weights(folder: str | os.PathLike, model: nn.Module) -> None:
+    """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word."""
+    path = Path(folder) / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        return  # sharded or adapter checkpoints are refused or loaded by transformers itself
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CorruptFileError(path, "safetensors file", error) from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    mismatched = [(n, s, expected[n]) for n, s in found.items() if n in expected and s != expected[n]]
+    if missing or unexpected or mismatched:
+        raise WeightsMismatchError(str(folder), missing, unexpected, mismatched)
