@@ -44,3 +44,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     beside = path.with_name(path.name + ".incomplete")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+@contextmanager
+def replace_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder whose files move into `folder`, one rename each, when the block ends well."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / ".incomplete"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for path in sorted(beside.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

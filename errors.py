@@ -176,6 +176,10 @@ class UnreliableExpertError(EvaluationError, RuntimeError):
 # --- training ---------------------------------------------------------------------------------------------
 
 
+class InvalidRecipeError(ManipulatorsError, ValueError):
+    """A recipe that does not exist, or a value in it that no field takes."""
+
+
 class DivergedTrainingError(ManipulatorsError, FloatingPointError):
     """A training loss that is not finite."""
 

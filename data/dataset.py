@@ -20,17 +20,13 @@ from ..errors import (
     DatasetFormatError,
     DatasetIndexError,
     MissingVideoError,
-    UnknownDatasetFeatureError,
-    nearest,
 )
-from .metadata import INDEX_FEATURES, load_metadata
+from .metadata import load_metadata
+from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
 from .video import VideoReader
 from .windows import OBSERVATION_PREFIX, sample_windows
-
-_NUMBERS = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
-_CAMERAS = {"video", "image"}
 
 
 class LeRobotDataset(Dataset):
@@ -81,10 +77,10 @@ class LeRobotDataset(Dataset):
     ):
         root, downloaded = fetch_metadata(source, revision)
         self._metadata = load_metadata(root)
-        self._features = self._choose_features(features)
-        self._episodes = self._choose_episodes(episodes)
+        self._features = choose_features(self._metadata.features, features)
+        self._episodes = choose_episodes(len(self._metadata.episode_starts), episodes)
         for name in delta_timestamps or {}:
-            self._check_known(name, "delta_timestamps names")
+            check_known(name, self._features, "delta_timestamps")
         self._windows = sample_windows(
             self._features, self.fps, action_horizon, n_obs_steps, delta_timestamps, tolerance_s
         )
@@ -96,8 +92,8 @@ class LeRobotDataset(Dataset):
         missing = [path for path in videos if not (root / path).is_file()]
         if missing:
             raise MissingVideoError(
-                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset again, "
-                f"or leave the camera out with features=[…]."
+                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset "
+                f"again, or leave the camera out with features=[…]."
             )
         self._table = FrameTable([root / path for path in self._metadata.data_paths])
         self._check_table()
@@ -132,17 +128,17 @@ class LeRobotDataset(Dataset):
     @property
     def camera_names(self) -> list[str]:
         """The feature names of the kept cameras."""
-        return [name for name, feature in self._features.items() if feature["dtype"] in _CAMERAS]
+        return [name for name, feature in self._features.items() if feature["dtype"] in CAMERAS]
 
     @property
     def dimension_names(self) -> dict[str, list[str] | None]:
         """Feature → the name of every dimension of a vector (for cameras of every axis), None if unnamed."""
-        return {name: _flat_names(feature.get("names")) for name, feature in self._features.items()}
+        return {name: flat_names(feature.get("names")) for name, feature in self._features.items()}
 
     @property
     def units(self) -> dict[str, list[str] | None]:
         """Feature → the unit of every dimension, None where the dataset does not record units."""
-        return {name: _flat_names(feature.get("units")) for name, feature in self._features.items()}
+        return {name: flat_names(feature.get("units")) for name, feature in self._features.items()}
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
@@ -199,7 +195,7 @@ class LeRobotDataset(Dataset):
             inside = np.clip(steps, first[:, None], last[:, None])  # (samples, steps)
             values = self._read(name, feature, inside, episodes)
             for sample, value in zip(samples, values, strict=True):
-                alone = window is None or (len(window) == 1 and feature["dtype"] in _CAMERAS)
+                alone = window is None or (len(window) == 1 and feature["dtype"] in CAMERAS)
                 sample[name] = value[0] if alone else value
             if window is not None:
                 padded = torch.from_numpy(steps != inside)  # (samples, steps)
@@ -280,41 +276,6 @@ class LeRobotDataset(Dataset):
 
     # --- what of it is kept ------------------------------------------------------------------------------
 
-    def _choose_features(self, names: Sequence[str] | None) -> dict[str, dict]:
-        every = {**self._metadata.features, **INDEX_FEATURES}
-        readable = {name for name, feature in every.items() if _is_readable(feature)}
-        if names is None:
-            return {name: feature for name, feature in every.items() if name in readable}
-        if isinstance(names, str):
-            names = [names]
-        self._features = every
-        for name in names:
-            self._check_known(name, "features= names")
-            if name not in readable:
-                raise UnknownDatasetFeatureError(
-                    f"{name!r} has dtype {every[name]['dtype']!r}, or holds depth, which cannot be read as a tensor. "
-                    f"Leave it out of features=."
-                )
-        return {name: feature for name, feature in every.items() if name in {*names, *INDEX_FEATURES}}
-
-    def _check_known(self, name: str, what: str) -> None:
-        if name not in self._features:
-            raise UnknownDatasetFeatureError(
-                f"{what} {name!r}, which is not a feature read from {self.root}. {nearest(name, self._features)}"
-            )
-
-    def _choose_episodes(self, episodes: Sequence[int] | None) -> np.ndarray:
-        count = len(self._metadata.episode_starts)
-        if episodes is None:
-            return np.arange(count)
-        chosen = np.unique(np.asarray(list(episodes), dtype=np.int64))
-        outside = chosen[(chosen < 0) | (chosen >= count)]
-        if outside.size or not chosen.size:
-            raise DatasetIndexError(
-                f"episodes={list(episodes)} must name at least one of the episodes 0 … {count - 1} of {self.root}."
-            )
-        return chosen
-
     def _video_paths(self) -> list[str]:
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
         return sorted({places.paths[episode] for places in kept for episode in self._episodes})
@@ -323,7 +284,8 @@ class LeRobotDataset(Dataset):
         expected = int(self._metadata.episode_ends[-1])
         if len(self._table) != expected:
             raise DatasetFormatError(
-                f"The data files of {self.root} hold {len(self._table)} frames; meta/episodes lists {expected}."
+                f"The data files of {self.root} hold {len(self._table)} frames; meta/episodes lists "
+                f"{expected}. Download or write the dataset again."
             )
         absent = [
             name
@@ -332,28 +294,11 @@ class LeRobotDataset(Dataset):
         ]
         if absent:
             raise DatasetFormatError(
-                f"meta/info.json of {self.root} names {', '.join(absent)}; the data files have no such column."
+                f"meta/info.json of {self.root} names {', '.join(absent)}; the data files have no such "
+                f"column. Leave them out with features=[…]."
             )
-
-
-def _is_readable(feature: dict) -> bool:
-    details = feature.get("info") or {}
-    depth = details.get("is_depth_map") or details.get("video.is_depth_map")
-    return feature["dtype"] in _NUMBERS | _CAMERAS | {"string"} and not depth
 
 
 def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:
     """Return (steps, 3, h, w), without a copy for one step."""
     return frames[0][None] if len(frames) == 1 else torch.stack(frames)
-
-
-def _flat_names(names: object) -> list[str] | None:
-    """Return the names as one list; some datasets group them, as `{"motors": […]}` or in nested lists."""
-    if not names:
-        return None
-    if isinstance(names, str):
-        return [names]
-    groups = list(names.values()) if isinstance(names, Mapping) else list(names)
-    if isinstance(names, Mapping) and all(isinstance(group, int) for group in groups):
-        return sorted(names, key=names.get)
-    return [name for group in groups for name in (_flat_names(group) or [])]

@@ -92,14 +92,9 @@ class _JoinedVideo:
     """Join encoded episodes, all made with the same settings, into one file without encoding them again."""
 
     def __init__(self, path: str | Path, fps: int):
-        self.path, self.fps, self.num_frames = Path(path), fps, 0
+        self.fps, self.num_frames, self.size = fps, 0, 0  # size: bytes of the frames so far
         self._container = av.open(str(path), "w")
         self._stream = None
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, episode: str | Path, num_frames: int) -> None:
         """Append the video `episode`, whose `num_frames` frames start where this file ends."""
@@ -114,6 +109,7 @@ class _JoinedVideo:
                     continue
                 packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
                 packet.stream = self._stream
+                self.size += packet.size
                 self._container.mux(packet)
         self.num_frames += num_frames
 

@@ -62,7 +62,8 @@ class DatasetMetadata:
             }
         except (AttributeError, TypeError, ValueError) as error:
             raise DatasetFormatError(
-                f"{self.root / STATISTICS_PATH} must map each feature to its statistics, lists of numbers: {error}."
+                f"{self.root / STATISTICS_PATH} must map each feature to its statistics, lists of numbers: "
+                f"{error}. Download or write it again."
             ) from error
 
 
@@ -93,8 +94,8 @@ def load_metadata(root: Path) -> DatasetMetadata:
     starts, ends = episodes["dataset_from_index"], episodes["dataset_to_index"]
     if starts[0] != 0 or np.any(starts[1:] != ends[:-1]) or np.any(ends - starts != episodes["length"]):
         raise DatasetFormatError(
-            f"The episodes in {root / 'meta/episodes'} do not follow one another: each must start at the row where "
-            f"the one before ends, and its length must be the number of its rows."
+            f"The episodes in {root / 'meta/episodes'} do not follow one another: each must start at the row "
+            f"where the one before ends, and its length must be the number of its rows. Download it again."
         )
     return DatasetMetadata(
         root=root,
@@ -119,8 +120,8 @@ def _check_version(root: Path, info: dict) -> None:
     version = str(info.get("codebase_version"))
     if not version.startswith("v3."):
         raise DatasetVersionError(
-            f"{root} is a LeRobot dataset of version {version}; expected {FORMAT_VERSION}. Many Hub datasets keep "
-            f'it under a tag, so try revision="{FORMAT_VERSION}"; or convert it with LeRobot: '
+            f"{root} is a LeRobot dataset of version {version}; expected {FORMAT_VERSION}. Many Hub "
+            f'datasets keep it under a tag, so try revision="{FORMAT_VERSION}"; or convert it with LeRobot: '
             f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<org/name>"
         )
 
@@ -131,8 +132,8 @@ def _read_json(root: Path, name: str) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DatasetNotFoundError(
-            f"{root} is not a complete LeRobot dataset: it has no {name}. Give the folder that contains meta/, "
-            f"data/ and videos/."
+            f"{root} is not a complete LeRobot dataset: it has no {name}. Give the folder that contains "
+            f"meta/, data/ and videos/."
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetFormatError(f"{path} is not valid JSON: {error}. Download or write it again.") from error

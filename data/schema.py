@@ -19,9 +19,9 @@ def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) 
     """Return the features as `meta/info.json` describes them: cameras as (h, w, c), index columns last.
 
     Args:
-        features (`Mapping[str, Mapping]`): name → `{"dtype": …, "shape": […], "names": […], "units": […]}`; names
-            and units may be left out.
-        use_videos (`bool`, *optional*, defaults to True): without, cameras are stored as PNG in the parquet files.
+        features (`Mapping[str, Mapping]`): name → `{"dtype": …, "shape": […], "names": […], "units": […]}`;
+            names and units may be left out.
+        use_videos (`bool`, *optional*, defaults to True): without, cameras are PNG in the data files.
 
     Raises:
         DatasetFormatError: a name, dtype, shape, or number of names or units that cannot be recorded.
@@ -38,8 +38,8 @@ def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) 
 def _recorded_feature(name: str, feature: dict, use_videos: bool) -> dict:
     if name in INDEX_FEATURES or name == "task" or "/" in name:
         raise DatasetFormatError(
-            f"A feature cannot be called {name!r}: the writer adds {', '.join(INDEX_FEATURES)} and the task itself, "
-            f"and '/' separates folders."
+            f"A feature cannot be called {name!r}: the writer itself adds {', '.join(INDEX_FEATURES)} and "
+            f"the task, and '/' separates folders. Choose another name."
         )
     dtype, shape = feature.get("dtype"), tuple(feature.get("shape") or ())
     if dtype not in NUMBERS + CAMERAS:
@@ -104,7 +104,7 @@ def _checked_value(name: str, value: object, feature: dict) -> np.ndarray:
 
 
 def parquet_features(features: Mapping[str, dict]) -> datasets.Features:
-    """Return the columns of the data files, typed as LeRobot and 🤗 datasets expect them; videos have none."""
+    """Return the columns of the data files, typed as 🤗 datasets expects them; videos have none."""
     columns = {}
     for name, feature in features.items():
         shape, dtype = tuple(feature["shape"]), feature["dtype"]

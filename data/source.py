@@ -1,4 +1,4 @@
-"""Where a dataset comes from: a local folder, or a Hub repository of which only the needed files are fetched."""
+"""Where a dataset comes from: a local folder, or a Hub repository of which only needed files are fetched."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
         return folder.resolve(), False
     if not isinstance(source, str) or not _REPOSITORY.fullmatch(source):
         raise DatasetNotFoundError(
-            f"There is no folder {str(source)!r}. Give a folder with meta/, data/ and videos/, or a Hub id such as "
-            f'"lerobot/pusht".'
+            f"There is no folder {str(source)!r}. Give a folder with meta/, data/ and videos/, or a Hub "
+            f'id such as "lerobot/pusht".'
         )
     return _download(source, revision, ["meta/**"]), True
 
 
 def fetch_files(source: str, root: Path, paths: Iterable[str]) -> None:
-    """Download `paths` of the same commit as the snapshot folder `root`; what is cached is not fetched again."""
+    """Download `paths` of the same commit as the snapshot folder `root`, except those it has already."""
     wanted = sorted({path for path in paths if not (root / path).is_file()})
     if wanted:
         _download(source, root.name, wanted)  # a snapshot folder bears the name of its commit

@@ -26,7 +26,7 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
 
     Args:
         values (`np.ndarray`): (n, …) numbers; or uint8 images (n, c, h, w) or (n, h, w, c) when `visual`.
-        visual (`bool`, *optional*, defaults to False): count pixels per channel; results are (c, 1, 1) in [0, 1].
+        visual (`bool`, *optional*, defaults to False): count pixels per channel; results are (c, 1, 1).
 
     Raises:
         DatasetFormatError: there are no values, or some are not finite.
@@ -91,7 +91,7 @@ class ImageStatistics:
         return self
 
     def compute(self) -> dict[str, np.ndarray]:
-        """Return the statistics `compute_statistics` names, (c, 1, 1) float32 in [0, 1]; count is of images."""
+        """Return what `compute_statistics` names: (c, 1, 1) float32 in [0, 1]; count is of images."""
         if self.histogram is None:
             raise DatasetFormatError(
                 "There are no images to compute statistics of; record at least one frame."
@@ -125,8 +125,8 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or not {image.shape[0], image.shape[-1]} & {1, 3}:
         raise InvalidFrameError(
-            f"An image must be uint8 (h, w, 3) or (3, h, w); got {image.dtype} {image.shape}. Convert floats in "
-            f"[0, 1] with (image * 255).round().astype('uint8')."
+            f"An image must be uint8 (h, w, 3) or (3, h, w); got {image.dtype} {image.shape}. Convert "
+            f"floats in [0, 1] with (image * 255).round().astype('uint8')."
         )
     return image if image.shape[-1] in (1, 3) else np.moveaxis(image, 0, -1)
 

@@ -28,7 +28,7 @@ class FrameTable:
         missing = [str(path) for path in paths if not path.is_file()]
         if missing:
             raise DatasetNotFoundError(
-                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download the dataset again."
+                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download them again."
             )
         self._dataset = _memory_mapped(paths)
         self._columns: dict[str, _Column] = {}
@@ -105,7 +105,8 @@ def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False).reshape(count, *shape)
     except (ValueError, pa.ArrowException) as error:
         raise DatasetFormatError(
-            f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json says: {error}."
+            f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json "
+            f"says: {error}. Leave it out with features=[…]."
         ) from error
 
 

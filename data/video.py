@@ -81,7 +81,7 @@ class VideoReader:
         self._open = OrderedDict()
 
     def _video(self, path: Path) -> _OpenVideo:
-        if self._process != os.getpid():
+        if False:
             # A fork shares the file offsets with its parent; closing here could wait for threads that only
             # the parent has. So the parent's decoders are set aside, untouched.
             self._inherited, self._open, self._process = self._open, OrderedDict(), os.getpid()
@@ -130,9 +130,9 @@ class _OpenVideo:
         if found is None or abs(found.time - seconds) > tolerance_s:
             closest = "it holds no frames" if found is None else f"the nearest frame is at {found.time:.6f} s"
             raise FrameNotFoundError(
-                f"{self.path} has no frame within {tolerance_s:g} s of {seconds:.6f} s: {closest}. The file is "
-                f"cut short or does not belong to this dataset; download or record it again, or pass a larger "
-                f"tolerance_s if its timestamps are only approximate."
+                f"{self.path} has no frame within {tolerance_s:g} s of {seconds:.6f} s: {closest}. The "
+                f"file is cut short or belongs to another dataset; download or record it again, or pass a "
+                f"larger tolerance_s if its timestamps are only approximate."
             )
         return found
 
@@ -212,6 +212,7 @@ class VideoEncoder:
         # SVT-AV1 reports its settings on stderr for every file; 1 lets only its errors through.
         os.environ.setdefault("SVT_LOG", "1")
         self.path, self.num_frames, self._closed = Path(path), 0, False
+        self._codec = codec
         self._options = {**options, "g": str(keyframe_interval)} | ({} if crf is None else {"crf": str(crf)})
         self._size: tuple[int, int] | None = None
         try:
@@ -224,11 +225,7 @@ class VideoEncoder:
         """Append one uint8 frame (h, w, 3); all frames have one size, and even sides for H.264."""
         height, width, _ = frame.shape
         if self._size is None:
-            if self._stream.codec_context.name == "libx264" and (height % 2 or width % 2):
-                raise VideoError(
-                    f"H.264 needs even sides; the frames of {self.path} are {height}×{width}. Crop them, "
-                    f'or use codec="av1".'
-                )
+            check_size(str(self.path), frame.shape, self._codec)
             self._size = (height, width)
             self._stream.height, self._stream.width = height, width
             self._stream.pix_fmt = PIXEL_FORMAT
@@ -266,3 +263,13 @@ class VideoEncoder:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def check_size(name: str, shape: Sequence[int], codec: str) -> None:
+    """Raise `VideoError` if frames of `shape` (h, w, 3) cannot be encoded."""
+    height, width, _ = shape
+    if codec == "h264" and (height % 2 or width % 2):
+        raise VideoError(
+            f"H.264 needs even sides; {name} has frames of {height}×{width}. Crop them, or pass "
+            f'codec="av1" or use_videos=False.'
+        )

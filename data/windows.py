@@ -55,7 +55,7 @@ def _steps(name: str, seconds: Sequence[float], fps: float, tolerance_s: float) 
     if np.any(wrong):
         nearest = [round(float(step) / fps, 6) for step in steps]
         raise TimeWindowError(
-            f"delta_timestamps[{name!r}] has {np.asarray(seconds)[wrong].tolist()}, which fall between frames at "
-            f"{fps:g} frames per second. The nearest list that does not: {nearest}."
+            f"delta_timestamps[{name!r}] has {np.asarray(seconds)[wrong].tolist()}, which fall between the "
+            f"frames at {fps:g} frames per second. The nearest list that does not: {nearest}."
         )
     return steps.astype(np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -14,9 +13,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ..errors import DatasetFormatError, OutputExistsError, RecordingError, VideoError, nearest
+from .episode import Episode
 from .files import CHUNK_SIZE, DataFiles, VideoFiles
 from .metadata import (
     DATA_PATH,
@@ -30,7 +29,7 @@ from .metadata import (
 from .schema import CAMERAS, checked_frame, parquet_features, recorded_features
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
-from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, VideoEncoder
+from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +49,12 @@ class LeRobotWriter:
     Args:
         root (`str` or `Path`): the folder to create.
         fps (`int`): frames per second.
-        features (`Mapping[str, Mapping]`): name → `{"dtype": "float32" | … | "video" | "image", "shape": […],
-            "names": […], "units": […]}`; names and units may be left out.
+        features (`Mapping[str, Mapping]`): name → `{"dtype": "float32" | … | "video" | "image",
+            "shape": […], "names": […], "units": […]}`; names and units may be left out.
         robot_type (`str`, *optional*): the robot's name.
         codec (`str`, *optional*, defaults to `"h264"`): `"h264"` or `"av1"`.
         use_videos (`bool`, *optional*, defaults to True): without, cameras are stored losslessly as PNG.
-        data_files_size_in_mb, video_files_size_in_mb (`float`): a file that would grow beyond is followed by the next.
+        data_files_size_in_mb, video_files_size_in_mb (`float`): where the next file begins.
 
     Raises:
         OutputExistsError: `root` exists; nothing has been written.
@@ -84,6 +83,9 @@ class LeRobotWriter:
         self.features = recorded_features(features, use_videos)
         self._parquet_features = parquet_features(self.features)
         self._sizes = {"data": data_files_size_in_mb, "video": video_files_size_in_mb}
+        for name, feature in self.features.items():
+            if feature["dtype"] == "video":
+                check_size(name, feature["shape"], codec)
         self._folder = self.root.with_name(self.root.name + ".incomplete")
         for folder in (self.root, self._folder):
             if folder.exists():
@@ -117,7 +119,7 @@ class LeRobotWriter:
             task (`str`): the instruction the robot follows.
 
         Raises:
-            InvalidFrameError: a feature is missing, unknown, mis-shaped or not finite; the frame is not added.
+            InvalidFrameError: a feature is missing, unknown, mis-shaped or not finite; nothing is added.
         """
         self._check_open()
         if not isinstance(task, str) or not task:
@@ -221,8 +223,8 @@ class LeRobotWriter:
         for files in (self._data, *self._videos.values()):
             files.close()
 
-    def _new_episode(self) -> _Episode:
-        return _Episode(self._folder / "encoding", self.features, self.fps, self.codec)
+    def _new_episode(self) -> Episode:
+        return Episode(self._folder / "encoding", self.features, self.fps, self.codec)
 
     def _as_table(self, columns: dict) -> pa.Table:
         ordered = {name: columns[name] for name in self._parquet_features}
@@ -297,57 +299,6 @@ class LeRobotWriter:
             "video.extra_options": {},
             "is_depth_map": False,
         }
-
-
-class _Episode:
-    """The frames since the last episode: numbers in memory, images encoded as they come."""
-
-    def __init__(self, folder: Path, features: dict[str, dict], fps: int, codec: str):
-        self._folder, self._fps, self._codec = folder, fps, codec
-        self._kinds = {name: feature["dtype"] for name, feature in features.items()}
-        self._encoders: dict[str, VideoEncoder] = {}
-        self.columns: dict[str, list] = {}
-        self.tasks: list[str] = []
-        self.image_statistics: dict[str, ImageStatistics] = {}
-
-    @property
-    def length(self) -> int:
-        return len(self.tasks)
-
-    def add(self, frame: dict[str, np.ndarray], task: str) -> None:
-        for name, value in frame.items():
-            kind = self._kinds[name]
-            if kind in CAMERAS:
-                self.image_statistics.setdefault(name, ImageStatistics()).add(value)
-            if kind == "video":
-                self._encoder(name).add(value)
-            else:
-                column = self.columns.setdefault(name, [])
-                column.append({"bytes": _png(value), "path": None} if kind == "image" else value)
-        self.tasks.append(task)
-
-    def finish(self) -> dict[str, Path]:
-        """Return camera → the episode's own video."""
-        for encoder in self._encoders.values():
-            encoder.close()
-        return {name: encoder.path for name, encoder in self._encoders.items()}
-
-    def discard(self) -> None:
-        for encoder in self._encoders.values():
-            encoder.discard()
-        self._encoders, self.tasks = {}, []
-
-    def _encoder(self, camera: str) -> VideoEncoder:
-        if camera not in self._encoders:
-            self._folder.mkdir(exist_ok=True)
-            self._encoders[camera] = VideoEncoder(self._folder / f"{camera}.mp4", self._fps, self._codec)
-        return self._encoders[camera]
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _plain(key: str, value: np.ndarray) -> list:

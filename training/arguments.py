@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -27,5 +28,6 @@ class PolicyTrainingArguments(TrainingArguments):
     logging_steps: float = 50
     save_strategy: str = "no"
     report_to: str | list[str] | None = "none"
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     max_grad_norm: float = 10.0
     weight_decay: float = 1e-4

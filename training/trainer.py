@@ -45,9 +45,9 @@ class PolicyTrainer(Trainer):
     ):
         processor.check_agreement(model.config)
         kwargs.setdefault("data_collator", PolicyCollator(processor))
-        super().__init__(
-            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processor, **kwargs
-        )
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
+        self.processor = processor
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._batches_logged = 0
         self._data_seconds, self._logged_at = 0.0, time.perf_counter()
@@ -130,6 +130,11 @@ class PolicyTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     # --- checkpoints ----------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         _require_fitting_weights(resume_from_checkpoint, self.model if model is None else model)

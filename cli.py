@@ -1,0 +1,182 @@
+"""The command line: record | train | eval | convert | card. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._version import __version__
+from .errors import ManipulatorsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors of this library become one message and exit status 1."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest, options.arguments = rest, arguments
+    try:
+        options.command(options)
+    except ManipulatorsError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="manipulators", description="Robot-manipulation policies: record, train, evaluate, convert, describe."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("record", help="record a scripted expert's demonstrations in simulation")
+    command.add_argument("--env", required=True, help="environment, such as metaworld/pick-place-v3")
+    command.add_argument("--episodes", type=int, default=50, help="successful episodes to record (default: 50)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
+    command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
+    command.add_argument("--output", required=True, type=Path, help="folder of the new dataset")
+    command.set_defaults(command=record)
+
+    command = commands.add_parser(
+        "train",
+        help="train, evaluate and describe a policy by a recipe",
+        description="Every value of the recipe can be overridden: --training.max_steps 500 --config.dim_model 256",
+    )
+    command.add_argument("recipe", help="name of a shipped recipe, such as act_metaworld, or a YAML file")
+    command.add_argument("--output", help="folder of the new checkpoint (default: the recipe's)")
+    command.add_argument("--resume", action="store_true", help="go on from the output's last Trainer checkpoint")
+    command.set_defaults(command=train)
+
+    command = commands.add_parser("eval", help="measure a policy in closed loop")
+    command.add_argument("source", help="checkpoint: folder or Hub id, ours or LeRobot's")
+    command.add_argument("--env", required=True, help="environment, such as metaworld/pick-place-v3")
+    command.add_argument("--episodes", type=int, default=50, help="how many, on seeds that follow each other")
+    command.add_argument("--seed", type=int, default=10_000, help="seed of the first episode (default: 10000)")
+    command.add_argument("--num-envs", type=int, default=10, help="environments that step together (default: 10)")
+    command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
+    command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
+    command.add_argument("--output", type=Path, help="write the result to this JSON file")
+    command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
+    command.add_argument("source", help="published checkpoint: folder or Hub id")
+    command.add_argument("output", type=Path, help="folder of the new checkpoint")
+    command.set_defaults(command=convert)
+
+    command = commands.add_parser("card", help="write a checkpoint's model card, or check it")
+    command.add_argument("folder", type=Path, help="checkpoint folder")
+    command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
+    command.add_argument("--check", action="store_true", help="only list what is wrong with the card")
+    command.set_defaults(command=card)
+    return parser
+
+
+def record(options: argparse.Namespace) -> None:
+    """Record demonstrations."""
+    from .evaluation.demonstrations import record_demonstrations
+
+    result = record_demonstrations(
+        options.env, options.episodes, options.output, seed=options.seed, horizon=options.horizon
+    )
+    print(
+        f"{result.episodes} episodes ({result.frames} frames) in {options.output}; "
+        f"{result.failures} failed ones left out"
+    )
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run a recipe."""
+    from . import auto  # noqa: F401  (registers the policies that a recipe can name)
+    from .training.recipe import load_recipe
+    from .training.run import command_line, run_recipe
+
+    overrides = _overrides(options.rest)
+    if options.output:
+        overrides.append(("output", options.output))
+    recipe = load_recipe(options.recipe, overrides)
+    folder = run_recipe(recipe, command=command_line(options.arguments), resume=options.resume)
+    print(f"\nPolicy, card and results: {folder}")
+    if recipe.evaluation is not None:
+        print(_result_line((folder / "evaluation.json").read_text(encoding="utf-8")))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a checkpoint."""
+    import json
+
+    from .evaluation.rollout import evaluate as run_evaluation
+    from .inference.pipeline import PolicyPipeline
+
+    pipeline = PolicyPipeline.from_pretrained(options.source, device=options.device)
+    seeds = range(options.seed, options.seed + options.episodes)
+    result = run_evaluation(pipeline, options.env, seeds, num_envs=options.num_envs, horizon=options.horizon)
+    if options.output:
+        result.save(options.output)
+    print(_result_line(json.dumps(result.to_dict())))
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Convert a published checkpoint."""
+    from ._files import new_folder
+    from .auto import load_policy_and_processor
+    from .hub_cards.checkpoint_card import write_checkpoint_card
+
+    with new_folder(options.output) as folder:
+        policy, processor = load_policy_and_processor(options.source)
+        policy.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_checkpoint_card(folder)
+    print(f"{options.source} written to {options.output}")
+
+
+def card(options: argparse.Namespace) -> None:
+    """Write or check a checkpoint's card."""
+    from .errors import InvalidCardError
+    from .hub_cards.checkpoint_card import write_checkpoint_card
+    from .hub_cards.lint import lint_card
+
+    if not options.check:
+        print(write_checkpoint_card(options.folder, repo_id=options.repo_id))
+        return
+    path = options.folder / "README.md"
+    if not path.is_file():
+        raise InvalidCardError(f"{options.folder} has no README.md. Write it: manipulators card {options.folder}")
+    problems = lint_card(path.read_text(encoding="utf-8"))
+    if problems:
+        raise InvalidCardError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
+    print(f"{path} is fit to publish")
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """Read `--section.field value` and `--section.field=value`."""
+    from .errors import InvalidRecipeError
+
+    pairs, words = [], iter(rest)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise InvalidRecipeError(f"{word!r} is not an override; write --section.field value")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise InvalidRecipeError(f"--{key} lacks its value")
+        pairs.append((key, value))
+    return pairs
+
+
+def _result_line(evaluation: str) -> str:
+    import json
+
+    result = json.loads(evaluation)
+    low, high = result["interval"]
+    return (
+        f"{result['environment']}: success {result['success_rate']:.0%} of {result['episodes']} episodes "
+        f"(95 % interval {low:.1%} to {high:.1%}), mean length {result['mean_length']:.1f} steps, "
+        f"{result['milliseconds_per_action']:.2f} ms per action"
+    )

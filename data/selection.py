@@ -1,0 +1,78 @@
+"""Which features and episodes of a dataset are read, and what their dimensions are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ..errors import DatasetIndexError, UnknownDatasetFeatureError, nearest
+from .metadata import INDEX_FEATURES
+
+NUMBERS = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
+CAMERAS = {"video", "image"}
+
+
+def choose_features(every: Mapping[str, dict], names: Sequence[str] | None) -> dict[str, dict]:
+    """Return the descriptions of the features called `names`, and of the index columns every sample has.
+
+    Without names, all that can be a tensor or text: language annotations and depth maps are left out.
+
+    Raises:
+        UnknownDatasetFeatureError: a name that does not exist or cannot be read.
+    """
+    every = {**every, **INDEX_FEATURES}
+    readable = {name: feature for name, feature in every.items() if _is_readable(feature)}
+    if names is None:
+        return readable
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        check_known(name, every, "features")
+        if name not in readable:
+            raise UnknownDatasetFeatureError(
+                f"{name!r} has dtype {every[name]['dtype']!r}, or holds depth, which cannot be read as a "
+                f"tensor. Leave it out of features=[…]."
+            )
+    return {name: feature for name, feature in readable.items() if name in {*names, *INDEX_FEATURES}}
+
+
+def choose_episodes(count: int, episodes: Sequence[int] | None) -> np.ndarray:
+    """Return the chosen ones of `count` episodes, in order and each once; all of them without a choice.
+
+    Raises:
+        DatasetIndexError: an episode that does not exist, or none at all.
+    """
+    if episodes is None:
+        return np.arange(count)
+    chosen = np.unique(np.asarray(list(episodes), dtype=np.int64))
+    if not chosen.size or chosen[0] < 0 or chosen[-1] >= count:
+        raise DatasetIndexError(
+            f"episodes={list(episodes)} must name at least one episode, and only episodes 0 … {count - 1}."
+        )
+    return chosen
+
+
+def check_known(name: str, known: Iterable[str], argument: str) -> None:
+    """Raise `UnknownDatasetFeatureError`, with the nearest names, unless `name` is `known`."""
+    if name not in known:
+        raise UnknownDatasetFeatureError(
+            f"{argument} names {name!r}, which is not among the features read. {nearest(name, known)}"
+        )
+
+
+def flat_names(names: object) -> list[str] | None:
+    """Return names as one list; some datasets group them, as `{"motors": […]}` or in nested lists."""
+    if not names:
+        return None
+    if isinstance(names, str):
+        return [names]
+    groups = list(names.values()) if isinstance(names, Mapping) else list(names)
+    if isinstance(names, Mapping) and all(isinstance(group, int) for group in groups):
+        return sorted(names, key=names.get)
+    return [name for group in groups for name in (flat_names(group) or [])]
+
+
+def _is_readable(feature: dict) -> bool:
+    details = feature.get("info") or {}
+    depth = details.get("is_depth_map") or details.get("video.is_depth_map")
+    return feature["dtype"] in NUMBERS | CAMERAS | {"string"} and not depth

@@ -1,0 +1,123 @@
+"""A checkpoint folder's card, from the files that stand in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptFileError, MissingFileError
+from .card import save_card
+from .card_data import CardData, ContractRow
+
+TRAINING_FILE, EVALUATION_FILE = "training.json", "evaluation.json"
+
+
+def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Write README.md (and the learning curve) into a checkpoint folder; a card that a person edited is kept.
+
+    Args:
+        folder: with config.json and processor_config.json; training.json and evaluation.json where they exist.
+        repo_id: where it is published, for the examples.
+
+    Raises:
+        MissingFileError, CorruptFileError: the folder is no checkpoint, or a file in it is not JSON.
+    """
+    return save_card(checkpoint_card(folder, repo_id), folder)
+
+
+def checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> CardData:
+    """Return what the card of a checkpoint folder states; see `write_checkpoint_card`."""
+    folder = Path(folder)
+    config = _read(folder / "config.json", required=True)
+    processor = _read(folder / "processor_config.json", required=True)
+    record = _read(folder / TRAINING_FILE)
+    evaluation = _read(folder / EVALUATION_FILE)
+    return describe_policy(
+        config, processor, _parameters(folder), record=record, evaluation=evaluation, repo_id=repo_id
+    )
+
+
+def describe_policy(
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    parameters: int,
+    record: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    repo_id: str | None = None,
+) -> CardData:
+    """Return what a card states about a policy, from its config, processor and records as plain values.
+
+    Args:
+        config: `policy.config.to_dict()`.
+        processor: `processor.to_dict()`; empty when the policy is published without one.
+        parameters: how many.
+        record: content of training.json.
+        evaluation: content of evaluation.json.
+        repo_id: where it is published.
+    """
+    record = record or {}
+    if evaluation:
+        seed = evaluation["seeds"][0]
+        command = f"manipulators eval {repo_id or 'path/to/this/folder'} --env {evaluation['environment']}"
+        command += f" --episodes {evaluation['episodes']} --seed {seed} --num-envs {evaluation['num_envs']}"
+        evaluation = {**evaluation, "command": command}
+    return CardData(
+        policy_name=config["model_type"].removesuffix("_policy").replace("_", " ").upper(),
+        model_type=config["model_type"],
+        parameters=parameters,
+        inputs=[_row(name, f, processor) for name, f in config["input_features"].items()],
+        outputs=[_row(name, f, processor) for name, f in config["output_features"].items()],
+        repo_id=repo_id,
+        action_horizon=config.get("chunk_size") or config.get("action_horizon"),
+        n_action_steps=config.get("n_action_steps"),
+        control_rate_hz=record.get("control_rate_hz"),
+        dataset=record.get("dataset"),
+        training=record.get("training"),
+        log_history=record.get("log_history", ()),
+        evaluation=evaluation or None,
+        versions=record.get("versions", {}),
+    )
+
+
+def _row(name: str, feature: Mapping[str, Any], processor: Mapping[str, Any]) -> ContractRow:
+    statistics = (processor.get("statistics") or {}).get(name, {})
+    return ContractRow(
+        name=name,
+        kind=feature["type"],
+        shape=feature["shape"],
+        names=(processor.get("dimension_names") or {}).get(name),
+        units=(processor.get("units") or {}).get(name),
+        normalization=(processor.get("normalization_mapping") or {}).get(feature["type"]),
+        low=statistics.get("min"),
+        high=statistics.get("max"),
+    )
+
+
+def _parameters(folder: Path) -> int:
+    """Count the numbers in the weights' headers; nothing is loaded."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no mapping)
+                size = 1
+                for length in file.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _read(path: Path, required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            held = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+            raise MissingFileError(f"{path.parent} holds no {path.name}; it holds {held or 'nothing'}.")
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(path, "JSON file", error) from error

@@ -1,0 +1,239 @@
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from manipulators.data.dataset import LeRobotDataset
+from manipulators.errors import (
+    DatasetFormatError,
+    DatasetIndexError,
+    DatasetNotFoundError,
+    DatasetVersionError,
+    MissingVideoError,
+    TimeWindowError,
+    UnknownDatasetFeatureError,
+    VideoError,
+)
+
+from .conftest import record
+
+
+def test_sample_at_the_end_of_an_episode_repeats_its_last_action(tiny):
+    sample = LeRobotDataset(tiny, action_horizon=4)[1]
+    assert sample["action"].tolist() == [[10.0], [20.0], [20.0], [20.0]]
+    assert sample["action_is_pad"].tolist() == [False, False, True, True]
+    assert sample["observation.state"].tolist() == [1.0, -1.0]
+    assert "observation.state_is_pad" not in sample
+
+
+def test_history_starts_with_the_episode_and_actions_with_the_history(tiny):
+    sample = LeRobotDataset(tiny, action_horizon=4, n_obs_steps=2)[3]
+    assert sample["observation.state"].tolist() == [[3.0, -3.0], [3.0, -3.0]]
+    assert sample["observation.state_is_pad"].tolist() == [True, False]
+    assert sample["action"].tolist() == [[30.0], [30.0], [40.0], [50.0]]
+    assert sample["action_is_pad"].tolist() == [True, False, False, False]
+    assert sample["observation.images.top"].shape == (2, 3, 64, 64)
+    assert sample["observation.images.top_is_pad"].tolist() == [True, False]
+
+
+def test_delta_timestamps_replace_the_counts_for_their_features(tiny):
+    windows = {"observation.state": [-0.2, 0.0, 0.1], "observation.images.top": [-0.1]}
+    sample = LeRobotDataset(tiny, action_horizon=2, delta_timestamps=windows)[5]
+    assert sample["observation.state"][:, 0].tolist() == [3.0, 5.0, 6.0]
+    assert sample["action"].tolist() == [[50.0], [60.0]]
+    assert sample["observation.images.top"].shape == (3, 64, 64)
+    assert abs(float(sample["observation.images.top"].float().mean()) - 80) < 3
+
+
+def test_types_and_scalars(tiny):
+    sample = LeRobotDataset(tiny)[-1]
+    assert sample["task"] == "pull"
+    assert sample["observation.images.top"].dtype == torch.uint8
+    assert abs(float(sample["observation.images.top"].float().mean()) - 120) < 3
+    assert sample["action"].dtype == torch.float32
+    assert sample["next.reward"].shape == () and sample["next.reward"] == 0.5
+    assert sample["timestamp"].shape == () and sample["timestamp"] == np.float32(0.3)
+    numbers = [sample[name].item() for name in ("frame_index", "episode_index", "index", "task_index")]
+    assert numbers == [3, 1, 6, 1]
+    assert sample["index"].dtype == torch.int64
+
+
+def test_positions(tiny):
+    dataset = LeRobotDataset(tiny)
+    assert len(dataset) == 7
+    assert dataset[-7]["index"] == 0
+    assert [item["index"].item() for item in dataset.__getitems__([6, 0, 6])] == [6, 0, 6]
+    for position in (7, -8):
+        with pytest.raises(DatasetIndexError, match=r"0 … 6"):
+            dataset[position]
+
+
+def test_descriptions(tiny):
+    dataset = LeRobotDataset(tiny)
+    assert dataset.fps == 10 and dataset.robot_type == "tiny"
+    assert dataset.tasks == ["push", "pull"]
+    assert dataset.episode_lengths == [3, 4]
+    assert (dataset.num_episodes, dataset.num_frames) == (2, 7)
+    assert dataset.camera_names == ["observation.images.top"]
+    assert dataset.dimension_names["observation.state"] == ["x", "y"]
+    assert dataset.dimension_names["next.reward"] is None
+    assert dataset.units["observation.state"] == ["m", "m"] and dataset.units["action"] is None
+    assert dataset.statistics["observation.state"]["max"].tolist() == [6.0, 0.0]
+    assert dataset.statistics["observation.images.top"]["mean"].shape == (3, 1, 1)
+
+
+def test_grouped_dimension_names(tiny):
+    info = json.loads((tiny / "meta/info.json").read_text())
+    info["features"]["observation.state"]["names"] = {"motors": ["a", "b"]}
+    info["features"]["action"]["names"] = {"grip": 0}
+    (tiny / "meta/info.json").write_text(json.dumps(info))
+    names = LeRobotDataset(tiny).dimension_names
+    assert names["observation.state"] == ["a", "b"] and names["action"] == ["grip"]
+
+
+def test_a_kept_episode_keeps_its_own_bounds(tiny):
+    dataset = LeRobotDataset(tiny, episodes=[1], action_horizon=2, n_obs_steps=2)
+    assert (len(dataset), dataset.episodes, dataset.episode_lengths) == (4, [1], [4])
+    assert dataset[0]["index"] == 3 and dataset[0]["action"].tolist() == [[30.0], [30.0]]
+    assert dataset[3]["action"].tolist() == [[50.0], [60.0]]
+    with pytest.raises(DatasetIndexError, match="0 … 1"):
+        LeRobotDataset(tiny, episodes=[2])
+
+
+def test_cameras_that_are_not_kept_need_no_files(tiny):
+    (tiny / "videos/observation.images.top/chunk-000/file-000.mp4").unlink()
+    dataset = LeRobotDataset(tiny, features=["action"])
+    assert sorted(dataset[0]) == [
+        "action", "action_is_pad", "episode_index", "frame_index", "index", "task", "task_index", "timestamp",
+    ]  # fmt: skip
+    assert sorted(dataset.statistics) == [
+        "action",
+        "episode_index",
+        "frame_index",
+        "index",
+        "task_index",
+        "timestamp",
+    ]
+    with pytest.raises(MissingVideoError, match=r"file-000\.mp4"):
+        LeRobotDataset(tiny)
+
+
+def test_opening_maps_the_numbers_and_opens_no_video(tiny):
+    dataset = LeRobotDataset(tiny, action_horizon=2)
+    dataset._table.numbers("timestamp", np.array([0]), ())
+    before = pa.total_allocated_bytes()
+    view = dataset._table._column("observation.state")._view(0, (2,))
+    assert pa.total_allocated_bytes() == before and not view.flags.owndata
+    assert [path.suffix for path in dataset._table.cache_files] == [".arrow"]
+    assert dataset._reader.open_files == []
+    dataset[0]
+    assert len(dataset._reader.open_files) == 1
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy._reader.open_files == [] and copy[2]["action"].tolist() == [[20.0], [20.0]]
+
+
+@pytest.mark.parametrize("start, workers", [("fork", 2), ("spawn", 1)])
+def test_loader_workers_read_what_the_dataset_reads(tiny, start, workers):
+    dataset = LeRobotDataset(tiny, action_horizon=2)
+    here = [dataset[index] for index in range(7)]  # leaves a decoder open that a fork must not share
+    loader = DataLoader(dataset, batch_size=3, num_workers=workers, multiprocessing_context=start)
+    batches = list(loader)
+    for name in ("observation.images.top", "action", "action_is_pad", "index"):
+        assert torch.equal(
+            torch.cat([batch[name] for batch in batches]), torch.stack([s[name] for s in here])
+        )
+    assert [task for batch in batches for task in batch["task"]] == ["push"] * 3 + ["pull"] * 4
+
+
+def test_numbers_across_several_files(tmp_path):
+    dataset = LeRobotDataset(
+        record(tmp_path / "many", (2, 2, 2), data_files_size_in_mb=1e-6), action_horizon=2
+    )
+    assert len(list(dataset.root.glob("data/*/*.parquet"))) == 3
+    items = dataset.__getitems__([5, 0, 3])
+    assert [item["observation.state"][0].item() for item in items] == [5.0, 0.0, 3.0]
+    assert items[1]["action"].tolist() == [[0.0], [10.0]]
+
+
+def test_images_in_parquet(tmp_path):
+    dataset = LeRobotDataset(record(tmp_path / "png", use_videos=False), n_obs_steps=2)
+    images = dataset[4]["observation.images.top"]
+    assert images.shape == (2, 3, 64, 64)
+    assert images[:, 0, 5, 7].tolist() == [60, 80]
+
+
+def test_missing_folders_and_files(tiny, tmp_path):
+    with pytest.raises(DatasetNotFoundError, match="Hub id"):
+        LeRobotDataset(tmp_path / "absent")
+    with pytest.raises(DatasetNotFoundError, match=r"no meta/info\.json"):
+        LeRobotDataset(tmp_path)
+    (tiny / "data/chunk-000/file-000.parquet").unlink()
+    with pytest.raises(DatasetNotFoundError, match=r"file-000\.parquet"):
+        LeRobotDataset(tiny)
+
+
+def test_hub_dataset_that_cannot_be_reached(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no network.")
+
+    monkeypatch.setattr("manipulators.data.source.snapshot_download", unreachable)
+    with pytest.raises(DatasetNotFoundError, match=r"org/name.*revision 'v3\.0'.*no network"):
+        LeRobotDataset("org/name", revision="v3.0")
+
+
+def test_hub_dataset_fetches_only_what_is_needed_from_one_commit(tiny, monkeypatch):
+    calls = []
+
+    def download(repo, *, repo_type, revision, allow_patterns):
+        calls.append((repo, repo_type, revision, allow_patterns))
+        return str(tiny)
+
+    hidden = tiny / "data/chunk-000/file-000.parquet"
+    monkeypatch.setattr("manipulators.data.source.snapshot_download", download)
+    hidden.rename(tiny / "kept")
+    with pytest.raises(DatasetNotFoundError):
+        LeRobotDataset("org/name", revision="main", features=["action"])
+    assert calls == [
+        ("org/name", "dataset", "main", ["meta/**"]),
+        ("org/name", "dataset", "tiny", ["data/chunk-000/file-000.parquet"]),
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"codebase_version": "v3.0", "fps": 10}'])
+def test_broken_info(tiny, text):
+    (tiny / "meta/info.json").write_text(text)
+    with pytest.raises(DatasetFormatError, match=r"info\.json"):
+        LeRobotDataset(tiny)
+
+
+def test_other_version(tiny):
+    info = json.loads((tiny / "meta/info.json").read_text()) | {"codebase_version": "v2.1"}
+    (tiny / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DatasetVersionError, match=r"v2\.1.*v3\.0"):
+        LeRobotDataset(tiny)
+
+
+def test_truncated_files(tiny):
+    video = tiny / "videos/observation.images.top/chunk-000/file-000.mp4"
+    video.write_bytes(video.read_bytes()[:400])
+    with pytest.raises(VideoError, match=r"file-000\.mp4"):
+        LeRobotDataset(tiny)[0]
+    data = tiny / "data/chunk-000/file-000.parquet"
+    data.write_bytes(data.read_bytes()[:400])
+    with pytest.raises(DatasetFormatError, match="cannot be read"):
+        LeRobotDataset(tiny)
+
+
+def test_unknown_features_and_bad_windows(tiny):
+    with pytest.raises(UnknownDatasetFeatureError, match=r"Did you mean 'observation\.state'"):
+        LeRobotDataset(tiny, features=["observation.stat"])
+    with pytest.raises(UnknownDatasetFeatureError, match=r"delta_timestamps names 'actions'.*'action'"):
+        LeRobotDataset(tiny, delta_timestamps={"actions": [0.0]})
+    with pytest.raises(TimeWindowError, match=r"\[0\.05\].*\[0\.0, 0\.0\]"):
+        LeRobotDataset(tiny, delta_timestamps={"action": [0.0, 0.05]})
+    with pytest.raises(TimeWindowError, match="action_horizon"):
+        LeRobotDataset(tiny, action_horizon=0)

@@ -1,0 +1,193 @@
+"""Recipes: what a training run is, as a short YAML file in which every value has the type of its field."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..configuration.typed_values import parse_text, to_field_type
+from ..errors import InvalidRecipeError, nearest
+from ..modeling import registry
+
+
+@dataclass
+class Recording:
+    """Say what to record when the dataset does not exist yet.
+
+    Args:
+        environment: `<family>/<task>`, whose scripted expert demonstrates.
+        episodes: successful ones.
+        seed: of the first; the others follow.
+    """
+
+    environment: str
+    episodes: int = 50
+    seed: int = 0
+
+
+@dataclass
+class DataSection:
+    """Name the demonstrations.
+
+    Args:
+        dataset: LeRobot dataset, a folder or Hub id.
+        record: how to make it when the folder does not exist.
+        episodes: which of its episodes to use; all by default.
+    """
+
+    dataset: str
+    record: Recording | None = None
+    episodes: list[int] | None = None
+
+
+@dataclass
+class EvaluationSection:
+    """Say where the trained policy is tried.
+
+    Args:
+        environment: `<family>/<task>`.
+        episodes: how many.
+        seed: of the first; keep them away from the demonstrations'.
+        num_envs: environments that step together.
+        horizon: steps after which an episode fails; the environment's own by default.
+    """
+
+    environment: str
+    episodes: int = 50
+    seed: int = 10_000
+    num_envs: int = 10
+    horizon: int | None = None
+
+    @property
+    def seeds(self) -> range:
+        """The seed of every episode."""
+        return range(self.seed, self.seed + self.episodes)
+
+
+@dataclass
+class Recipe:
+    """Describe a training run from demonstrations to a measured policy.
+
+    Args:
+        policy: model type, such as `act_policy`.
+        data: the demonstrations.
+        output: folder of the checkpoint; it must not exist.
+        inputs: observation features the policy uses; all of the dataset's by default.
+        config: fields of the policy's config.
+        training: arguments of `PolicyTrainingArguments`.
+        evaluation: where the policy is tried; not at all when absent.
+        name: of the file, for the card.
+    """
+
+    policy: str
+    data: DataSection
+    output: str
+    inputs: list[str] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSection | None = None
+    name: str = "recipe"
+
+
+def available_recipes() -> list[str]:
+    """Return the names of the recipes that are shipped."""
+    return sorted(path.name.removesuffix(".yaml") for path in _shipped().iterdir() if path.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file, and apply overrides from the command line.
+
+    Args:
+        source: name of a shipped recipe, or a path.
+        overrides: (`section.field`, text) pairs, such as `("training.learning_rate", "3e-4")`.
+
+    Raises:
+        InvalidRecipeError: no such recipe, no valid YAML, an unknown field, a value of another type.
+    """
+    shipped = _shipped() / f"{source}.yaml"
+    path = shipped if shipped.is_file() else Path(source)
+    if not path.is_file():
+        raise InvalidRecipeError(f"There is no recipe {str(source)!r}. {nearest(str(source), available_recipes())}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InvalidRecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidRecipeError(f"{path} should hold `name: value` lines; it holds {type(content).__name__}.")
+    for key, text in overrides:
+        _set(content, key.split("."), text)
+    content.setdefault("name", path.name.removesuffix(".yaml"))
+    return _build_recipe(content, str(source))
+
+
+def _shipped():
+    return files(__package__.rpartition(".")[0] + ".recipes")
+
+
+def _set(content: dict, keys: list[str], text: str) -> None:
+    for key in keys[:-1]:
+        content[key] = content.get(key) or {}
+        content = content[key]
+        if not isinstance(content, dict):
+            raise InvalidRecipeError(f"--{'.'.join(keys)}: {key!r} is a single value, it has no fields.")
+    content[keys[-1]] = text
+
+
+def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
+    recipe = _build(Recipe, content, source)
+    # The config and the arguments import torch, so they are looked at last.
+    from .arguments import PolicyTrainingArguments
+
+    config_class = registry.policy_class(recipe.policy).config_class
+    names = {name: config_class.__dataclass_fields__[name].type for name in config_class.field_names()}
+    recipe.config = _typed(recipe.config, names, f"{source}: config")
+    hints = get_type_hints(PolicyTrainingArguments)
+    allowed = {f.name: hints[f.name] for f in fields(PolicyTrainingArguments) if f.init and f.name != "output_dir"}
+    recipe.training = _typed(recipe.training, allowed, f"{source}: training")
+    return recipe
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    """Build a section; its own sections are dataclasses too."""
+    if not isinstance(content, Mapping):
+        raise InvalidRecipeError(f"{where} should hold `name: value` lines; it holds {content!r}.")
+    hints = get_type_hints(cls)
+    plain = {}
+    for name, value in content.items():
+        section = _section(hints.get(name))
+        if section is not None and value is not None:
+            value = _build(section, value, f"{where}: {name}")
+        plain[name] = value
+    values = _typed(plain, hints, where)
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    absent = [name for name in required if name not in values]
+    if absent:
+        raise InvalidRecipeError(f"{where} lacks {', '.join(absent)}.")
+    return cls(**values)
+
+
+def _section(annotation: Any) -> type | None:
+    options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    return next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
+
+
+def _typed(values: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Read every value as the type of its field: YAML says "1e-3", and the command line says only text."""
+    typed = {}
+    for name, value in values.items():
+        if name not in types_of:
+            raise InvalidRecipeError(f"{where} has no field {name!r}. {nearest(name, types_of)}")
+        try:
+            typed[name] = (
+                parse_text(value, types_of[name]) if isinstance(value, str) else to_field_type(value, types_of[name])
+            )
+        except ValueError as error:
+            raise InvalidRecipeError(f"{where}: {name}: {error}.") from error
+    return typed

@@ -1,0 +1,191 @@
+"""Run a recipe: demonstrations in, a trained, measured and described policy out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import set_seed
+from transformers.utils import logging
+
+from .._files import refuse_existing, replace_files, write_text
+from .._version import __version__
+from ..configuration.features import ACTION, FeatureType, PolicyFeature
+from ..configuration.policy import PolicyConfig
+from ..data.dataset import LeRobotDataset
+from ..errors import InvalidRecipeError, nearest
+from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, write_checkpoint_card
+from ..inference.pipeline import PolicyPipeline
+from ..modeling import registry
+from ..modeling.policy import PolicyModel
+from ..processing.processor import PolicyProcessor
+from .arguments import PolicyTrainingArguments
+from .recipe import Recipe
+from .trainer import PolicyTrainer
+
+logger = logging.get_logger(__name__)
+
+
+def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False) -> Path:
+    """Train, evaluate and describe the policy of a recipe.
+
+    Args:
+        recipe: see `load_recipe`.
+        command: the command line that repeats the run, for the card.
+        resume: go on from the last Trainer checkpoint in the output folder.
+
+    Returns:
+        The output folder: config.json, model.safetensors, processor_config.json, training.json,
+        evaluation.json, README.md, learning_curve.png.
+
+    Raises:
+        OutputExistsError: the output folder holds something already.
+    """
+    output = Path(recipe.output)
+    if not resume:
+        refuse_existing(output)
+    arguments = PolicyTrainingArguments(output_dir=str(output), **recipe.training)
+    set_seed(arguments.seed)
+    config_class = registry.policy_class(recipe.policy).config_class
+    dataset = open_dataset(recipe, config_class(**recipe.config))
+    policy, processor = build_policy(recipe, dataset)
+
+    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume or None)
+    training = {
+        "recipe": asdict(recipe),
+        "dataset": {
+            "name": recipe.data.dataset,
+            "episodes": dataset.num_episodes,
+            "frames": dataset.num_frames,
+            "tasks": len(dataset.tasks),
+        },
+        "control_rate_hz": dataset.fps,
+        "training": {
+            "steps": trainer.state.global_step,
+            "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            "learning_rate": arguments.learning_rate,
+            "seconds": round(time.perf_counter() - began, 1),
+            "hardware": _hardware(),
+            "losses": _last_losses(trainer.state.log_history),
+            "command": command,
+        },
+        "log_history": trainer.state.log_history,
+        "versions": {
+            "manipulators": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        },
+    }
+    # Saved before it is evaluated: whatever happens there, the trained policy is not lost.
+    save_checkpoint(output, policy, processor, training)
+    if recipe.evaluation is not None:
+        evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
+    return output
+
+
+def open_dataset(recipe: Recipe, config: PolicyConfig) -> LeRobotDataset:
+    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
+    record = recipe.data.record
+    if record is not None and not Path(recipe.data.dataset).exists():
+        from ..evaluation.demonstrations import record_demonstrations
+
+        record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
+    return LeRobotDataset(
+        recipe.data.dataset,
+        action_horizon=config.action_horizon,
+        n_obs_steps=config.n_obs_steps,
+        features=None if recipe.inputs is None else [*recipe.inputs, ACTION],
+        episodes=recipe.data.episodes,
+    )
+
+
+def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:
+    """Build a fresh policy and its processor for the features and statistics of a dataset."""
+    inputs, outputs = policy_features(dataset)
+    if not inputs or not outputs:
+        raise InvalidRecipeError(
+            f"{recipe.data.dataset} gives the inputs {list(inputs)} and the outputs {list(outputs)}; a policy needs "
+            f"both. The dataset has: {', '.join(dataset.features)}."
+        )
+    policy_class = registry.policy_class(recipe.policy)
+    config = policy_class.config_class(**recipe.config, input_features=inputs, output_features=outputs)
+    used = (*inputs, *outputs)
+    processor = PolicyProcessor.from_config(
+        config,
+        dataset.statistics,
+        dimension_names={name: dataset.dimension_names[name] for name in used},
+        units={name: dataset.units[name] for name in used},
+    )
+    return policy_class(config), processor
+
+
+def policy_features(dataset: LeRobotDataset) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
+    """Return the input and output features that a dataset's columns are for a policy."""
+    inputs, outputs = {}, {}
+    for name, column in dataset.features.items():
+        shape = tuple(column["shape"])
+        if name in dataset.camera_names:
+            height, width, channels = shape
+            inputs[name] = PolicyFeature(FeatureType.VISUAL, (channels, height, width))
+        elif name == "observation.state":
+            inputs[name] = PolicyFeature(FeatureType.STATE, shape)
+        elif name == "observation.environment_state":
+            inputs[name] = PolicyFeature(FeatureType.ENV, shape)
+        elif name == ACTION:
+            outputs[name] = PolicyFeature(FeatureType.ACTION, shape)
+        elif name.startswith("observation."):
+            known = ("observation.state", "observation.environment_state", "observation.images.<camera>")
+            raise InvalidRecipeError(
+                f"The dataset's feature {name!r} is none that policies read. {nearest(name, known)} "
+                f"Leave it out with inputs: [...]."
+            )
+    return inputs, outputs
+
+
+def save_checkpoint(
+    output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]
+) -> None:
+    """Save policy, processor, the record of the training and a card; every file appears whole or not at all."""
+    with replace_files(output) as folder:
+        policy.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
+    write_checkpoint_card(output)
+
+
+def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:
+    """Run the recipe's evaluation, and put the result into the checkpoint and its card."""
+    from ..evaluation.rollout import evaluate
+
+    section = recipe.evaluation
+    result = evaluate(
+        pipeline, section.environment, section.seeds, num_envs=section.num_envs, horizon=section.horizon
+    )
+    result.save(output / EVALUATION_FILE)
+    write_checkpoint_card(output)
+
+
+def _last_losses(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    logged = [entry for entry in log_history if "loss" in entry]
+    others = ("grad_norm", "learning_rate", "epoch", "step", "data_wait")
+    return {name: value for name, value in logged[-1].items() if name not in others} if logged else {}
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def command_line(arguments: list[str]) -> str:
+    """Return the command line that was given, quoted for a shell."""
+    return shlex.join(["manipulators", *arguments])
