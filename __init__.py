@@ -29,7 +29,13 @@ _EXPORTS = {
     "PolicyTrainingArguments": "training.arguments",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
+    "EvaluationResult": "evaluation.rollout",
+    "LeRobotDataset": "data.dataset",
+    "LeRobotWriter": "data.writer",
+    "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
+    "record_demonstrations": "evaluation.demonstrations",
+    "register_environment": "evaluation.environments",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -155,7 +155,9 @@ class _Driver:
 
     def act(self, observations: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         """Return the actions (b, a), float32, as the pipeline gave them."""
-        batch = {name: np.stack([row[name] for row in observations]) for name in observations[0]}  # (b, …)
+        # An environment may offer more than a policy was trained on; unasked, the policy would refuse it.
+        names = getattr(self.pipeline, "observation_names", observations[0].keys())
+        batch = {name: np.stack([row[name] for row in observations]) for name in observations[0] if name in names}
         began = perf_counter()
         actions = self.pipeline(batch, task=[self.spec.task] * len(observations))
         # The copy to the host waits for the accelerator, so it belongs to the time of the call.

@@ -98,7 +98,7 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
         served = f" for {evaluation.num_envs} environments at once" if evaluation.num_envs > 1 else ""
         rows.append(("Time per action", f"{wording.number(evaluation.milliseconds_per_action)} ms{served}"))
     if wording.is_number(evaluation.clipped_fraction):
-        rows.append(("Actions outside the action space", f"{wording.percent(evaluation.clipped_fraction)} %"))
+        rows.append(("Actions clipped to the action space", f"{wording.percent(evaluation.clipped_fraction)} %"))
     return rows
 
 
@@ -141,8 +141,8 @@ def limits(card: CardData) -> list[str]:
         )
     if ranges_known:
         sentences.append(
-            "It has learned actions inside the training ranges above; the pipeline reports an action outside "
-            "them. They are not the safety limits of your robot: keep those on."
+            "It has learned actions inside the training ranges above; `pipeline.outside_training_range` says how "
+            "many were predicted beyond them. They are not the safety limits of your robot: keep those on."
         )
     else:
         sentences.append(

@@ -12,7 +12,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import load_policy_and_processor
-from ..configuration.features import IMAGE_PREFIX
+from ..configuration.features import ACTION, IMAGE_PREFIX
 from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
@@ -56,6 +56,8 @@ class PolicyPipeline(Pipeline):
         )
         self._history: deque[dict[str, torch.Tensor]] = deque(maxlen=config.n_obs_steps)
         self._leading: tuple[int, ...] | None = None
+        self._range = _widened(processor.action_range())
+        self._outside, self._predicted = torch.zeros(config.action_dim), 0
 
     @classmethod
     def from_pretrained(
@@ -94,11 +96,30 @@ class PolicyPipeline(Pipeline):
         """The policy, in eval mode."""
         return self.model
 
+    @property
+    def observation_names(self) -> set[str]:
+        """The names an observation may have: the policy's own, and those that are renamed to them."""
+        return set(self.processor.input_features) | set(self.processor.rename_map)
+
     def reset(self) -> None:
         """Begin an episode: forget observations, queued actions and their averages."""
         self._actions.reset()
         self._history.clear()
         self._leading = None
+        self._outside, self._predicted = torch.zeros_like(self._outside), 0
+
+    @property
+    def outside_training_range(self) -> dict[str, float]:
+        """The share of actions predicted since `reset()` that lie beyond anything demonstrated, per dimension.
+
+        Beyond means by more than 1 % of the demonstrated range. Empty when the statistics hold no minimum and
+        maximum. A growing share says that the robot is where no demonstration has been.
+        """
+        if self._range is None:
+            return {}
+        names = (self.processor.dimension_names or {}).get(ACTION) or [str(i) for i in range(len(self._outside))]
+        shares = self._outside / max(self._predicted, 1)
+        return dict(zip(names, shares.tolist(), strict=True))
 
     def __call__(
         self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
@@ -153,7 +174,12 @@ class PolicyPipeline(Pipeline):
         inputs = self.processor(observation, task=task)
         inputs = {name: self._to_policy(value) for name, value in inputs.items()}
         chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
-        return self.processor.decode_actions(chunk)
+        actions = self.processor.decode_actions(chunk)
+        if self._range is not None:
+            low, high = self._range
+            self._outside += ((actions < low) | (actions > high)).flatten(0, 1).sum(0)
+            self._predicted += actions.shape[0] * actions.shape[1]
+        return actions
 
     def _to_policy(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
@@ -176,7 +202,7 @@ class PolicyPipeline(Pipeline):
         current = {
             name: tensor if batched else tensor.unsqueeze(0)
             for name, value in observation.items()
-            if name in self.processor.input_features or name in self.processor.rename_map
+            if name in self.observation_names
             for tensor in [to_tensor(name, value)]
         }
         missing = self._history.maxlen - len(self._history) if not self._history else 1
@@ -195,6 +221,14 @@ class PolicyPipeline(Pipeline):
 
     def postprocess(self, model_outputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return self.processor.decode_actions(model_outputs)
+
+
+def _widened(limits: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if limits is None:
+        return None
+    low, high = limits
+    margin = 0.01 * (high - low) + 1e-6  # a constant dimension keeps room for rounding
+    return low - margin, high + margin
 
 
 def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:

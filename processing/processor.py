@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,6 +53,9 @@ class PolicyProcessor(ProcessorMixin):
     Raises:
         MissingStatisticsError: a feature is to be normalised and its statistics are absent or do not fit.
     """
+
+    # transformers' Trainer looks for special tokens here, whatever it trains; there are none.
+    tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
 
     def __init__(
         self,
@@ -225,6 +229,13 @@ class PolicyProcessor(ProcessorMixin):
         """
         chunk = read_vector("The predicted chunk", chunk, self.output_features[ACTION].shape[0])
         return self._normalizers[ACTION].unnormalize(chunk.cpu())
+
+    def action_range(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the lowest and highest action of the training data, (a,) each, or None where not recorded."""
+        recorded = self.statistics.get(ACTION, {})
+        if "min" not in recorded or "max" not in recorded:
+            return None
+        return torch.tensor(recorded["min"]).flatten(), torch.tensor(recorded["max"]).flatten()
 
     # --- saving and loading ---------------------------------------------------------------------------
 

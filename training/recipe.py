@@ -123,6 +123,9 @@ def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] 
         raise InvalidRecipeError(f"{path} should hold `name: value` lines; it holds {type(content).__name__}.")
     for key, text in overrides:
         _set(content, key.split("."), text)
+    overridden = [key for key, _ in overrides]
+    if "data.dataset" in overridden and not any(key.startswith("data.record") for key in overridden):
+        content["data"].pop("record", None)  # another dataset is meant to exist, not to be recorded
     content.setdefault("name", path.name.removesuffix(".yaml"))
     return _build_recipe(content, str(source))
 
@@ -162,6 +165,8 @@ def _build(cls: type, content: Any, where: str) -> Any:
     plain = {}
     for name, value in content.items():
         section = _section(hints.get(name))
+        if section is not None and isinstance(value, str):  # `--evaluation null`
+            value = yaml.safe_load(value)
         if section is not None and value is not None:
             value = _build(section, value, f"{where}: {name}")
         plain[name] = value

@@ -99,13 +99,19 @@ def open_dataset(recipe: Recipe, config: PolicyConfig) -> LeRobotDataset:
         from ..evaluation.demonstrations import record_demonstrations
 
         record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
-    return LeRobotDataset(
+    dataset = LeRobotDataset(
         recipe.data.dataset,
         action_horizon=config.action_horizon,
         n_obs_steps=config.n_obs_steps,
         features=None if recipe.inputs is None else [*recipe.inputs, ACTION],
         episodes=recipe.data.episodes,
     )
+    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.episodes:
+        raise InvalidRecipeError(
+            f"{recipe.data.dataset} exists and holds {dataset.num_episodes} episodes; the recipe records "
+            f"{record.episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove it."
+        )
+    return dataset
 
 
 def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:

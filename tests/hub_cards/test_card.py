@@ -42,7 +42,7 @@ def test_evaluated_card_says_how_well_the_policy_does(full_card):
         "| Mean length | 61.3 steps |\n"
         "| Mean return | 812.4 |\n"
         "| Time per action | 3.21 ms for 10 environments at once |\n"
-        "| Actions outside the action space | 3.1 % |\n"
+        "| Actions clipped to the action space | 3.1 % |\n"
         "\nMeasured in closed loop"
     )
     assert "An episode not solved within 500 steps counts as failed." in text
