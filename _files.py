@@ -38,12 +38,22 @@ def refuse_existing(path: str | os.PathLike) -> None:
         raise OutputExistsError(path)
 
 
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.incomplete")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file whole, or not at all."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".incomplete")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with new_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -32,9 +32,23 @@ FORMAT_VERSION = 1
 
 # What transformers, accelerate and peft set on a config of their own accord; everything else must be a field.
 _RUNTIME_NAMES = frozenset(
-    "attn_implementation auto_map distributed_config experts_implementation fusion_config kernel_config "
-    "model_type name_or_path num_labels output_attentions per_layer_config quantization_config torch_dtype "
-    "transformers_weights use_cache".split()
+    (
+        "attn_implementation",
+        "auto_map",
+        "distributed_config",
+        "experts_implementation",
+        "fusion_config",
+        "kernel_config",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_weights",
+        "use_cache",
+    )
 )
 
 
@@ -274,7 +288,7 @@ def _convert_before_checking(cls: type[PolicyConfig]) -> None:
     """Wrap the strict checks of `cls`: convert values first, refuse unknown names, raise this library's errors."""
     checked_setattr, checked_validate = cls.__setattr__, cls.validate
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def converting_setattr(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property) and name not in _RUNTIME_NAMES:
             if getattr(type(self), name).fset is None:
                 raise InvalidConfigError(
@@ -295,7 +309,7 @@ def _convert_before_checking(cls: type[PolicyConfig]) -> None:
         except StrictDataclassClassValidationError as error:
             raise InvalidConfigError(str(error.__cause__ or error)) from error
 
-    cls.__setattr__, cls.validate = __setattr__, validate
+    cls.__setattr__, cls.validate = converting_setattr, validate
 
 
 # The base class itself is not decorated by __init_subclass__, which only sees its subclasses.

@@ -30,9 +30,7 @@ def to_field_type(value: Any, annotation: Any) -> Any:
         return [to_field_type(item, get_args(annotation)[0]) for item in value]
     if origin is dict and isinstance(value, Mapping):
         kind = get_args(annotation)[1]
-        return {
-            key.value if isinstance(key, Enum) else key: to_field_type(item, kind) for key, item in value.items()
-        }
+        return {key.value if isinstance(key, Enum) else key: to_field_type(item, kind) for key, item in value.items()}
     if isinstance(annotation, type) and issubclass(annotation, PolicyFeature):
         return PolicyFeature.from_value(value)
     if isinstance(annotation, type) and issubclass(annotation, Enum) and isinstance(value, str):

@@ -210,9 +210,7 @@ class LeRobotDataset(Dataset):
         positions = np.asarray(indices, dtype=np.int64).reshape(-1)
         outside = positions[(positions < -len(self)) | (positions >= len(self))]
         if outside.size:
-            raise DatasetIndexError(
-                f"There is no frame {outside[0]}: the dataset has frames 0 … {len(self) - 1}."
-            )
+            raise DatasetIndexError(f"There is no frame {outside[0]}: the dataset has frames 0 … {len(self) - 1}.")
         positions = np.where(positions < 0, positions + len(self), positions)
         kept = np.searchsorted(self._positions, positions, side="right") - 1
         episodes = self._episodes[kept]
@@ -255,9 +253,7 @@ class LeRobotDataset(Dataset):
                 with Image.open(io.BytesIO(value["bytes"])) as image:
                     pixels = np.array(image.convert("RGB"))  # (h, w, 3)
             except (UnidentifiedImageError, OSError, TypeError) as error:
-                raise DatasetFormatError(
-                    f"Frame {row} of {camera} in {self.root} is no image: {error}."
-                ) from error
+                raise DatasetFormatError(f"Frame {row} of {camera} in {self.root} is no image: {error}.") from error
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
 
@@ -288,9 +284,7 @@ class LeRobotDataset(Dataset):
                 f"{expected}. Download or write the dataset again."
             )
         absent = [
-            name
-            for name, feature in self._features.items()
-            if feature["dtype"] != "video" and name not in self._table
+            name for name, feature in self._features.items() if feature["dtype"] != "video" and name not in self._table
         ]
         if absent:
             raise DatasetFormatError(

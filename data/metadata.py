@@ -85,9 +85,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
         raise DatasetFormatError(f"{root / INFO_PATH} has fps {fps!r}; expected a positive number.")
     for name, feature in features.items():
         if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
-            raise DatasetFormatError(
-                f"{root / INFO_PATH} describes {name!r} as {feature!r}, without dtype or shape."
-            )
+            raise DatasetFormatError(f"{root / INFO_PATH} describes {name!r} as {feature!r}, without dtype or shape.")
 
     cameras = [name for name, feature in features.items() if feature["dtype"] == "video"]
     episodes = _read_episodes(root, cameras)
@@ -157,9 +155,7 @@ def _read_tasks(root: Path) -> dict[int, str]:
     # The instruction is the index of a pandas table, which not every writer names.
     text = [name for name in table.column_names if name != "task_index"]
     if "task_index" not in table.column_names or len(text) != 1:
-        raise DatasetFormatError(
-            f"{path} must have the columns task and task_index; got {table.column_names}."
-        )
+        raise DatasetFormatError(f"{path} must have the columns task and task_index; got {table.column_names}.")
     pairs = zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True)
     return {int(index): str(task) for index, task in sorted(pairs)}
 
@@ -168,9 +164,7 @@ def _read_episodes(root: Path, cameras: list[str]) -> dict[str, np.ndarray]:
     """Return the columns that say where each episode is, ordered by episode; statistics are left unread."""
     files = sorted(root.glob("meta/episodes/*/*.parquet"))
     if not files:
-        raise DatasetNotFoundError(
-            f"{root} is not a complete LeRobot dataset: it has no meta/episodes/*/*.parquet."
-        )
+        raise DatasetNotFoundError(f"{root} is not a complete LeRobot dataset: it has no meta/episodes/*/*.parquet.")
     columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
     columns += ["data/chunk_index", "data/file_index"]
     for camera in cameras:

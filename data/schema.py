@@ -27,12 +27,10 @@ def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) 
         DatasetFormatError: a name, dtype, shape, or number of names or units that cannot be recorded.
     """
     if not features:
-        raise DatasetFormatError(
-            'features must name what is recorded, such as {"action": {"dtype": "float32", …}}.'
-        )
-    return {
-        name: _recorded_feature(name, dict(feature), use_videos) for name, feature in features.items()
-    } | {name: dict(feature) for name, feature in INDEX_FEATURES.items()}
+        raise DatasetFormatError('features must name what is recorded, such as {"action": {"dtype": "float32", …}}.')
+    return {name: _recorded_feature(name, dict(feature), use_videos) for name, feature in features.items()} | {
+        name: dict(feature) for name, feature in INDEX_FEATURES.items()
+    }
 
 
 def _recorded_feature(name: str, feature: dict, use_videos: bool) -> dict:
@@ -45,9 +43,7 @@ def _recorded_feature(name: str, feature: dict, use_videos: bool) -> dict:
     if dtype not in NUMBERS + CAMERAS:
         raise DatasetFormatError(f"{name} has dtype {dtype!r}. {nearest(str(dtype), NUMBERS + CAMERAS)}")
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-        raise DatasetFormatError(
-            f"{name} has shape {list(shape)}; expected sizes of at least 1, such as [7]."
-        )
+        raise DatasetFormatError(f"{name} has shape {list(shape)}; expected sizes of at least 1, such as [7].")
     if dtype in CAMERAS:
         if len(shape) != 3 or 3 not in (shape[0], shape[-1]):
             raise DatasetFormatError(f"{name} has shape {list(shape)}; expected [height, width, 3].")
@@ -69,14 +65,10 @@ def checked_frame(frame: Mapping, features: Mapping[str, dict]) -> dict[str, np.
     recorded = {name: feature for name, feature in features.items() if name not in INDEX_FEATURES}
     for name in frame:
         if name not in recorded:
-            raise InvalidFrameError(
-                f"The frame has {name!r}, which is not recorded. {nearest(name, recorded)}"
-            )
+            raise InvalidFrameError(f"The frame has {name!r}, which is not recorded. {nearest(name, recorded)}")
     missing = [name for name in recorded if name not in frame]
     if missing:
-        raise InvalidFrameError(
-            f"The frame lacks {', '.join(missing)}. Given: {', '.join(frame) or 'nothing'}."
-        )
+        raise InvalidFrameError(f"The frame lacks {', '.join(missing)}. Given: {', '.join(frame) or 'nothing'}.")
     return {name: _checked_value(name, frame[name], feature) for name, feature in recorded.items()}
 
 
@@ -97,9 +89,7 @@ def _checked_value(name: str, value: object, feature: dict) -> np.ndarray:
     array = array.astype(feature["dtype"])
     if not np.all(np.isfinite(array)):
         wrong = np.argwhere(~np.isfinite(array)).tolist()
-        raise InvalidFrameError(
-            f"{name} is not finite at {wrong}: {array.tolist()}. Skip the frame or the episode."
-        )
+        raise InvalidFrameError(f"{name} is not finite at {wrong}: {array.tolist()}. Skip the frame or the episode.")
     return array
 
 
@@ -117,12 +107,8 @@ def parquet_features(features: Mapping[str, dict]) -> datasets.Features:
         elif len(shape) == 1:
             columns[name] = datasets.List(datasets.Value(dtype), length=shape[0])
         elif len(shape) <= 5:
-            kind = {2: datasets.Array2D, 3: datasets.Array3D, 4: datasets.Array4D, 5: datasets.Array5D}[
-                len(shape)
-            ]
+            kind = {2: datasets.Array2D, 3: datasets.Array3D, 4: datasets.Array4D, 5: datasets.Array5D}[len(shape)]
             columns[name] = kind(shape=shape, dtype=dtype)
         else:
-            raise DatasetFormatError(
-                f"{name} has {len(shape)} dimensions; parquet files here hold at most 5."
-            )
+            raise DatasetFormatError(f"{name} has {len(shape)} dimensions; parquet files here hold at most 5.")
     return datasets.Features(columns)

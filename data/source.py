@@ -40,9 +40,7 @@ def fetch_files(source: str, root: Path, paths: Iterable[str]) -> None:
 
 def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
     try:
-        return Path(
-            snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        )
+        return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DatasetNotFoundError(
             f"{source!r} is neither a local folder nor a dataset that the Hub gives out"

@@ -45,9 +45,7 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
         row = int(np.argwhere(~np.isfinite(exact))[0][0])
         raise DatasetFormatError(f"Row {row} has values that are not finite; remove that frame.")
     low, high = exact.min(axis=0), exact.max(axis=0)
-    constant = (
-        low == high
-    )  # rounding in the mean would give these a tiny std, and normalisation divides by it
+    constant = low == high  # rounding in the mean would give these a tiny std, and normalisation divides by it
     result = {
         "min": low,
         "max": high,
@@ -74,9 +72,7 @@ class ImageStatistics:
         pixels = channels_last(image)  # (h, w, c)
         step = max(1, -(-max(pixels.shape[:2]) // MAX_SIDE))
         pixels = pixels[::step, ::step]
-        counts = np.stack(
-            [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, -1, 0)]
-        )
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, -1, 0)])
         self.histogram = counts if self.histogram is None else self.histogram + counts
         self.num_images += 1
 
@@ -84,18 +80,14 @@ class ImageStatistics:
         """Add the counts of `others` and return self."""
         for other in others:
             if other.histogram is not None:
-                self.histogram = (
-                    other.histogram if self.histogram is None else self.histogram + other.histogram
-                )
+                self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
                 self.num_images += other.num_images
         return self
 
     def compute(self) -> dict[str, np.ndarray]:
         """Return what `compute_statistics` names: (c, 1, 1) float32 in [0, 1]; count is of images."""
         if self.histogram is None:
-            raise DatasetFormatError(
-                "There are no images to compute statistics of; record at least one frame."
-            )
+            raise DatasetFormatError("There are no images to compute statistics of; record at least one frame.")
         level = np.arange(256) / 255.0
         total = self.histogram.sum(axis=1)  # (c,)
         present = self.histogram > 0
@@ -136,7 +128,6 @@ def _quantile(counts: np.ndarray, level: np.ndarray, probability: float) -> floa
     position = (counts.sum() - 1) * probability
     cumulative = np.cumsum(counts)
     lower, upper = (
-        level[np.searchsorted(cumulative, rank, side="right")]
-        for rank in (np.floor(position), np.ceil(position))
+        level[np.searchsorted(cumulative, rank, side="right")] for rank in (np.floor(position), np.ceil(position))
     )
     return lower + (upper - lower) * (position - np.floor(position))

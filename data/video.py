@@ -64,9 +64,7 @@ class VideoReader:
         video = self._video(Path(path))
         frames = None
         for position in np.argsort(seconds, kind="stable"):  # forwards through the file: fewer seeks
-            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(
-                format="rgb24"
-            )  # (h, w, 3)
+            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(format="rgb24")  # (h, w, 3)
             if frames is None:
                 height, width, _ = pixels.shape
                 frames = torch.empty((len(seconds), 3, height, width), dtype=torch.uint8)
@@ -81,7 +79,7 @@ class VideoReader:
         self._open = OrderedDict()
 
     def _video(self, path: Path) -> _OpenVideo:
-        if False:
+        if self._process != os.getpid():
             # A fork shares the file offsets with its parent; closing here could wait for threads that only
             # the parent has. So the parent's decoders are set aside, untouched.
             self._inherited, self._open, self._process = self._open, OrderedDict(), os.getpid()

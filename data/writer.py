@@ -74,9 +74,7 @@ class LeRobotWriter:
         video_files_size_in_mb: float = 200,
     ):
         if not isinstance(fps, int) or fps < 1:
-            raise DatasetFormatError(
-                f"fps must be a whole number of frames per second, at least 1; got {fps!r}."
-            )
+            raise DatasetFormatError(f"fps must be a whole number of frames per second, at least 1; got {fps!r}.")
         if codec not in ENCODERS:
             raise VideoError(f"There is no codec {codec!r}. {nearest(codec, ENCODERS)}")
         self.root, self.fps, self.robot_type, self.codec = Path(root), fps, robot_type, codec
@@ -144,9 +142,7 @@ class LeRobotWriter:
             "task_index": np.asarray([self._tasks[task] for task in episode.tasks]),
         }
         columns = {
-            name: np.stack(values)
-            if name in episode.columns and name not in self._image_statistics
-            else values
+            name: np.stack(values) if name in episode.columns and name not in self._image_statistics else values
             for name, values in columns.items()
         }
 
@@ -184,9 +180,7 @@ class LeRobotWriter:
             logger.warning("Dropped %d frames after the last end_episode().", self._episode.length)
         self._episode.discard()
         if not self._episodes:
-            raise RecordingError(
-                "A dataset needs at least one episode: call end_episode() after its last frame."
-            )
+            raise RecordingError("A dataset needs at least one episode: call end_episode() after its last frame.")
         self._close_files()
         shutil.rmtree(self._folder / "encoding", ignore_errors=True)
         self._write_metadata()
@@ -317,7 +311,5 @@ def _task_table(tasks: dict[str, int]) -> pa.Table:
         for name, (kind, numpy) in kinds.items()
     ]
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
-    table = pa.table(
-        {"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())}
-    )
+    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())})
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})

@@ -93,9 +93,7 @@ def record_demonstrations(
     try:
         with (
             LeRobotWriter(output, fps=spec.fps, features=spec.features, robot_type=spec.robot_type) as writer,
-            tqdm(
-                total=episodes, desc=f"Recording {environment}", unit="episode", disable=not progress
-            ) as bar,
+            tqdm(total=episodes, desc=f"Recording {environment}", unit="episode", disable=not progress) as bar,
         ):
             for episode_seed in count(seed):
                 length, success = _record_episode(writer, simulation, expert, spec.task, episode_seed)

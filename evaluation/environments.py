@@ -103,13 +103,9 @@ def register_environment(
         InvalidEnvironmentError: the family's name is empty or holds a slash, or the factory cannot be called.
     """
     if not isinstance(family, str) or not family or "/" in family:
-        raise InvalidEnvironmentError(
-            f"{family!r} cannot name a family: expected a non-empty str without '/'."
-        )
+        raise InvalidEnvironmentError(f"{family!r} cannot name a family: expected a non-empty str without '/'.")
     if not callable(factory):
-        raise InvalidEnvironmentError(
-            f"The factory of {family!r} is {factory!r}; expected factory(task, horizon)."
-        )
+        raise InvalidEnvironmentError(f"The factory of {family!r} is {factory!r}; expected factory(task, horizon).")
     _FAMILIES[family] = _Family(factory, tuple(tasks), expert)
 
 
@@ -138,9 +134,7 @@ def make_environment(name: str, horizon: int | None = None) -> gymnasium.Env:
     return environment
 
 
-def make_environments(
-    name: str, num_envs: int = 1, horizon: int | None = None
-) -> gymnasium.vector.SyncVectorEnv:
+def make_environments(name: str, num_envs: int = 1, horizon: int | None = None) -> gymnasium.vector.SyncVectorEnv:
     """Build `num_envs` equal environments that step in lockstep; seeds are given at `reset(seed=[...])`.
 
     Finished environments are not reset behind the caller's back (`AutoresetMode.DISABLED`): a seed belongs to

@@ -25,9 +25,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tup
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
     """
     if not 0 <= successes <= n:
-        raise InvalidEvaluationError(
-            f"{successes} successes of {n} episodes is impossible; expected 0 … {n}."
-        )
+        raise InvalidEvaluationError(f"{successes} successes of {n} episodes is impossible; expected 0 … {n}.")
     if z < 0:
         raise InvalidEvaluationError(f"z = {z} is negative; a 95 % interval has z = 1.96.")
     if n == 0:

@@ -76,9 +76,7 @@ class MetaWorldEnvironment(gymnasium.Env):
         )
         self.action_space = Box(-1.0, 1.0, tuple(self.environment_spec.action_feature["shape"]), np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict | None = None
-    ) -> tuple[dict[str, np.ndarray], dict]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Start an episode; the same seed gives the same bits, whatever this object has simulated before.
 
         Without a seed one is drawn; `info["seed"]` tells which.

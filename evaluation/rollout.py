@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .._files import write_text
 from .._version import __version__
 from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
 from .environments import EnvironmentSpec, make_environments, specification
@@ -65,9 +66,7 @@ class EvaluationResult:
         """Write the result as JSON; the file appears complete or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def evaluate(
@@ -117,9 +116,7 @@ def evaluate(
     try:
         with (
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            tqdm(
-                total=len(seeds), desc=f"Evaluating {environment}", unit="episode", disable=not progress
-            ) as bar,
+            tqdm(total=len(seeds), desc=f"Evaluating {environment}", unit="episode", disable=not progress) as bar,
         ):
             for start in range(0, len(seeds), num_envs):
                 group = [_Episode(seed) for seed in seeds[start : start + num_envs]]

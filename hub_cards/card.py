@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 
+from .._files import write_text
 from . import statements, wording
 from .card_data import CardData, ContractRow, DatasetSummary, EvaluationSummary, Paper, TrainingSummary
 from .edits import keep_edited, sign
@@ -39,10 +39,7 @@ _jinja = Environment(
     autoescape=False,  # Markdown, not HTML; values in table cells pass through `cell`
 )
 _jinja.filters.update(
-    {
-        name: getattr(wording, name)
-        for name in ("cell", "code", "count", "dimensions", "number", "size", "units")
-    }
+    {name: getattr(wording, name) for name in ("cell", "code", "count", "dimensions", "number", "size", "units")}
 )
 
 
@@ -94,12 +91,7 @@ def save_card(card: CardData, folder: str | Path) -> Path:
     if "loss" in curves:
         losses = set(card.training.losses) - {"loss"} if card.training else set()
         draw_learning_curve(card.log_history, folder / LEARNING_CURVE_FILE, parts=losses or None)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(rendered, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, rendered)
     return path
 
 

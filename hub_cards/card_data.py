@@ -227,9 +227,7 @@ class CardData:
         self.training = _built(TrainingSummary, self.training)
         self.evaluation = _built(EvaluationSummary, self.evaluation, allow_more=True)
         if not self.inputs or not self.outputs:
-            raise InvalidCardError(
-                "A card needs at least one input and one output; pass ContractRow objects."
-            )
+            raise InvalidCardError("A card needs at least one input and one output; pass ContractRow objects.")
 
 
 def _built(cls: type, value, allow_more: bool = False):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .._files import new_file
 from ..errors import NothingToDrawError
 from .wording import is_number
 
@@ -52,14 +52,10 @@ def read_curves(log_history: Iterable[Mapping], parts: Iterable[str] | None = No
     if evaluation:
         points["eval_loss"] = evaluation
     ordered = {name: sorted(values.items()) for name, values in points.items() if values}
-    return {
-        name: ([step for step, _ in pairs], [value for _, value in pairs]) for name, pairs in ordered.items()
-    }
+    return {name: ([step for step, _ in pairs], [value for _, value in pairs]) for name, pairs in ordered.items()}
 
 
-def draw_learning_curve(
-    log_history: Sequence[Mapping], path: str | Path, parts: Iterable[str] | None = None
-) -> Path:
+def draw_learning_curve(log_history: Sequence[Mapping], path: str | Path, parts: Iterable[str] | None = None) -> Path:
     """Draw loss and loss parts over training steps as a PNG, 960 × 504 pixels.
 
     The axis is logarithmic when the values span more than one decade. The file appears whole or not at all.
@@ -76,15 +72,10 @@ def draw_learning_curve(
     if "loss" not in curves:
         raise NothingToDrawError(len(log_history))
     figure = _figure(curves)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with new_file(path) as beside:
         # Without matplotlib's version in it, the same log gives the same bytes.
-        figure.savefig(partial, format="png", metadata={"Software": None})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+        figure.savefig(beside, format="png", metadata={"Software": None})
+    return Path(path)
 
 
 def _figure(curves: Curves):

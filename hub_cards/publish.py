@@ -51,7 +51,8 @@ def upload_checkpoint(
         policy.save_pretrained(folder, max_shard_size=max_shard_size)
         if processor is not None:
             processor.save_pretrained(folder)
-        Path(folder, CARD_FILE).write_text(keep_edited(_published_card(api, repo_id, revision), card), encoding="utf-8")
+        card = keep_edited(_published_card(api, repo_id, revision), card)
+        Path(folder, CARD_FILE).write_text(card, encoding="utf-8")
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -130,9 +130,7 @@ def limits(card: CardData) -> list[str]:
             "stop, before you rely on it."
         )
     elif card.evaluation.simulated:
-        sentences.append(
-            "It was evaluated in simulation only: nothing is known about how it does on a real robot."
-        )
+        sentences.append("It was evaluated in simulation only: nothing is known about how it does on a real robot.")
     if card.dataset and card.dataset.episodes is not None:
         sentences.append(
             f"It was trained on {wording.count(card.dataset.episodes)} "
@@ -145,9 +143,7 @@ def limits(card: CardData) -> list[str]:
             "many were predicted beyond them. They are not the safety limits of your robot: keep those on."
         )
     else:
-        sentences.append(
-            "The range of its training actions was not recorded: limit speed and workspace on the robot."
-        )
+        sentences.append("The range of its training actions was not recorded: limit speed and workspace on the robot.")
     without_units = [wording.code(row.name) for row in vectors if row.units is None]
     if without_units:
         sentences.append(
@@ -156,9 +152,7 @@ def limits(card: CardData) -> list[str]:
         )
     if card.control_rate_hz:
         rate = wording.number(card.control_rate_hz)
-        sentences.append(
-            f"It was trained at {rate} Hz: at another rate, the same actions move a robot differently."
-        )
+        sentences.append(f"It was trained at {rate} Hz: at another rate, the same actions move a robot differently.")
     return [*sentences, *map(wording.one_line, card.limits)]
 
 

@@ -159,9 +159,7 @@ def python_example(card: CardData) -> str:
             array = f"np.zeros({row.width if len(row.shape) == 1 else row.shape}, dtype=np.float32)"
             comment = _in_order(row)
         lines.append(f"    {_literal(row.name)}: {array},  # {comment}")
-    example = (
-        card.instruction if isinstance(card.instruction, str) else "say in words what the robot should do"
-    )
+    example = card.instruction if isinstance(card.instruction, str) else "say in words what the robot should do"
     task = f", task={_literal(example)}" if card.instruction else ""
     result = card.outputs[0]
     shape = f"({', '.join(map(str, result.shape))}{',' if len(result.shape) == 1 else ''})"

@@ -44,8 +44,7 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
         views = len(inputs["pixel_values"]) if isinstance(inputs["pixel_values"], (list, tuple)) else None
         views = views or inputs["pixel_values"].shape[-4]
         if views != len(cameras):
-            raise FeatureShapeError(
-                "pixel_values", (views,), f"{len(cameras)} cameras: " + ", ".join(n.removeprefix(IMAGE_PREFIX) for n in cameras)
-            )
+            named = ", ".join(name.removeprefix(IMAGE_PREFIX) for name in cameras)
+            raise FeatureShapeError("pixel_values", (views,), f"{len(cameras)} cameras: {named}")
     kept = (*needed, "actions", "action_is_pad")
     return {name: inputs[name] for name in kept if inputs.get(name) is not None}

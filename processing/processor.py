@@ -31,7 +31,7 @@ from .arrays import read_image, read_mask, read_vector, to_tensor
 from .normalization import Normalizer
 
 # What a dataset's item holds beside features; passed along with an observation, it is left alone.
-_BOOKKEEPING = frozenset("action task timestamp frame_index episode_index index task_index".split())
+_BOOKKEEPING = {"action", "task", "timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
 class PolicyProcessor(ProcessorMixin):

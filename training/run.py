@@ -157,9 +157,7 @@ def policy_features(dataset: LeRobotDataset) -> tuple[dict[str, PolicyFeature], 
     return inputs, outputs
 
 
-def save_checkpoint(
-    output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]
-) -> None:
+def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
     """Save policy, processor, the record of the training and a card; every file appears whole or not at all."""
     with replace_files(output) as folder:
         policy.save_pretrained(folder)
@@ -173,9 +171,7 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation
-    result = evaluate(
-        pipeline, section.environment, section.seeds, num_envs=section.num_envs, horizon=section.horizon
-    )
+    result = evaluate(pipeline, section.environment, section.seeds, num_envs=section.num_envs, horizon=section.horizon)
     result.save(output / EVALUATION_FILE)
     write_checkpoint_card(output)
 

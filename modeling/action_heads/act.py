@@ -15,7 +15,7 @@ from torch import nn
 from ...configuration.act import ACTConfig
 from ...errors import FeatureShapeError
 from ..inputs import model_inputs
-from ..layers.detr_transformer import Decoder, Encoder
+from ..layers.detr_transformer import Decoder, Encoder, LayerShape
 from ..layers.positional import sinusoidal_1d
 
 
@@ -34,17 +34,17 @@ class ACTActionHead(nn.Module):
         config.require_features()
         self.config = config
         d = config.dim_model
-        transformer = (d, config.n_heads, config.dim_feedforward, config.feedforward_activation, config.dropout)
+        shape = LayerShape.from_config(config)
         if config.use_vae:
             self.vae_encoder_cls_embed = nn.Embedding(1, d)
             if config.state_dim:
                 self.vae_encoder_robot_state_input_proj = nn.Linear(config.state_dim, d)
             self.vae_encoder_action_input_proj = nn.Linear(config.action_dim, d)
-            self.vae_encoder = Encoder(config.n_vae_encoder_layers, *transformer, config.pre_norm)
+            self.vae_encoder = Encoder(config.n_vae_encoder_layers, shape)
             self.vae_encoder_latent_output_proj = nn.Linear(d, 2 * config.latent_dim)
             # Persistent, because published checkpoints hold it.
             self.register_buffer("vae_encoder_pos_enc", self.vae_positions())
-        self.decoder = Decoder(config.n_decoder_layers, *transformer, config.pre_norm)
+        self.decoder = Decoder(config.n_decoder_layers, shape)
         self.decoder_pos_embed = nn.Embedding(config.chunk_size, d)
         self.action_head = nn.Linear(d, config.action_dim)
 
@@ -83,7 +83,8 @@ class ACTActionHead(nn.Module):
         """Draw z ~ N(mu, sigma²) from the demonstrated actions (b, h, a); padded ones are masked."""
         b, h = actions.shape[:2]
         if h != self.config.chunk_size:
-            raise FeatureShapeError("actions", tuple(actions.shape), f"a horizon of chunk_size={self.config.chunk_size}")
+            expected = f"a horizon of chunk_size={self.config.chunk_size}"
+            raise FeatureShapeError("actions", tuple(actions.shape), expected)
         tokens = [self.vae_encoder_cls_embed.weight.expand(b, 1, -1)]  # (b, 1, d)
         if self.config.state_dim:
             tokens.append(self.vae_encoder_robot_state_input_proj(state)[:, None])  # (b, 1, d)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...configuration.act import ACTConfig
 from ..inputs import model_inputs
-from ..layers.detr_transformer import Encoder
+from ..layers.detr_transformer import Encoder, LayerShape
 from ..layers.positional import sinusoidal_2d
 from ..layers.resnet import build_resnet
 
@@ -49,15 +49,7 @@ class ACTBackbone(nn.Module):
             self.encoder_env_state_input_proj = nn.Linear(config.environment_state_dim, d)
         n_vectors = 1 + bool(config.state_dim) + bool(config.environment_state_dim)
         self.encoder_1d_feature_pos_embed = nn.Embedding(n_vectors, d)
-        self.encoder = Encoder(
-            config.n_encoder_layers,
-            d,
-            config.n_heads,
-            config.dim_feedforward,
-            config.feedforward_activation,
-            config.dropout,
-            config.pre_norm,
-        )
+        self.encoder = Encoder(config.n_encoder_layers, LayerShape.from_config(config))
 
     def encode_features(
         self, batch: Mapping[str, Any], latent_sample: torch.Tensor, return_positions: bool = False

@@ -4,11 +4,50 @@ Shapes: b batch, n memory tokens, m query tokens, d width. Source: Carion et al.
 form that ACT and LeRobot use; parameter names are theirs.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from ...configuration.act import ACTConfig
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Describe every layer of a stack.
+
+    Args:
+        dim: d, width of the tokens.
+        heads: of the attention.
+        hidden: width between the two linear maps of the feed-forward.
+        activation: between them; one of `ACTIVATIONS`.
+        dropout: in attention, feed-forward and on both results.
+        pre_norm: normalise before attention and feed-forward instead of after.
+    """
+
+    dim: int
+    heads: int
+    hidden: int
+    activation: str
+    dropout: float
+    pre_norm: bool
+
+    @classmethod
+    def from_config(cls, config: ACTConfig) -> LayerShape:
+        """Return the one shape that all layers of an ACT policy have."""
+        return cls(
+            config.dim_model,
+            config.n_heads,
+            config.dim_feedforward,
+            config.feedforward_activation,
+            config.dropout,
+            config.pre_norm,
+        )
 
 
 class Attention(nn.MultiheadAttention):
@@ -33,12 +72,13 @@ class Attention(nn.MultiheadAttention):
 class FeedForward(nn.Module):
     """Hold what both kinds of layer share: the two linear maps and their dropout."""
 
-    def __init__(self, dim: int, hidden: int, activation: str, dropout: float):
+    def __init__(self, shape: LayerShape):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = ACTIVATIONS[activation]
+        self.linear1 = nn.Linear(shape.dim, shape.hidden)
+        self.linear2 = nn.Linear(shape.hidden, shape.dim)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.activation = ACTIVATIONS[shape.activation]
+        self.pre_norm = shape.pre_norm
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (b, n, d) → (b, n, d)."""
@@ -48,12 +88,11 @@ class FeedForward(nn.Module):
 class EncoderLayer(FeedForward):
     """Self-attention, then a feed-forward; the norm stands before or after each."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
-        super().__init__(dim, hidden, activation, dropout)
-        self.self_attn = Attention(dim, heads, dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+    def __init__(self, shape: LayerShape):
+        super().__init__(shape)
+        self.self_attn = Attention(shape.dim, shape.heads, shape.dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(shape.dim), nn.LayerNorm(shape.dim)
+        self.dropout1, self.dropout2 = nn.Dropout(shape.dropout), nn.Dropout(shape.dropout)
 
     def forward(
         self, x: torch.Tensor, positions: torch.Tensor, key_padding_mask: torch.Tensor | None = None
@@ -72,13 +111,12 @@ class EncoderLayer(FeedForward):
 class DecoderLayer(FeedForward):
     """Self-attention over the queries, cross-attention to the memory, a feed-forward."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
-        super().__init__(dim, hidden, activation, dropout)
-        self.self_attn = Attention(dim, heads, dropout)
-        self.multihead_attn = Attention(dim, heads, dropout)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout1, self.dropout2, self.dropout3 = nn.Dropout(dropout), nn.Dropout(dropout), nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+    def __init__(self, shape: LayerShape):
+        super().__init__(shape)
+        self.self_attn = Attention(shape.dim, shape.heads, shape.dropout)
+        self.multihead_attn = Attention(shape.dim, shape.heads, shape.dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(shape.dim) for _ in range(3))
+        self.dropout1, self.dropout2, self.dropout3 = (nn.Dropout(shape.dropout) for _ in range(3))
 
     def forward(
         self,
@@ -107,12 +145,10 @@ class DecoderLayer(FeedForward):
 class Encoder(nn.Module):
     """A stack of encoder layers; with pre-norm, a last norm."""
 
-    def __init__(self, layers: int, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+    def __init__(self, layers: int, shape: LayerShape):
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(dim, heads, hidden, activation, dropout, pre_norm) for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+        self.layers = nn.ModuleList(EncoderLayer(shape) for _ in range(layers))
+        self.norm = nn.LayerNorm(shape.dim) if shape.pre_norm else nn.Identity()
 
     def forward(
         self, x: torch.Tensor, positions: torch.Tensor, key_padding_mask: torch.Tensor | None = None
@@ -125,12 +161,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A stack of decoder layers and a last norm."""
 
-    def __init__(self, layers: int, dim: int, heads: int, hidden: int, activation: str, dropout: float, pre_norm: bool):
+    def __init__(self, layers: int, shape: LayerShape):
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, hidden, activation, dropout, pre_norm) for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(layers))
+        self.norm = nn.LayerNorm(shape.dim)
 
     def forward(
         self,

@@ -63,9 +63,7 @@ def build_resnet(
 
 
 def _load_start_weights(config: ResNetConfig, pretrained: str) -> ResNetModel:
-    remedy = (
-        "Set pretrained_backbone_weights=None to start from random weights, or to a folder that holds them."
-    )
+    remedy = "Set pretrained_backbone_weights=None to start from random weights, or to a folder that holds them."
     try:
         resnet, info = ResNetModel.from_pretrained(pretrained, output_loading_info=True, use_safetensors=True)
     except OSError as error:

@@ -143,16 +143,12 @@ def test_loader_workers_read_what_the_dataset_reads(tiny, start, workers):
     loader = DataLoader(dataset, batch_size=3, num_workers=workers, multiprocessing_context=start)
     batches = list(loader)
     for name in ("observation.images.top", "action", "action_is_pad", "index"):
-        assert torch.equal(
-            torch.cat([batch[name] for batch in batches]), torch.stack([s[name] for s in here])
-        )
+        assert torch.equal(torch.cat([batch[name] for batch in batches]), torch.stack([s[name] for s in here]))
     assert [task for batch in batches for task in batch["task"]] == ["push"] * 3 + ["pull"] * 4
 
 
 def test_numbers_across_several_files(tmp_path):
-    dataset = LeRobotDataset(
-        record(tmp_path / "many", (2, 2, 2), data_files_size_in_mb=1e-6), action_horizon=2
-    )
+    dataset = LeRobotDataset(record(tmp_path / "many", (2, 2, 2), data_files_size_in_mb=1e-6), action_horizon=2)
     assert len(list(dataset.root.glob("data/*/*.parquet"))) == 3
     items = dataset.__getitems__([5, 0, 3])
     assert [item["observation.state"][0].item() for item in items] == [5.0, 0.0, 3.0]

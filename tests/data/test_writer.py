@@ -59,9 +59,7 @@ def test_tasks_are_a_pandas_index(tiny):
 
 def test_files_are_split_at_their_size(tmp_path):
     root = record(tmp_path / "d", (2, 2, 3), video_files_size_in_mb=1e-6)
-    assert [path.name for path in sorted(root.glob("videos/*/*/*.mp4"))] == [
-        f"file-00{i}.mp4" for i in range(3)
-    ]
+    assert [path.name for path in sorted(root.glob("videos/*/*/*.mp4"))] == [f"file-00{i}.mp4" for i in range(3)]
     greys = [float(s["observation.images.top"].float().mean()) for s in LeRobotDataset(root)]
     assert np.abs(np.subtract(greys, [0, 20, 40, 60, 80, 100, 120])).max() < 3
 

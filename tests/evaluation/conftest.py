@@ -56,8 +56,6 @@ def line(monkeypatch):
         "line",
         LineEnvironment,
         tasks=["right"],
-        expert=lambda task: (
-            lambda observation: np.array([0.0 if observation["observation.state"][0] == 0 else 4.0])
-        ),
+        expert=lambda task: lambda observation: np.array([0.0 if observation["observation.state"][0] == 0 else 4.0]),
     )
     return "line/right"

@@ -62,9 +62,7 @@ def test_failures_are_left_out_and_further_seeds_tried(line, tmp_path):
 
 def test_an_expert_that_mostly_fails_raises(line, tmp_path):
     with pytest.raises(UnreliableExpertError, match="failed 3 of 3"):
-        record_demonstrations(
-            line, 2, tmp_path / "line", expert=lambda observation: np.array([-1.0]), progress=False
-        )
+        record_demonstrations(line, 2, tmp_path / "line", expert=lambda observation: np.array([-1.0]), progress=False)
     assert not list(tmp_path.iterdir())
 
 

@@ -15,9 +15,7 @@ STATE = ContractRow(
     high=[0.12, 0.8, 0.31, 1],
 )
 CAMERA = ContractRow(name="observation.images.corner", kind="VISUAL", shape=(3, 240, 320))
-ACTION = ContractRow(
-    name="action", kind="ACTION", shape=(2,), names=["reach", "grip"], normalization="MIN_MAX"
-)
+ACTION = ContractRow(name="action", kind="ACTION", shape=(2,), names=["reach", "grip"], normalization="MIN_MAX")
 
 EVALUATION = {
     "environment": "metaworld/reach-v3",

@@ -166,9 +166,7 @@ def test_python_example_runs_with_the_right_features(full_card, monkeypatch, ins
         "observation.state": ((4,), np.float32),
         "observation.images.corner": ((240, 320, 3), np.uint8),
     }
-    assert task == {False: None, True: "say in words what the robot should do"}.get(
-        instruction, 'say "hi" now'
-    )
+    assert task == {False: None, True: "say in words what the robot should do"}.get(instruction, 'say "hi" now')
 
 
 def test_without_a_camera_the_example_has_none(make_card):
@@ -183,9 +181,7 @@ def test_without_a_repository_the_example_says_what_to_fill_in(make_card):
 
 
 def test_a_model_type_without_a_fragment_needs_no_code(make_card):
-    text = render_card(
-        make_card(model_type="my_policy", policy_name="Mine", summary="Copies the last action.")
-    )
+    text = render_card(make_card(model_type="my_policy", policy_name="Mine", summary="Copies the last action."))
     assert "\nCopies the last action.\n" in text
     assert section(text, "Citation") == "No paper is recorded for this policy."
     assert "Zhao" not in text
@@ -203,9 +199,7 @@ def test_own_words_replace_those_of_the_model_type(make_card):
 def test_many_dimensions_are_folded_away(make_card):
     wide = ContractRow("observation.state", "STATE", (39,), low=[0.0] * 39, high=[1.0] * 39)
     text = render_card(make_card(inputs=[wide]))
-    assert (
-        "<details><summary>The 39 values of <code>observation.state</code>, in order</summary>\n\n|" in text
-    )
+    assert "<details><summary>The 39 values of <code>observation.state</code>, in order</summary>\n\n|" in text
     assert "| 38 | not recorded | not recorded | 0 | 1 |\n\n</details>" in text
     assert "np.zeros(39, dtype=np.float32),  # 39 values, in the order of the training data" in text
 

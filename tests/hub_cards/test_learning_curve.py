@@ -67,9 +67,7 @@ def test_long_logs_are_smoothed():
 
 @pytest.mark.parametrize("log", [[], [{"step": 20, "train_loss": 1.25}], [{"step": 1, "loss": math.nan}]])
 def test_a_log_without_a_loss_is_refused(log, tmp_path):
-    with pytest.raises(
-        NothingToDrawError, match=f"The log has {len(log)} entries and none with a finite `loss`"
-    ):
+    with pytest.raises(NothingToDrawError, match=f"The log has {len(log)} entries and none with a finite `loss`"):
         draw_learning_curve(log, tmp_path / "curve.png")
     assert list(tmp_path.iterdir()) == []
 
