@@ -179,7 +179,7 @@ class CardData:
     Args:
         policy_name (`str`): as people say it, such as `ACT`.
         model_type (`str`): as in `config.json`, such as `act_policy`; selects the text about the method.
-        parameters (`int`): number of parameters.
+        parameters (`int`): numbers in its weights, fixed ones included.
         inputs, outputs (`Sequence[ContractRow]`): what it expects and returns.
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.

@@ -53,7 +53,7 @@ def describe_policy(
     Args:
         config: `policy.config.to_dict()`.
         processor: `processor.to_dict()`; empty when the policy is published without one.
-        parameters: how many.
+        parameters: numbers in its weights.
         record: content of training.json.
         evaluation: content of evaluation.json.
         repo_id: where it is published.

@@ -43,7 +43,7 @@ def upload_checkpoint(
         described = describe_policy(
             policy.config.to_dict(),
             processor.to_dict() if processor is not None else {},
-            sum(parameter.numel() for parameter in policy.parameters()),
+            sum(weight.numel() for weight in policy.state_dict().values()),
             repo_id=repo_id,
         )
         card = render_card(described)

@@ -25,6 +25,7 @@ from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, write_ch
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.policy import PolicyModel
+from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .recipe import Recipe
@@ -125,9 +126,13 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
     policy_class = registry.policy_class(recipe.policy)
     config = policy_class.config_class(**recipe.config, input_features=inputs, output_features=outputs)
     used = (*inputs, *outputs)
+    statistics = dict(dataset.statistics)
+    if getattr(config, "pretrained_backbone_weights", None):
+        # A pretrained backbone wants the pixels it was pretrained on, not those of a few scenes.
+        statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
     processor = PolicyProcessor.from_config(
         config,
-        dataset.statistics,
+        statistics,
         dimension_names={name: dataset.dimension_names[name] for name in used},
         units={name: dataset.units[name] for name in used},
     )

@@ -250,7 +250,7 @@ def test_save_card_writes_picture_and_text_and_keeps_edits(full_card, tmp_path):
 
     full_card.parameters = 7
     save_card(full_card, tmp_path)
-    assert "with 7 parameters" in path.read_text(encoding="utf-8")
+    assert "with 7 weights" in path.read_text(encoding="utf-8")
 
     mine = path.read_text(encoding="utf-8") + "\nMeasured again in May.\n"
     path.write_text(mine, encoding="utf-8")
