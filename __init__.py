@@ -17,6 +17,7 @@ _EXPORTS = {
     "ACTPolicy": "modeling.policies.act",
     # what they are made of
     "AutoPolicy": "auto",
+    "BasePolicyModel": "modeling.custom",
     "FeatureType": "configuration.features",
     "NormalizationMode": "configuration.features",
     "PolicyConfig": "configuration.policy",

@@ -25,10 +25,25 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield beside
         if path.is_dir():
             path.rmdir()  # empty, as checked above
-        os.replace(beside, path)
+        replace_folder(beside, path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def replace_folder(finished: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a finished folder its name, in place of what has it: after a power cut either is there, and whole."""
+    finished, path = Path(finished), Path(path)
+    for file in finished.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    replaced = path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        os.replace(path, replaced)
+    os.replace(finished, path)
+    _flush(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
@@ -45,6 +60,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.incomplete")
     try:
         yield beside
+        _flush(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -67,6 +83,16 @@ def replace_files(folder: str | os.PathLike) -> Iterator[Path]:
     try:
         yield beside
         for path in sorted(beside.iterdir()):
+            _flush(path)
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk: a rename may otherwise outrun them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

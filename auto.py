@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils import cached_file
 
 from .configuration.policy import PolicyConfig
@@ -118,23 +119,12 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
 
 
-def register_with_transformers() -> None:
-    """Make every registered policy known to AutoConfig, AutoModel and AutoProcessor.
-
-    A name that transformers has claimed meanwhile is skipped: AutoPolicy's own mapping decides.
-    """
+def register_processors() -> None:
+    """Make every registered policy's processor known to AutoProcessor; a name that is taken is skipped."""
     for model_type, policy_class in registry.registered_policies().items():
-        config_class = policy_class.config_class
-        processor_class = registry.processor_class(model_type, default=PolicyProcessor)
-        for register, arguments in (
-            (AutoConfig.register, (model_type, config_class)),
-            (AutoModel.register, (config_class, policy_class)),
-            (AutoProcessor.register, (config_class, processor_class)),
-        ):
-            try:
-                register(*arguments)
-            except ValueError:  # taken
-                break
+        with suppress(ValueError):
+            processor_class = registry.processor_class(model_type, default=PolicyProcessor)
+            AutoProcessor.register(policy_class.config_class, processor_class)
 
 
-register_with_transformers()
+register_processors()

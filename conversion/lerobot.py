@@ -1,4 +1,4 @@
-"""LeRobot's checkpoints (0.4 and later): flat config.json, `model.` weights, processors with their statistics."""
+"""LeRobot's checkpoints: flat config.json, `model.` weights, statistics beside them (0.4 and later) or among them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from ..configuration.act import ACTConfig
 from ..configuration.features import ACTION, STATE, FeatureType, NormalizationMode, PolicyFeature
 from ..configuration.policy import PolicyConfig
 from ..configuration.resnet import RESNETS
-from ..errors import CheckpointError, CorruptFileError, MissingFileError, UnknownPolicyError, nearest
+from ..errors import (
+    CheckpointError,
+    CorruptFileError,
+    MissingFileError,
+    UnknownPolicyError,
+    WeightsMismatchError,
+    nearest,
+)
 from ..modeling.policies.act import ACTPolicy
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 
 logger = logging.get_logger(__name__)
 
+# Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
+OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 POLICIES: dict[str, type[PolicyModel]] = {"act": ACTPolicy}
 
@@ -53,8 +62,14 @@ def read_checkpoint(
             f"{source} is a LeRobot policy of type {config['type']!r}. {nearest(config['type'], POLICIES)}"
         )
     policy_class = POLICIES[config["type"]]
-    weights = rename_act_weights(_read_weights(folder / "model.safetensors"))
-    normalizer, unnormalizer, rename_map = _read_processors(folder)
+    published = _read_weights(folder / "model.safetensors")
+    statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
+    if statistics_inside:
+        normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
+        rename_map: dict[str, str] = {}
+    else:
+        normalizer, unnormalizer, rename_map = _read_processors(folder)
+    weights = rename_act_weights(published)
     fields = act_fields(config, weights)
     fields["normalization_mapping"] = {
         kind: normalizer["norm_map"].get(kind, "IDENTITY") for kind in FeatureType.__members__
@@ -165,13 +180,43 @@ def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, str]]:
     if not (folder / PREPROCESSOR).is_file() or not (folder / POSTPROCESSOR).is_file():
         raise MissingFileError(
             f"{folder} holds no {PREPROCESSOR} and {POSTPROCESSOR}, where LeRobot 0.4 and later keep the "
-            f"statistics; it holds {_listing(folder)}. Without statistics a policy's actions mean nothing."
+            f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {_listing(folder)}. "
+            f"Without statistics a policy's actions mean nothing."
         )
     before = _read_json(folder / PREPROCESSOR)["steps"]
     after = _read_json(folder / POSTPROCESSOR)["steps"]
     renames = [step["config"].get("rename_map", {}) for step in before if "rename" in step["registry_name"]]
     rename_map = {old: new for renamed in renames for old, new in renamed.items()}
     return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), rename_map
+
+
+def _normalizer_inside(config: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> dict:
+    """Return the normalizer of LeRobot 0.1 to 0.3, whose statistics are buffers among the weights.
+
+    A buffer's name is the feature's with dots turned into underscores. It is found by flattening the names that
+    the config lists, never by un-flattening: `observation.images.cam_high` has an underscore of its own.
+    """
+    statistics: dict[str, dict[str, torch.Tensor]] = {}
+    used = set()
+    for kind in ("input_features", "output_features"):
+        for feature in config[kind]:
+            flat = feature.replace(".", "_")
+            for module in OLD_NORMALIZERS:
+                for which in ("mean", "std", "min", "max"):
+                    name = f"{module}buffer_{flat}.{which}"
+                    if name not in buffers:
+                        continue
+                    value = buffers[name].float().flatten()
+                    known = statistics.setdefault(feature, {}).setdefault(which, value)
+                    if not torch.equal(known, value):
+                        raise CheckpointError(
+                            f"The checkpoint normalises {feature} with one {which} and un-normalises it with another: "
+                            f"{known.tolist()} against {value.tolist()}."
+                        )
+                    used.add(name)
+    if unknown := set(buffers) - used:
+        raise WeightsMismatchError("the published checkpoint's statistics", unexpected=unknown)
+    return {"norm_map": config["normalization_mapping"], "statistics": statistics}
 
 
 def _normalizer(folder: Path, steps: list[dict], kind: str) -> dict:

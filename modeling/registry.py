@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoModel
 
 from ..configuration.policy import PolicyConfig
 from ..errors import InvalidConfigError, UnknownPolicyError, nearest
@@ -40,6 +43,11 @@ def register_policy(model_type: str) -> Callable[[type[PolicyModel]], type[Polic
         if known is not None and known.__qualname__ != policy_class.__qualname__:
             raise InvalidConfigError(f"Model type {model_type!r} is taken by {known.__name__}; choose another.")
         _POLICIES[model_type] = policy_class
+        # AutoPolicy's own mapping decides; a name that transformers has claimed meanwhile is left to it.
+        with suppress(ValueError):
+            again = known is not None  # a notebook cell that is run twice
+            AutoConfig.register(model_type, config_class, exist_ok=again)
+            AutoModel.register(config_class, policy_class, exist_ok=again)
         return policy_class
 
     return register

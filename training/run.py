@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
@@ -20,7 +21,7 @@ from .._version import __version__
 from ..configuration.features import ACTION, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
-from ..errors import InvalidRecipeError, nearest
+from ..errors import InvalidRecipeError, MissingFileError, nearest
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
@@ -52,6 +53,11 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     output = Path(recipe.output)
     if not resume:
         refuse_existing(output)
+    elif not output.is_dir() or get_last_checkpoint(output) is None:
+        raise MissingFileError(
+            f"{output} holds no checkpoint-<step> folder to resume from. A run writes them with "
+            f"--training.save_strategy steps --training.save_steps 500."
+        )
     arguments = PolicyTrainingArguments(output_dir=str(output), **recipe.training)
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class

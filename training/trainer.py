@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .._files import replace_folder
 from ..errors import CorruptFileError, DivergedTrainingError, InvalidConfigError, WeightsMismatchError
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .collator import PolicyCollator
+
+STAGING_FOLDER = ".incomplete"  # in the output folder; resuming looks only at finished checkpoints beside it
 
 
 class PolicyTrainer(Trainer):
@@ -48,6 +54,7 @@ class PolicyTrainer(Trainer):
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
         self.processor = processor
+        self._staging: str | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._batches_logged = 0
         self._data_seconds, self._logged_at = 0.0, time.perf_counter()
@@ -130,6 +137,36 @@ class PolicyTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     # --- checkpoints ----------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint beside the others and rename it when it is whole: a kill leaves no half of one."""
+        run = super()._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = os.path.join(run, STAGING_FOLDER)
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)  # left by a run that was killed
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process writes its own random state
+            if self.args.should_save:
+                self._name_best_checkpoint(run)
+                self.state.save_to_json(os.path.join(self._staging, name, TRAINER_STATE_NAME))
+                replace_folder(os.path.join(self._staging, name), os.path.join(run, name))
+                rotate_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _name_best_checkpoint(self, run: str) -> None:
+        """Let the state name the best checkpoint where it will be, not where it is being written."""
+        best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if any(os.path.isdir(os.path.join(folder, best)) for folder in (run, self._staging)):
+            self.state.best_model_checkpoint = os.path.join(run, best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
