@@ -92,7 +92,6 @@ def record(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Run a recipe."""
-    from . import auto  # noqa: F401  (registers the policies that a recipe can name)
     from .training.recipe import load_recipe
     from .training.run import command_line, run_recipe
 

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
+from huggingface_hub.dataclasses import type_validator
+
 from ..errors import InvalidConfigError, nearest
 from .features import PolicyFeature
 
@@ -54,6 +57,22 @@ def _to_union(value: Any, options: tuple) -> Any:
     return value
 
 
+def read_as(value: Any, annotation: Any) -> Any:
+    """Read a value from YAML or the command line as `annotation` says, and check that it is that.
+
+    Raises:
+        ValueError: it cannot be read as that type.
+    """
+    if isinstance(value, str):
+        value = parse_text(value, annotation)
+    value = to_field_type(value, annotation)
+    try:
+        type_validator("value", value, annotation)
+    except TypeError as error:
+        raise ValueError(f"{value!r} cannot be read as {_name(annotation)}") from error
+    return value
+
+
 def parse_text(text: str, annotation: Any) -> Any:
     """Read a command-line or YAML string as `annotation` says, so that `1e-4` is a float where a float belongs.
 
@@ -80,7 +99,16 @@ def parse_text(text: str, annotation: Any) -> Any:
             return to_field_type([parse_text(item.strip(), inner) for item in items if item.strip()], option)
         elif isinstance(option, type) and issubclass(option, Enum):
             return to_field_type(text, option)
+        elif (get_origin(option) or option) is dict and text.lstrip().startswith("{"):
+            return yaml.safe_load(text)
     if str in options:
         return text
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise ValueError(f"{text!r} cannot be read as {names}")
+    raise ValueError(f"{text!r} cannot be read as {_name(annotation)}")
+
+
+def _name(annotation: Any) -> str:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    plain = (
+        option.__name__ if isinstance(option, type) and not get_args(option) else str(option) for option in options
+    )
+    return " or ".join("null" if name == "NoneType" else name for name in plain)

@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..configuration.typed_values import parse_text, to_field_type
+from .. import auto  # noqa: F401  (registers the policies that a recipe can name)
+from ..configuration.typed_values import read_as
 from ..errors import InvalidRecipeError, nearest
 from ..modeling import registry
 
@@ -117,7 +118,7 @@ def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] 
         raise InvalidRecipeError(f"There is no recipe {str(source)!r}. {nearest(str(source), available_recipes())}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InvalidRecipeError(f"{path} should hold `name: value` lines; it holds {type(content).__name__}.")
@@ -140,7 +141,15 @@ def _set(content: dict, keys: list[str], text: str) -> None:
         content = content[key]
         if not isinstance(content, dict):
             raise InvalidRecipeError(f"--{'.'.join(keys)}: {key!r} is a single value, it has no fields.")
-    content[keys[-1]] = text
+    # A field's own text is read as its type; inside a field's mapping there are no types, so YAML decides.
+    content[keys[-1]] = text if len(keys) <= 2 or "record" in keys else _yaml(text)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidRecipeError(f"{text!r} is not valid YAML: {error}") from error
 
 
 def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
@@ -166,7 +175,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
     for name, value in content.items():
         section = _section(hints.get(name))
         if section is not None and isinstance(value, str):  # `--evaluation null`
-            value = yaml.safe_load(value)
+            value = _yaml(value)
         if section is not None and value is not None:
             value = _build(section, value, f"{where}: {name}")
         plain[name] = value
@@ -188,11 +197,9 @@ def _typed(values: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -
     typed = {}
     for name, value in values.items():
         if name not in types_of:
-            raise InvalidRecipeError(f"{where} has no field {name!r}. {nearest(name, types_of)}")
+            raise InvalidRecipeError(f"{where} has no field {name!r}. {nearest(str(name), types_of)}")
         try:
-            typed[name] = (
-                parse_text(value, types_of[name]) if isinstance(value, str) else to_field_type(value, types_of[name])
-            )
+            typed[name] = read_as(value, types_of[name])
         except ValueError as error:
             raise InvalidRecipeError(f"{where}: {name}: {error}.") from error
     return typed

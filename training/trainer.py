@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .._files import replace_folder
-from ..errors import CorruptFileError, DivergedTrainingError, InvalidConfigError, WeightsMismatchError
+from ..errors import (
+    CorruptFileError,
+    DivergedTrainingError,
+    InvalidConfigError,
+    MissingFileError,
+    WeightsMismatchError,
+)
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
@@ -56,8 +61,8 @@ class PolicyTrainer(Trainer):
         self.processor = processor
         self._staging: str | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
-        self._batches_logged = 0
-        self._data_seconds, self._logged_at = 0.0, time.perf_counter()
+        self._steps, self._batches_of_step = 0, 1
+        self._data_seconds, self._logged_at = 0.0, None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
         self.remove_callback(PrinterCallback)
@@ -87,7 +92,9 @@ class PolicyTrainer(Trainer):
                 "weight_decay": self.args.weight_decay if decays else 0.0,
                 "lr": self.args.learning_rate_visual if visual else self.args.learning_rate,
             }
-            for (visual, decays), parameters in groups.items()
+            for (visual, decays), parameters in sorted(
+                groups.items(), key=lambda item: item[0][0]
+            )  # logged: the first
         ]
 
     def _visual_prefixes(self) -> tuple[str, ...]:
@@ -109,16 +116,18 @@ class PolicyTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
             for name, value in (outputs.losses or {}).items():  # summed on the device: no wait per step
-                self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach()
-            self._batches_logged += 1
+                self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach() / self._batches_of_step
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any):
         """Fetch the next batches, and keep the time that took."""
         start = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
+        self._logged_at = self._logged_at or start  # what comes before the first batch is set-up
+        batches, items = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
-        return batches
+        if batches:
+            self._steps, self._batches_of_step = self._steps + 1, len(batches)
+        return batches, items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the loss parts and the share of time spent waiting for data.
@@ -126,14 +135,16 @@ class PolicyTrainer(Trainer):
         Raises:
             DivergedTrainingError: the loss is not finite.
         """
+        parts: dict[str, float] = {}
         if "loss" in logs:
-            parts = {name: (value / self._batches_logged).item() for name, value in self._loss_parts.items()}
+            parts = {name: (value / self._steps).item() for name, value in self._loss_parts.items()}
             now = time.perf_counter()
             logs |= parts | {"data_wait": round(self._data_seconds / max(now - self._logged_at, 1e-9), 4)}
-            self._loss_parts, self._batches_logged = {}, 0
+            self._loss_parts, self._steps = {}, 0
             self._data_seconds, self._logged_at = 0.0, now
-            if not math.isfinite(logs["loss"]):
-                raise DivergedTrainingError(self.state.global_step, logs["loss"], parts)
+        loss = logs.get("loss", logs.get("train_loss", 0.0))  # the latter is the whole run's, at its end
+        if not math.isfinite(loss):
+            raise DivergedTrainingError(self.state.global_step, loss, parts)
         super().log(logs, *args, **kwargs)
 
     # --- checkpoints ----------------------------------------------------------------------------------
@@ -198,14 +209,21 @@ class PolicyProgressCallback(ProgressCallback):
 
 def _require_fitting_weights(folder: str | os.PathLike, model: nn.Module) -> None:
     """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word."""
-    path = Path(folder) / SAFE_WEIGHTS_NAME
-    if not path.is_file():
-        return  # sharded or adapter checkpoints are refused or loaded by transformers itself
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise CorruptFileError(path, "safetensors file", error) from error
+    paths = sorted(Path(folder).glob("model*.safetensors"))
+    if not paths:
+        if any(Path(folder).glob("adapter_model*.safetensors")):
+            return  # peft compares an adapter's tensors itself
+        held = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
+        raise MissingFileError(
+            f"{folder} holds no model.safetensors to resume from; it holds {held}. Pickled weights are never read."
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(path, "safetensors file", error) from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     mismatched = [(n, s, expected[n]) for n, s in found.items() if n in expected and s != expected[n]]
