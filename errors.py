@@ -202,6 +202,18 @@ class MissingStatisticsError(ProcessingError):
     """A feature that must be normalised but has no statistics, or statistics of another width."""
 
 
+class EmbodimentError(ProcessingError):
+    """An embodiment that a policy does not know, or none chosen of several."""
+
+    def __init__(self, name: str | None, known: Iterable[str]):
+        known = sorted(known)
+        given = "No embodiment is chosen" if name is None else f"The policy knows no embodiment {name!r}"
+        super().__init__(
+            f"{given}. It has statistics for: {', '.join(known) or 'none apart'}. "
+            f"Choose one: PolicyPipeline.from_pretrained(source, embodiment={known[0] if known else None!r})"
+        )
+
+
 class MissingFeatureError(ProcessingError, KeyError):
     """An observation without a state, camera or instruction that the policy needs."""
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..errors import InvalidConfigError, UnknownConfigFieldError
+from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -66,6 +66,8 @@ class PolicyConfig(PreTrainedConfig):
         output_features (`dict[str, PolicyFeature]`): what the policy returns; `action`.
         normalization_mapping (`dict[str, NormalizationMode]`): one mode per feature type.
         n_obs_steps (`int`, *optional*, defaults to 1): observations the policy looks at, the current one included.
+        optional_cameras (`tuple[str, ...]`, *optional*): cameras that an observation may lack; the network does not
+            attend to an absent one.
         format_version (`int`, *optional*): version of the saved fields' meaning.
     """
 
@@ -73,6 +75,7 @@ class PolicyConfig(PreTrainedConfig):
     output_features: dict[str, PolicyFeature] | None = None
     normalization_mapping: dict[str, NormalizationMode] | None = None
     n_obs_steps: int = 1
+    optional_cameras: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     default_normalization: ClassVar[NormalizationMode] = NormalizationMode.MEAN_STD
@@ -178,6 +181,14 @@ class PolicyConfig(PreTrainedConfig):
                     f"the only output is {ACTION!r}, of type ACTION and shape (width,)."
                 )
 
+    def validate_optional_cameras(self) -> None:
+        """Check that optional cameras are cameras."""
+        for name in self.optional_cameras:
+            if name not in self.image_features:
+                raise InvalidConfigError(
+                    f"optional_cameras names {name!r}, which is no camera. {nearest(name, self.image_features)}"
+                )
+
     def validate_history(self) -> None:
         """Check that at least the current observation is seen."""
         if self.n_obs_steps < 1:
@@ -241,7 +252,8 @@ class PolicyConfig(PreTrainedConfig):
 
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
-            (b, t, v, c, h, w), as far as the config has them; `actions` (b, h, a), `action_is_pad` (b, h).
+            (b, t, v, c, h, w), `pixel_mask` (b, v), as far as the config has them; `actions` (b, h, a),
+            `action_is_pad` (b, h).
         """
         import torch
 
@@ -255,6 +267,8 @@ class PolicyConfig(PreTrainedConfig):
         if self.image_features:
             views = [random(*lead, *feature.shape) for feature in self.image_features.values()]
             inputs["pixel_values"] = stack_views(views)
+        if self.optional_cameras:
+            inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
         if self.state_dim:
             inputs["state"] = random(*lead, self.state_dim)
         if self.environment_state_dim:

@@ -13,7 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import load_policy_and_processor
 from ..configuration.features import ACTION, IMAGE_PREFIX
-from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, nearest
+from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
 from ..processing.processor import PolicyProcessor
@@ -29,6 +29,8 @@ class PolicyPipeline(Pipeline):
     Args:
         model (`PolicyModel`): the policy; put into eval mode.
         processor (`PolicyProcessor`): the one saved with it.
+        clamp_actions (`bool`, *optional*, defaults to False): keep actions inside the range of the training data;
+            relative dimensions are not clamped.
         device (`str` or `torch.device`, *optional*): by default the first accelerator, else the CPU.
     """
 
@@ -38,7 +40,9 @@ class PolicyPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, model: PolicyModel, processor: PolicyProcessor | None = None, **kwargs: Any):
+    def __init__(
+        self, model: PolicyModel, processor: PolicyProcessor | None = None, clamp_actions: bool = False, **kwargs: Any
+    ):
         if processor is None:
             raise CheckpointError(
                 "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
@@ -57,6 +61,9 @@ class PolicyPipeline(Pipeline):
         self._history: deque[dict[str, torch.Tensor]] = deque(maxlen=config.n_obs_steps)
         self._leading: tuple[int, ...] | None = None
         self._range = _widened(processor.action_range())
+        self.clamp_actions = clamp_actions
+        if clamp_actions:
+            self._limits()
         self._outside, self._predicted = torch.zeros(config.action_dim), 0
 
     @classmethod
@@ -67,6 +74,7 @@ class PolicyPipeline(Pipeline):
         dtype: torch.dtype | str | None = None,
         camera_map: Mapping[str, str] | None = None,
         embodiment: str | None = None,
+        clamp_actions: bool = False,
         **overrides: Any,
     ) -> PolicyPipeline:
         """Load policy and processor from a folder or Hub id, in our format or as another project published it.
@@ -77,6 +85,7 @@ class PolicyPipeline(Pipeline):
             dtype: of the weights; by default as saved.
             camera_map: your camera's name → the policy's, with or without `observation.images.`.
             embodiment: which statistics to use, where a checkpoint has several.
+            clamp_actions: keep actions inside the range of the training data.
             overrides: `revision`, `token`, `local_files_only`, …, and config fields to change.
 
         Raises:
@@ -86,10 +95,11 @@ class PolicyPipeline(Pipeline):
             overrides["dtype"] = dtype
         policy, processor = load_policy_and_processor(source, **overrides)
         if embodiment is not None:
-            raise CheckpointError(f"{source} holds one embodiment, so there is none to choose; got {embodiment!r}.")
+            processor.choose_embodiment(embodiment)
+        processor.normalizer(ACTION)  # several embodiments and none chosen: better said now than on the robot
         if camera_map:
             processor.rename_map = processor.rename_map | _camera_names(camera_map, policy.config.image_features)
-        return cls(model=policy, processor=processor, device=device)
+        return cls(model=policy, processor=processor, clamp_actions=clamp_actions, device=device)
 
     @property
     def policy(self) -> PolicyModel:
@@ -174,12 +184,24 @@ class PolicyPipeline(Pipeline):
         inputs = self.processor(observation, task=task)
         inputs = {name: self._to_policy(value) for name, value in inputs.items()}
         chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
-        actions = self.processor.decode_actions(chunk)
+        actions = self.processor.decode_actions(chunk, state=self.processor.raw_state(observation))
         if self._range is not None:
             low, high = self._range
             self._outside += ((actions < low) | (actions > high)).flatten(0, 1).sum(0)
             self._predicted += actions.shape[0] * actions.shape[1]
+        if self.clamp_actions:
+            low, high = self._limits()
+            actions = actions.clamp(low, high)
         return actions
+
+    def _limits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        limits = self.processor.action_range()
+        if limits is None:
+            raise MissingStatisticsError(
+                "clamp_actions=True needs the lowest and highest action of the training data; the statistics of "
+                "'action' have no min and max."
+            )
+        return limits
 
     def _to_policy(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

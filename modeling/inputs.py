@@ -46,5 +46,5 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
         if views != len(cameras):
             named = ", ".join(name.removeprefix(IMAGE_PREFIX) for name in cameras)
             raise FeatureShapeError("pixel_values", (views,), f"{len(cameras)} cameras: {named}")
-    kept = (*needed, "actions", "action_is_pad")
+    kept = (*needed, "pixel_mask", "actions", "action_is_pad")
     return {name: inputs[name] for name in kept if inputs.get(name) is not None}

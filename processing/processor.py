@@ -22,13 +22,17 @@ from ..configuration.policy import FORMAT_VERSION, PolicyConfig, stack_views
 from ..errors import (
     CheckpointError,
     CorruptFileError,
+    EmbodimentError,
     FeatureShapeError,
     FeatureValueError,
+    InvalidConfigError,
     MissingFeatureError,
     UnknownFeatureError,
 )
 from .arrays import read_image, read_mask, read_vector, to_tensor
+from .contract import Contract, contract_of
 from .normalization import Normalizer
+from .relative_actions import to_absolute, to_relative
 
 # What a dataset's item holds beside features; passed along with an observation, it is left alone.
 _BOOKKEEPING = {"action", "task", "timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -49,6 +53,13 @@ class PolicyProcessor(ProcessorMixin):
         dimension_names (`dict[str, list[str]]`, *optional*): what each dimension of a feature is.
         units (`dict[str, list[str]]`, *optional*): in which unit.
         rename_map (`dict[str, str]`, *optional*): names in the observation → names of the features they are.
+        optional_cameras (`list[str]`, *optional*): cameras that an observation may lack.
+        relative_to (`list[int | None]`, *optional*): per action dimension the state dimension that the network's
+            actions are relative to, None where they are absolute; statistics of `action` are those of the
+            differences. None: all are absolute.
+        embodiments (`dict[str, dict]`, *optional*): statistics per embodiment, where a policy knows several robots;
+            then `statistics` is None.
+        embodiment (`str`, *optional*): the one in use.
 
     Raises:
         MissingStatisticsError: a feature is to be normalised and its statistics are absent or do not fit.
@@ -68,6 +79,10 @@ class PolicyProcessor(ProcessorMixin):
         dimension_names=None,
         units=None,
         rename_map=None,
+        optional_cameras=None,
+        relative_to=None,
+        embodiments=None,
+        embodiment=None,
         format_version=FORMAT_VERSION,
     ):
         self.input_features = {n: PolicyFeature.from_value(f) for n, f in (input_features or {}).items()}
@@ -76,24 +91,73 @@ class PolicyProcessor(ProcessorMixin):
             FeatureType(kind).value: NormalizationMode(mode).value
             for kind, mode in (normalization_mapping or {}).items()
         }
-        self.statistics = {
-            name: {which: to_tensor(name, value).tolist() for which, value in (statistics or {})[name].items()}
-            for name in (*self.input_features, *self.output_features)
-            if name in (statistics or {})
-        }
         self.n_obs_steps = n_obs_steps
         self.normalization_eps = normalization_eps
         self.dimension_names = dimension_names
         self.units = units
         self.rename_map = rename_map or {}
+        self.optional_cameras = list(optional_cameras or [])
+        self.relative_to = None if relative_to is None else list(relative_to)
+        self.embodiments = {name: self._used(values) for name, values in (embodiments or {}).items()} or None
+        self.embodiment = embodiment
         self.format_version = format_version
         super().__init__()
-        self._normalizers = {
+        self._check_relative()
+        self.statistics = None if self.embodiments else self._used(statistics or {})
+        self._normalizers: dict[str, Normalizer] | None = None
+        if not self.embodiments:
+            self._normalizers = self._build_normalizers(self.statistics)
+        elif embodiment is not None or len(self.embodiments) == 1:
+            self.choose_embodiment(embodiment or next(iter(self.embodiments)))
+
+    def _used(self, statistics: Mapping[str, Mapping]) -> dict[str, dict[str, list]]:
+        """Return the statistics of this policy's features as plain lists, which JSON keeps exactly."""
+        return {
+            name: {which: to_tensor(name, value).tolist() for which, value in statistics[name].items()}
+            for name in (*self.input_features, *self.output_features)
+            if name in statistics
+        }
+
+    def _build_normalizers(self, statistics: Mapping[str, Mapping]) -> dict[str, Normalizer]:
+        return {
             name: Normalizer(
-                name, feature, self.normalization_mode(feature), self.statistics.get(name), normalization_eps
+                name, feature, self.normalization_mode(feature), statistics.get(name), self.normalization_eps
             )
             for name, feature in (self.input_features | self.output_features).items()
         }
+
+    def choose_embodiment(self, name: str) -> None:
+        """Use the statistics of one of the embodiments that the policy knows.
+
+        Raises:
+            EmbodimentError: it knows no such embodiment.
+        """
+        if name not in (self.embodiments or {}):
+            raise EmbodimentError(name, self.embodiments or ())
+        self._normalizers = self._build_normalizers(self.embodiments[name])
+        self.embodiment = name
+
+    def normalizer(self, name: str) -> Normalizer:
+        """Return the normalizer of a feature.
+
+        Raises:
+            EmbodimentError: the policy knows several embodiments and none has been chosen.
+        """
+        if self._normalizers is None:
+            raise EmbodimentError(None, self.embodiments)
+        return self._normalizers[name]
+
+    def _check_relative(self) -> None:
+        if self.relative_to is None:
+            return
+        state = self.input_features.get(STATE)
+        width = self.output_features[ACTION].shape[0]
+        fits = state is not None and all(i is None or 0 <= i < state.shape[0] for i in self.relative_to)
+        if len(self.relative_to) != width or not fits:
+            raise InvalidConfigError(
+                f"relative_to={self.relative_to} must name, for each of the {width} action dimensions, a dimension of "
+                f"{STATE} ({state.shape[0] if state else 'which the policy lacks'}) or None."
+            )
 
     @classmethod
     def from_config(cls, config: PolicyConfig, statistics: Mapping | None = None, **kwargs) -> PolicyProcessor:
@@ -110,6 +174,7 @@ class PolicyProcessor(ProcessorMixin):
             normalization_mapping=config.normalization_mapping,
             statistics=statistics,
             n_obs_steps=config.n_obs_steps,
+            optional_cameras=config.optional_cameras,
             **kwargs,
         )
 
@@ -143,35 +208,44 @@ class PolicyProcessor(ProcessorMixin):
 
         Returns:
             `state` (b, s), `environment_state` (b, e), `pixel_values` (b, v, c, h, w), `actions` (b, h, a),
-            `action_is_pad` (b, h), as far as the policy has them; with history (b, t, …) for observations.
+            `action_is_pad` (b, h), as far as the policy has them; with history (b, t, …) for observations. With
+            optional cameras also `pixel_mask` (b, v), False where one is absent; its image is zero.
 
         Raises:
-            MissingFeatureError, UnknownFeatureError, FeatureShapeError, FeatureValueError.
+            MissingFeatureError, UnknownFeatureError, FeatureShapeError, FeatureValueError, EmbodimentError.
         """
         observation = self._checked_names(observation)
-        values: dict[str, torch.Tensor] = {}
+        raw: dict[str, torch.Tensor] = {}
         for name, feature in self.input_features.items():
-            x = (
-                read_image(name, observation[name], feature)
-                if feature.type is FeatureType.VISUAL
-                else read_vector(name, observation[name], feature.shape[0])
-            )
-            x = self._with_leading_dimensions(name, x, len(feature.shape))
-            values[name] = self._normalizers[name].normalize(x)
-        batch_sizes = {name: x.shape[0] for name, x in values.items()}
+            if name in observation:
+                x = (
+                    read_image(name, observation[name], feature)
+                    if feature.type is FeatureType.VISUAL
+                    else read_vector(name, observation[name], feature.shape[0])
+                )
+                raw[name] = self._with_leading_dimensions(name, x, len(feature.shape))
+        if not raw:
+            raise MissingFeatureError(self.input_features, observation, self.input_features)
+        batch_sizes = {name: x.shape[0] for name, x in raw.items()}
         if len(set(batch_sizes.values())) > 1:
             raise FeatureShapeError("The observation", tuple(batch_sizes.values()), f"one batch size; {batch_sizes}")
+        values = {name: self.normalizer(name).normalize(x) for name, x in raw.items()}
 
         inputs: dict[str, Any] = {}
         cameras = [n for n, f in self.input_features.items() if f.type is FeatureType.VISUAL]
         if cameras:
-            inputs["pixel_values"] = stack_views([values[name] for name in cameras])
+            leading = next(iter(raw.values())).shape[: 1 if self.n_obs_steps == 1 else 2]
+            absent = {name: torch.zeros(*leading, *self.input_features[name].shape) for name in cameras}
+            inputs["pixel_values"] = stack_views([values.get(name, absent[name]) for name in cameras])
+        if self.optional_cameras:
+            mask = torch.tensor([name in values for name in cameras])
+            inputs["pixel_mask"] = mask.expand(next(iter(batch_sizes.values())), -1).clone()  # (b, v)
         if STATE in values:
             inputs["state"] = values[STATE]
         if ENVIRONMENT_STATE in values:
             inputs["environment_state"] = values[ENVIRONMENT_STATE]
         if actions is not None:
-            inputs |= self._labels(actions, action_is_pad, next(iter(batch_sizes.values())))
+            inputs |= self._labels(actions, action_is_pad, next(iter(batch_sizes.values())), raw.get(STATE))
         return BatchFeature(data=inputs)
 
     def _checked_names(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,7 +254,7 @@ class PolicyProcessor(ProcessorMixin):
                 f"An observation is a mapping of feature names to arrays; got {type(observation).__name__}."
             )
         observation = {self.rename_map.get(name, name): value for name, value in observation.items()}
-        missing = self.input_features.keys() - observation.keys()
+        missing = self.input_features.keys() - observation.keys() - set(self.optional_cameras)
         if missing:
             raise MissingFeatureError(missing, observation, self.input_features)
         for name in observation.keys() - self.input_features.keys() - _BOOKKEEPING:
@@ -201,7 +275,9 @@ class PolicyProcessor(ProcessorMixin):
             raise FeatureShapeError(name, tuple(x.shape), f"no leading dimension, or batch{history}")
         return x
 
-    def _labels(self, actions: Any, action_is_pad: Any, batch_size: int) -> dict[str, torch.Tensor]:
+    def _labels(
+        self, actions: Any, action_is_pad: Any, batch_size: int, state: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         width = self.output_features[ACTION].shape[0]
         x = read_vector(ACTION, actions, width)
         x = x.unsqueeze(0) if x.ndim == 2 else x  # (b, h, a)
@@ -214,28 +290,60 @@ class PolicyProcessor(ProcessorMixin):
             is_pad = is_pad.unsqueeze(0) if is_pad.ndim == 1 else is_pad  # (b, h)
         if is_pad.shape != x.shape[:2]:
             raise FeatureShapeError("action_is_pad", tuple(is_pad.shape), f"{tuple(x.shape[:2])}")
-        return {"actions": self._normalizers[ACTION].normalize(x), "action_is_pad": is_pad}
+        if self.relative_to is not None:
+            x = to_relative(x, _now(state), self.relative_to)
+        return {"actions": self.normalizer(ACTION).normalize(x), "action_is_pad": is_pad}
 
     # --- chunk → robot units --------------------------------------------------------------------------
 
-    def decode_actions(self, chunk: torch.Tensor) -> torch.Tensor:
+    def decode_actions(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
         """Return a predicted chunk in robot units, float32 on the CPU.
 
         Args:
             chunk: (…, a) normalised actions.
+            state: (s,) or (b, s), raw, in which the chunk (b, h, a) was predicted; only relative actions need it.
 
         Raises:
             FeatureShapeError, FeatureValueError: another width, or values that are not finite.
+            MissingFeatureError: the actions are relative and the state is absent.
         """
         chunk = read_vector("The predicted chunk", chunk, self.output_features[ACTION].shape[0])
-        return self._normalizers[ACTION].unnormalize(chunk.cpu())
+        actions = self.normalizer(ACTION).unnormalize(chunk.cpu())
+        if self.relative_to is None:
+            return actions
+        if state is None:
+            raise MissingFeatureError([STATE], (), [STATE])
+        state = read_vector(STATE, state, self.input_features[STATE].shape[0]).cpu()
+        state = _now(state.unsqueeze(0) if state.ndim == 1 else state)  # (b, s)
+        return to_absolute(actions.reshape(len(state), -1, actions.shape[-1]), state, self.relative_to).view_as(
+            actions
+        )
+
+    def raw_state(self, observation: Mapping[str, Any]) -> Any:
+        """Return the robot's state in an observation, under whichever name it comes; None when absent."""
+        return next((v for name, v in observation.items() if self.rename_map.get(name, name) == STATE), None)
 
     def action_range(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the lowest and highest action of the training data, (a,) each, or None where not recorded."""
-        recorded = self.statistics.get(ACTION, {})
+        """Return the lowest and highest action of the training data, (a,) each, or None where not recorded.
+
+        Relative dimensions have none: their range is that of differences.
+        """
+        recorded = self.chosen_statistics().get(ACTION, {})
         if "min" not in recorded or "max" not in recorded:
             return None
-        return torch.tensor(recorded["min"]).flatten(), torch.tensor(recorded["max"]).flatten()
+        low, high = (torch.tensor(recorded[which], dtype=torch.float32).flatten() for which in ("min", "max"))
+        relative = torch.tensor([i is not None for i in self.relative_to or [None] * len(low)])
+        return low.masked_fill(relative, -torch.inf), high.masked_fill(relative, torch.inf)
+
+    def contract(self) -> Contract:
+        """Return what an observation must hold and what an action means; print it to read it."""
+        return contract_of(self)
+
+    def chosen_statistics(self) -> Mapping[str, Mapping]:
+        """Return the statistics per feature, of the chosen embodiment where there are several."""
+        if self.embodiments is None:
+            return self.statistics
+        return self.embodiments.get(self.embodiment, {})
 
     # --- saving and loading ---------------------------------------------------------------------------
 
@@ -245,8 +353,9 @@ class PolicyProcessor(ProcessorMixin):
         Raises:
             CheckpointError: features, their order, or the history differ.
         """
-        for kind in ("input_features", "output_features", "n_obs_steps"):
+        for kind in ("input_features", "output_features", "n_obs_steps", "optional_cameras"):
             mine, theirs = getattr(self, kind), getattr(config, kind)
+            theirs = list(theirs) if kind == "optional_cameras" else theirs
             same = mine == theirs and (kind != "input_features" or list(mine) == list(theirs))
             if not same:
                 raise CheckpointError(
@@ -289,3 +398,8 @@ class PolicyProcessor(ProcessorMixin):
                 f"processor_config.json has unknown fields: {', '.join(sorted(unknown))}. Known: {', '.join(known)}."
             )
         return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+
+def _now(state: torch.Tensor) -> torch.Tensor:
+    """Return the current state (b, s) of a history (b, t, s), or the state itself."""
+    return state[:, -1] if state.ndim == 3 else state

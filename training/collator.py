@@ -24,7 +24,9 @@ class PolicyCollator:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
-        names = list(self.processor.input_features)
+        names = [
+            n for n in self.processor.input_features if n in samples[0] or n not in self.processor.optional_cameras
+        ]
         missing = {name for name in (*names, ACTION) if name not in samples[0]}
         if missing:
             raise MissingFeatureError(missing, samples[0], (*names, ACTION))

@@ -81,6 +81,8 @@ class Recipe:
         data: the demonstrations.
         output: folder of the checkpoint; it must not exist.
         inputs: observation features the policy uses; all of the dataset's by default.
+        relative_actions: predict differences to the current state: true for the dimensions that the state has by the
+            same name, or per action dimension the state dimension it is relative to, null where it is absolute.
         config: fields of the policy's config.
         training: arguments of `PolicyTrainingArguments`.
         evaluation: where the policy is tried; not at all when absent.
@@ -91,6 +93,7 @@ class Recipe:
     data: DataSection
     output: str
     inputs: list[str] | None = None
+    relative_actions: bool | list[int | None] = False
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSection | None = None

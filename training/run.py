@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
-from ..configuration.features import ACTION, FeatureType, PolicyFeature
+from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError, MissingFileError, nearest
@@ -28,8 +28,10 @@ from ..modeling import registry
 from ..modeling.policy import PolicyModel
 from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
+from ..processing.relative_actions import match_dimensions
 from .arguments import PolicyTrainingArguments
 from .recipe import Recipe
+from .relative_statistics import relative_action_statistics
 from .trainer import PolicyTrainer
 
 logger = logging.get_logger(__name__)
@@ -99,8 +101,19 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     return output
 
 
-def open_dataset(recipe: Recipe, config: PolicyConfig) -> LeRobotDataset:
+def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
+    if recipe.relative_actions is not True:
+        return list(recipe.relative_actions)
+    if STATE not in dataset.features:
+        raise InvalidRecipeError(f"relative_actions need {STATE!r} among the inputs; they are {recipe.inputs}.")
+    widths = tuple(dataset.features[name]["shape"][0] for name in (ACTION, STATE))
+    return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
+
+
+def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | None = None) -> LeRobotDataset:
     """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
+    if features is None and recipe.inputs is not None:
+        features = [*recipe.inputs, ACTION]
     record = recipe.data.record
     if record is not None and not Path(recipe.data.dataset).exists():
         from ..evaluation.demonstrations import record_demonstrations
@@ -110,7 +123,7 @@ def open_dataset(recipe: Recipe, config: PolicyConfig) -> LeRobotDataset:
         recipe.data.dataset,
         action_horizon=config.action_horizon,
         n_obs_steps=config.n_obs_steps,
-        features=None if recipe.inputs is None else [*recipe.inputs, ACTION],
+        features=features,
         episodes=recipe.data.episodes,
     )
     if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.episodes:
@@ -136,9 +149,15 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
     if getattr(config, "pretrained_backbone_weights", None):
         # A pretrained backbone wants the pixels it was pretrained on, not those of a few scenes.
         statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
+    relative_to = None
+    if recipe.relative_actions is not False:
+        relative_to = _relative_to(recipe, dataset)
+        plain = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: nothing is decoded
+        statistics[ACTION] = relative_action_statistics(plain, relative_to)
     processor = PolicyProcessor.from_config(
         config,
         statistics,
+        relative_to=relative_to,
         dimension_names={name: dataset.dimension_names[name] for name in used},
         units={name: dataset.units[name] for name in used},
     )
@@ -153,14 +172,14 @@ def policy_features(dataset: LeRobotDataset) -> tuple[dict[str, PolicyFeature], 
         if name in dataset.camera_names:
             height, width, channels = shape
             inputs[name] = PolicyFeature(FeatureType.VISUAL, (channels, height, width))
-        elif name == "observation.state":
+        elif name == STATE:
             inputs[name] = PolicyFeature(FeatureType.STATE, shape)
-        elif name == "observation.environment_state":
+        elif name == ENVIRONMENT_STATE:
             inputs[name] = PolicyFeature(FeatureType.ENV, shape)
         elif name == ACTION:
             outputs[name] = PolicyFeature(FeatureType.ACTION, shape)
         elif name.startswith("observation."):
-            known = ("observation.state", "observation.environment_state", "observation.images.<camera>")
+            known = (STATE, ENVIRONMENT_STATE, "observation.images.<camera>")
             raise InvalidRecipeError(
                 f"The dataset's feature {name!r} is none that policies read. {nearest(name, known)} "
                 f"Leave it out with inputs: [...]."

@@ -124,8 +124,10 @@ class ACTActionHead(nn.Module):
         positions = torch.zeros_like(memory[:1]) if encoder_positions is None else encoder_positions.transpose(0, 1)
         return self(memory, positions)
 
-    def forward(self, features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return the chunk (b, h, a) for features (b, n, d) whose tokens stand at positions (1, n, d)."""
+    def forward(
+        self, features: torch.Tensor, positions: torch.Tensor, absent: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the chunk (b, h, a) for features (b, n, d) at positions (1, n, d); `absent` (b, n) is not read."""
         queries = self.decoder_pos_embed.weight[None]  # (1, h, d)
         x = torch.zeros_like(queries).expand(features.shape[0], -1, -1)  # (b, h, d): DETR's empty queries
-        return self.action_head(self.decoder(x, queries, features, positions))
+        return self.action_head(self.decoder(x, queries, features, positions, absent))

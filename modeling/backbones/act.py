@@ -66,12 +66,8 @@ class ACTBackbone(nn.Module):
             Features (n, b, d), token-major as in the paper's code; with `return_positions` also (n, 1, d).
         """
         inputs = model_inputs(batch, self.config)
-        features, positions = self(
-            latent_sample,
-            inputs.get("state"),
-            inputs.get("environment_state"),
-            inputs.get("pixel_values"),
-        )
+        names = ("state", "environment_state", "pixel_values", "pixel_mask")
+        features, positions, _ = self(latent_sample, **{name: inputs.get(name) for name in names})
         features, positions = features.transpose(0, 1), positions.transpose(0, 1)
         return (features, positions) if return_positions else features
 
@@ -81,8 +77,9 @@ class ACTBackbone(nn.Module):
         state: torch.Tensor | None = None,
         environment_state: torch.Tensor | None = None,
         pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features (b, n, d) and the positions (1, n, d) of their tokens.
+        pixel_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return features (b, n, d), positions (1, n, d) and a mask (b, n), True at tokens of absent cameras.
 
         Tokens, in order: latent, state, environment state, the pixels of each camera's feature map row by row.
         """
@@ -93,13 +90,20 @@ class ACTBackbone(nn.Module):
             vectors.append(self.encoder_env_state_input_proj(environment_state))
         tokens = [torch.stack(vectors, dim=1)]  # (b, 1..3, d)
         positions = [self.encoder_1d_feature_pos_embed.weight]  # (1..3, d)
+        camera_tokens = []
         if self.config.image_features:
             for feature_map in self.encode_images(pixel_values):  # (b, d, h, w)
+                camera_tokens.append(feature_map.shape[2] * feature_map.shape[3])
                 tokens.append(feature_map.flatten(2).transpose(1, 2))  # (b, h·w, d)
                 positions.append(sinusoidal_2d(*feature_map.shape[2:], self.config.dim_model, like=feature_map))
         x = torch.cat(tokens, dim=1)  # (b, n, d)
         p = torch.cat(positions, dim=0)[None]  # (1, n, d)
-        return self.encoder(x, p), p
+        absent = None
+        if pixel_mask is not None:
+            widths = torch.tensor(camera_tokens, device=x.device)
+            cameras = (~pixel_mask).repeat_interleave(widths, dim=1)  # (b, v) → (b, tokens of all cameras)
+            absent = torch.cat([cameras.new_zeros(len(x), len(vectors)), cameras], dim=1)  # (b, n)
+        return self.encoder(x, p, absent), p, absent
 
     def encode_images(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
         """Return one feature map (b, d, h, w) per camera; cameras of one size share a pass through the ResNet.

@@ -124,6 +124,7 @@ class DecoderLayer(FeedForward):
         query_positions: torch.Tensor,
         memory: torch.Tensor,
         memory_positions: torch.Tensor,
+        memory_padding_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         def attend_self(x: torch.Tensor) -> torch.Tensor:
             q = x + query_positions  # (b, m, d)
@@ -131,7 +132,7 @@ class DecoderLayer(FeedForward):
 
         def attend_memory(x: torch.Tensor) -> torch.Tensor:
             q, k = x + query_positions, memory + memory_positions  # (b, m, d), (b, n, d)
-            return self.dropout2(self.multihead_attn(q, k, memory))
+            return self.dropout2(self.multihead_attn(q, k, memory, memory_padding_mask))
 
         if self.pre_norm:
             x = x + attend_self(self.norm1(x))
@@ -172,7 +173,8 @@ class Decoder(nn.Module):
         query_positions: torch.Tensor,
         memory: torch.Tensor,
         memory_positions: torch.Tensor,
+        memory_padding_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         for layer in self.layers:
-            x = layer(x, query_positions, memory, memory_positions)  # (b, m, d)
+            x = layer(x, query_positions, memory, memory_positions, memory_padding_mask)  # (b, m, d)
         return self.norm(x)

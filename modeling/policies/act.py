@@ -36,6 +36,7 @@ class ACTPolicy(PolicyModel):
     def forward(
         self,
         pixel_values: torch.Tensor | list[torch.Tensor] | None = None,
+        pixel_mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
         environment_state: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
@@ -47,6 +48,7 @@ class ACTPolicy(PolicyModel):
 
         Args:
             pixel_values: (b, v, c, h, w) normalised images; a list of (b, c, h, w) where sizes differ.
+            pixel_mask: (b, v) bool, False where an optional camera is absent.
             state: (b, s).
             environment_state: (b, e).
             actions: (b, h, a) normalised labels.
@@ -57,14 +59,16 @@ class ACTPolicy(PolicyModel):
         Returns:
             `PolicyOutput` with `loss`, `losses` (`l1`, and with a VAE while training `kl`), `actions` (b, h, a).
         """
-        observation = self.check_inputs(pixel_values=pixel_values, state=state, environment_state=environment_state)
+        observation = self.check_inputs(
+            pixel_values=pixel_values, pixel_mask=pixel_mask, state=state, environment_state=environment_state
+        )
         # 1. Where along the demonstrations' styles: z from the actions while training, the mean style otherwise.
         latent, mu, log_sigma_x2 = self.action_head.encode_latent(
             observation | {"actions": actions, "action_is_pad": action_is_pad}, noise
         )
         # 2. Observation and latent → features → chunk.
-        features, positions = self.backbone(latent, **observation)
-        predicted = self.action_head(features, positions)  # (b, h, a)
+        features, positions, absent = self.backbone(latent, **observation)
+        predicted = self.action_head(features, positions, absent)  # (b, h, a)
         if actions is None or not return_loss:
             return PolicyOutput(actions=predicted)
         # 3. Loss over the steps inside the episode.

@@ -1,0 +1,32 @@
+"""Statistics of relative actions: computed from the differences themselves, never from absolute actions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..configuration.features import ACTION, STATE
+from ..data.dataset import LeRobotDataset
+from ..data.statistics import compute_statistics
+from ..processing.relative_actions import RelativeTo, to_relative
+
+
+def relative_action_statistics(
+    dataset: LeRobotDataset, relative_to: RelativeTo, limit: int = 100_000
+) -> dict[str, np.ndarray]:
+    """Return the statistics of all chunks' actions relative to the state they are predicted in.
+
+    Args:
+        dataset: of samples with `observation.state` (s,) and `action` (h, a); steps beyond an episode do not count.
+        relative_to: see `PolicyProcessor`.
+        limit: samples to look at; a longer dataset is looked at in even strides.
+    """
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)).tolist()
+    differences = []
+    for start in range(0, len(indices), 1024):
+        samples = dataset.__getitems__(indices[start : start + 1024])
+        actions = torch.stack([sample[ACTION] for sample in samples])  # (b, h, a)
+        state = torch.stack([sample[STATE].reshape(-1, sample[STATE].shape[-1])[-1] for sample in samples])  # (b, s)
+        real = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)
+        differences.append(to_relative(actions, state, relative_to)[real].numpy())  # (steps, a)
+    return compute_statistics(np.concatenate(differences))
