@@ -1,12 +1,13 @@
-"""Write beside, then rename: a reader never sees half a file or half a folder."""
+"""Files: write beside, then rename, so that a reader never sees half of one; read JSON with a named error."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import OutputExistsError
+from .errors import CorruptFileError, OutputExistsError
 
 
 @contextmanager
@@ -64,6 +65,21 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Return the mapping that a JSON file holds.
+
+    Raises:
+        CorruptFileError: it holds something else, or is no JSON.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(path, "JSON file", error) from error
+    if not isinstance(content, dict):
+        raise CorruptFileError(path, "JSON mapping", f"it holds {type(content).__name__}")
+    return content
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +11,10 @@ from huggingface_hub import snapshot_download
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
+from ._files import read_json
 from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
-from .errors import CheckpointError, CorruptFileError, MissingFileError, UnknownPolicyError
+from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
 from .modeling.policies import act  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
@@ -100,17 +100,17 @@ def read_config_json(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]
             raise MissingFileError(f"{source} holds no config.json, so it is no checkpoint; it holds {held}.")
     else:
         try:
-            path = Path(cached_file(str(source), "config.json", **_hub_arguments(kwargs)))
+            found = cached_file(str(source), "config.json", **_hub_arguments(kwargs))
         except OSError as error:
             raise MissingFileError(f"{source} is neither a folder nor a readable Hub repository: {error}") from error
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(path, "JSON file", error) from error
+        if found is None:
+            raise MissingFileError(f"The repository {source} holds no config.json, so it is no checkpoint.")
+        path = Path(found)
+    return read_json(path)
 
 
 def _class_for(config: dict[str, Any], source: str | os.PathLike) -> type[PolicyModel]:
-    if "model_type" not in config:
+    if not isinstance(config.get("model_type"), str):
         raise UnknownPolicyError(f"The config.json of {source} names no model_type, so no policy can be chosen.")
     return registry.policy_class(config["model_type"])
 

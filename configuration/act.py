@@ -1,5 +1,6 @@
 """Configuration of ACT, the Action Chunking Transformer (Zhao et al. 2023, arXiv 2304.13705)."""
 
+import math
 from typing import Any, Literal
 
 from ..errors import InvalidConfigError, nearest
@@ -103,6 +104,8 @@ class ACTConfig(PolicyConfig):
             )
         if not 0 <= self.dropout < 1:
             raise InvalidConfigError(f"dropout={self.dropout} must lie in [0, 1).")
+        if not 0 <= self.kl_weight < math.inf:
+            raise InvalidConfigError(f"kl_weight={self.kl_weight} must be a finite number, at least 0.")
 
     def validate_vision(self) -> None:
         """Check that the image encoder exists."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -68,8 +69,9 @@ class PolicyFeature:
             )
         object.__setattr__(self, "type", FeatureType(kind))
         try:
-            shape = tuple(int(size) for size in self.shape)
-        except (TypeError, ValueError) as error:
+            # A string or a set can be iterated too, but says no sizes in their order.
+            shape = tuple(operator.index(size) for size in self.shape[:])
+        except TypeError as error:
             raise InvalidConfigError(f"Feature shape {self.shape!r} is not a sequence of integers.") from error
         if not shape or any(size < 1 for size in shape):
             raise InvalidConfigError(f"Feature shape {shape} must hold at least one size, each at least 1.")

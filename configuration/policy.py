@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -101,11 +102,16 @@ class PolicyConfig(PreTrainedConfig):
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
         elif unknown:
             raise UnknownConfigFieldError(type(self).__name__, unknown[0], self.field_names())
-        self.input_features = self.input_features or {}
-        self.output_features = self.output_features or {}
-        modes = dict.fromkeys(FeatureType.__members__, self.default_normalization)
-        self.normalization_mapping = modes | (self.normalization_mapping or {})
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _completed(cls, name: str, value: Any) -> Any:
+        """Fill what a value leaves open: None is no features, and a mode per type that is not mentioned."""
+        if name in ("input_features", "output_features") and value is None:
+            return {}
+        if name == "normalization_mapping" and (value is None or isinstance(value, Mapping)):
+            return dict.fromkeys(FeatureType.__members__, cls.default_normalization) | dict(value or {})
+        return value
 
     @classmethod
     def field_names(cls) -> list[str]:
@@ -127,11 +133,13 @@ class PolicyConfig(PreTrainedConfig):
             )
         return_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(dict(config_dict), return_unused_kwargs=True, **kwargs)
-        unknown = [name for name in unused if not name.startswith("_") and name not in ("gguf_file", "subfolder")]
+        config.validate()  # an override may contradict another field
+        if return_unused:  # asked by whoever has a use for them: arguments of loading weights, say
+            return config, unused
+        unknown = [name for name in unused if not name.startswith("_")]
         if unknown:
             raise UnknownConfigFieldError(cls.__name__, unknown[0], cls.field_names())
-        config.validate()  # an override may contradict another field
-        return (config, unused) if return_unused else config
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -312,7 +320,8 @@ def _convert_before_checking(cls: type[PolicyConfig]) -> None:
             raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
         field = type(self).__dataclass_fields__.get(name)
         try:
-            checked_setattr(self, name, to_field_type(value, field.type) if field else value)
+            value = to_field_type(self._completed(name, value), field.type) if field else value
+            checked_setattr(self, name, value)
         except StrictDataclassFieldValidationError as error:
             raise InvalidConfigError(f"{type(self).__name__}.{name}: {error.__cause__ or error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import logging
 
+from .._files import read_json
 from ..configuration.act import ACTConfig
 from ..configuration.features import ACTION, STATE, FeatureType, NormalizationMode, PolicyFeature
 from ..configuration.policy import PolicyConfig
@@ -20,7 +20,9 @@ from ..configuration.resnet import RESNETS
 from ..errors import (
     CheckpointError,
     CorruptFileError,
+    InvalidConfigError,
     MissingFileError,
+    MissingStatisticsError,
     UnknownPolicyError,
     WeightsMismatchError,
     nearest,
@@ -61,6 +63,9 @@ def read_checkpoint(
         raise UnknownPolicyError(
             f"{source} is a LeRobot policy of type {config['type']!r}. {nearest(config['type'], POLICIES)}"
         )
+    for kind in ("input_features", "output_features"):
+        if not isinstance(config.get(kind), Mapping):
+            raise InvalidConfigError(f"The config.json of {source} has no {kind}; published ones list them all.")
     policy_class = POLICIES[config["type"]]
     published = _read_weights(folder / "model.safetensors")
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
@@ -109,11 +114,11 @@ def _resnet_fields(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, 
         return None
     blocks = re.compile(re.escape(trunk) + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.convolution\.weight")
     shapes = {tuple(map(int, m.groups())): w.shape[0] for n, w in weights.items() if (m := blocks.fullmatch(n))}
-    last = max(conv for _, _, conv in shapes)
     stages = sorted({stage for stage, _, _ in shapes})
     sizes = {
-        "layer_type": "bottleneck" if last == 2 else "basic",
-        "hidden_sizes": [shapes[stage, 0, last] for stage in stages],
+        "layer_type": "bottleneck" if any(conv == 2 for _, _, conv in shapes) else "basic",
+        # The widest convolution of a stage is its last, whatever the kind of layer.
+        "hidden_sizes": [max(width for (s, _, _), width in shapes.items() if s == stage) for stage in stages],
         "depths": [max(block for s, block, _ in shapes if s == stage) + 1 for stage in stages],
         "embedding_size": stem.shape[0],
         "num_channels": stem.shape[1],
@@ -183,11 +188,20 @@ def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, str]]:
             f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {_listing(folder)}. "
             f"Without statistics a policy's actions mean nothing."
         )
-    before = _read_json(folder / PREPROCESSOR)["steps"]
-    after = _read_json(folder / POSTPROCESSOR)["steps"]
+    before, after = _read_steps(folder / PREPROCESSOR), _read_steps(folder / POSTPROCESSOR)
     renames = [step["config"].get("rename_map", {}) for step in before if "rename" in step["registry_name"]]
     rename_map = {old: new for renamed in renames for old, new in renamed.items()}
     return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), rename_map
+
+
+def _read_steps(path: Path) -> list[dict]:
+    steps = read_json(path).get("steps")
+    if not isinstance(steps, list) or not all(
+        isinstance(step, dict) and isinstance(step.get("registry_name"), str) and isinstance(step.get("config"), dict)
+        for step in steps
+    ):
+        raise CorruptFileError(path, "list of processor steps", "steps must each have a registry_name and a config")
+    return steps
 
 
 def _normalizer_inside(config: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> dict:
@@ -243,10 +257,12 @@ def _build_processor(
     actions = unnormalizer["statistics"].get(ACTION, statistics.get(ACTION, {}))
     mode = config.normalization_mode(config.output_features[ACTION])
     for which in NormalizationMode(mode).statistics:
-        if ACTION in statistics and not torch.equal(actions[which], statistics[ACTION][which]):
-            raise CheckpointError(
-                f"{source} normalises actions with one {which} and un-normalises them with another: "
-                f"{statistics[ACTION][which].tolist()} against {actions[which].tolist()}."
+        before, after = statistics.get(ACTION, {}).get(which), actions.get(which)
+        absent = before is None or after is None
+        if absent or not torch.equal(before, after):
+            told = ["nothing" if value is None else value.tolist() for value in (before, after)]
+            raise (MissingStatisticsError if absent else CheckpointError)(
+                f"{source} normalises and un-normalises actions with different {which}: {told[0]} against {told[1]}."
             )
     return PolicyProcessor.from_config(
         config,
@@ -256,12 +272,5 @@ def _build_processor(
     )
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(path, "JSON file", error) from error
-
-
 def _listing(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "nothing"
+    return ", ".join(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()) or "nothing"

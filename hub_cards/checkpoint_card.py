@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFileError, MissingFileError
+from .._files import read_json
+from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from .card import save_card
 from .card_data import CardData, ContractRow
 
@@ -59,10 +60,19 @@ def describe_policy(
         repo_id: where it is published.
     """
     record = record or {}
+    for name in ("model_type", "input_features", "output_features"):
+        if name not in config:
+            raise InvalidCardError(f"config.json has no {name}, so it is not that of a policy of this library.")
     if evaluation:
+        absent = [name for name in ("environment", "episodes", "success_rate", "seeds") if not evaluation.get(name)]
+        if absent and absent != ["success_rate"]:
+            raise InvalidCardError(f"evaluation.json lacks {', '.join(absent)}. Measure again: manipulators eval …")
         seed = evaluation["seeds"][0]
         command = f"manipulators eval {repo_id or 'path/to/this/folder'} --env {evaluation['environment']}"
-        command += f" --episodes {evaluation['episodes']} --seed {seed} --num-envs {evaluation['num_envs']}"
+        command += f" --episodes {evaluation['episodes']} --seed {seed}"
+        for option in ("num_envs", "horizon"):
+            if evaluation.get(option):
+                command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
     return CardData(
         policy_name=config["model_type"].removesuffix("_policy").replace("_", " ").upper(),
@@ -98,26 +108,22 @@ def _row(name: str, feature: Mapping[str, Any], processor: Mapping[str, Any]) ->
 
 def _parameters(folder: Path) -> int:
     """Count the numbers in the weights' headers; nothing is loaded."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no mapping)
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(path, framework="np") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise CorruptFileError(path, "safetensors file", error) from error
     return total
 
 
 def _read(path: Path, required: bool = False) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            held = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
-            raise MissingFileError(f"{path.parent} holds no {path.name}; it holds {held or 'nothing'}.")
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(path, "JSON file", error) from error
+    if path.is_file():
+        return read_json(path)
+    if required:
+        held = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise MissingFileError(f"{path.parent} holds no {path.name}; it holds {held or 'nothing'}.")
+    return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ class PolicyPipeline(Pipeline):
             if coefficient is None
             else TemporalEnsembler(coefficient, config.action_horizon)
         )
-        self._history: deque[dict[str, torch.Tensor]] = deque(maxlen=config.n_obs_steps)
+        self._history: list[dict[str, torch.Tensor]] | None = None
         self._leading: tuple[int, ...] | None = None
         self._range = _widened(processor.action_range())
         self.clamp_actions = clamp_actions
@@ -91,6 +90,10 @@ class PolicyPipeline(Pipeline):
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.
         """
+        try:
+            device = None if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise InvalidConfigError(f"There is no device {device!r}; write cpu, cuda or cuda:0. ({error})") from error
         if dtype is not None:
             overrides["dtype"] = dtype
         policy, processor = load_policy_and_processor(source, **overrides)
@@ -114,7 +117,7 @@ class PolicyPipeline(Pipeline):
     def reset(self) -> None:
         """Begin an episode: forget observations, queued actions and their averages."""
         self._actions.reset()
-        self._history.clear()
+        self._history = None
         self._leading = None
         self._outside, self._predicted = torch.zeros_like(self._outside), 0
 
@@ -155,11 +158,14 @@ class PolicyPipeline(Pipeline):
             raise FeatureShapeError(
                 "The observation's batch", leading, f"{self._leading}, as in this episode's first; call reset() first"
             )
-        self._leading = leading
+        history = None
         if self.model.config.n_obs_steps > 1:
-            observation = self._with_history(observation, batched=bool(leading))
+            history = self._history_with(observation)
+            observation = {name: torch.stack([past[name] for past in history], dim=1) for name in history[-1]}
         if self._actions.needs_chunk:
             self._actions.push(self._predict(observation, task, **sampling))
+        # Only now, so that a refused observation leaves no trace.
+        self._leading, self._history = leading, history
         action = self._actions.pop()  # (b, a)
         return action if leading else action[0]
 
@@ -219,17 +225,12 @@ class PolicyPipeline(Pipeline):
                     return shape[: max(0, len(shape) - len(feature.shape))][:1]
         return ()
 
-    def _with_history(self, observation: Mapping[str, Any], batched: bool) -> dict[str, torch.Tensor]:
-        """Return the last `n_obs_steps` observations, (b, t, …) each; the first one is repeated to fill them."""
-        current = {
-            name: tensor if batched else tensor.unsqueeze(0)
-            for name, value in observation.items()
-            if name in self.observation_names
-            for tensor in [to_tensor(name, value)]
-        }
-        missing = self._history.maxlen - len(self._history) if not self._history else 1
-        self._history.extend([current] * missing)
-        return {name: torch.stack([past[name] for past in self._history], dim=1) for name in current}
+    def _history_with(self, observation: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """Return the last `n_obs_steps` observations, (b, …) each; the first one is repeated to fill them."""
+        # Copied: a simulator may write its next observation into the same array.
+        current = {name: x.clone() for name, x in self.processor.read_observation(observation, steps=1).items()}
+        steps = self.model.config.n_obs_steps
+        return [*self._history[1:], current] if self._history else [current] * steps
 
     # What transformers.Pipeline asks of its subclasses; `__call__` above replaces its batching over data sets.
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from transformers.utils import (
     logging,
 )
 
+from .._files import read_json
 from ..configuration.policy import PolicyConfig
 from ..errors import (
     CheckpointError,
     CorruptFileError,
     FeatureShapeError,
     MissingFileError,
+    UnknownConfigFieldError,
     WeightsMismatchError,
 )
 from .inputs import model_inputs
@@ -82,11 +85,13 @@ class PolicyModel(PreTrainedModel):
         given = {name: value for name, value in observation.items() if value is not None}
         return model_inputs(given, self.config)
 
-    def check_actions(self, actions: torch.Tensor) -> None:
-        """Check labels (b, h, a) against horizon and width of the config."""
+    def check_actions(self, actions: torch.Tensor, action_is_pad: torch.Tensor | None = None) -> None:
+        """Check labels (b, h, a) against horizon and width of the config, and their padding (b, h)."""
         horizon, width = self.config.action_horizon, self.config.action_dim
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
             raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
+        if action_is_pad is not None and action_is_pad.shape != actions.shape[:2]:
+            raise FeatureShapeError("action_is_pad", tuple(action_is_pad.shape), f"{tuple(actions.shape[:2])}")
 
     # --- prediction -----------------------------------------------------------------------------------
 
@@ -144,6 +149,12 @@ class PolicyModel(PreTrainedModel):
                 )
         except SafetensorError as error:
             raise CorruptFileError(source, "safetensors checkpoint", error) from error
+        except TypeError as error:  # what is no argument of loading reaches the constructor
+            unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            config_class = cls.config_class
+            raise UnknownConfigFieldError(config_class.__name__, unknown[1], config_class.field_names()) from error
         if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             mismatch = WeightsMismatchError(
                 source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
@@ -187,10 +198,19 @@ def _without_load_report():
 
 
 def _require_weights(folder: Path) -> None:
-    names = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "adapter_config.json"}
-    if not any((folder / name).is_file() for name in names):
-        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    """Check that a folder holds weights, and every shard that its index names."""
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if SAFE_WEIGHTS_NAME in held or "adapter_config.json" in held:
+        return
+    if not index.is_file():
         raise MissingFileError(
             f"{folder} holds no {SAFE_WEIGHTS_NAME}; it holds {', '.join(held) or 'nothing'}. "
             f"Pickled weights are never read; write safetensors with save_pretrained."
         )
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CorruptFileError(index, "index of weights", "it has no weight_map")
+    missing = sorted(set(map(str, shards.values())) - set(held))
+    if missing:
+        raise MissingFileError(f"{folder} lacks {', '.join(missing)}, which {index.name} names. Download it again.")

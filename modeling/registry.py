@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .policy import PolicyModel
 
 _POLICIES: dict[str, type[PolicyModel]] = {}
+_KNOWN_TO_TRANSFORMERS: set[str] = set()
 _PROCESSORS: dict[str, type[ProcessorMixin]] = {}
 
 
@@ -44,10 +45,11 @@ def register_policy(model_type: str) -> Callable[[type[PolicyModel]], type[Polic
             raise InvalidConfigError(f"Model type {model_type!r} is taken by {known.__name__}; choose another.")
         _POLICIES[model_type] = policy_class
         # AutoPolicy's own mapping decides; a name that transformers has claimed meanwhile is left to it.
+        again = model_type in _KNOWN_TO_TRANSFORMERS  # a notebook cell that is run twice
         with suppress(ValueError):
-            again = known is not None  # a notebook cell that is run twice
             AutoConfig.register(model_type, config_class, exist_ok=again)
             AutoModel.register(config_class, policy_class, exist_ok=again)
+            _KNOWN_TO_TRANSFORMERS.add(model_type)
         return policy_class
 
     return register

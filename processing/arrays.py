@@ -32,7 +32,10 @@ def to_tensor(name: str, value: Any) -> torch.Tensor:
 
 def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
     """Return (…, width) float32; the width and that every number is finite are checked."""
-    x = to_tensor(name, value).to(torch.float32)
+    x = to_tensor(name, value)
+    if x.is_complex():
+        raise FeatureValueError(f"{name} holds complex numbers; a {width}-vector of real ones is expected.")
+    x = x.to(torch.float32)
     if x.ndim == 0 or x.shape[-1] != width:
         raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}")
     _require_finite(name, x)
@@ -59,6 +62,8 @@ def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
         raise FeatureValueError(f"{name} has type {x.dtype}; images are uint8 (0 to 255) or float (0 to 1).")
     x = x.to(torch.float32)
     _require_finite(name, x)
+    if x.numel() == 0:  # an empty batch
+        return x
     low, high = x.aminmax()
     if low < -1e-3 or high > 1 + 1e-3:
         raise FeatureValueError(

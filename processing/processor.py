@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import PROCESSOR_NAME
 
+from .._files import read_json
 from ..configuration.features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -19,14 +22,16 @@ from ..configuration.features import (
     PolicyFeature,
 )
 from ..configuration.policy import FORMAT_VERSION, PolicyConfig, stack_views
+from ..configuration.typed_values import to_field_type
 from ..errors import (
     CheckpointError,
-    CorruptFileError,
     EmbodimentError,
     FeatureShapeError,
     FeatureValueError,
     InvalidConfigError,
     MissingFeatureError,
+    MissingFileError,
+    MissingStatisticsError,
     UnknownFeatureError,
 )
 from .arrays import read_image, read_mask, read_vector, to_tensor
@@ -85,25 +90,28 @@ class PolicyProcessor(ProcessorMixin):
         embodiment=None,
         format_version=FORMAT_VERSION,
     ):
-        self.input_features = {n: PolicyFeature.from_value(f) for n, f in (input_features or {}).items()}
-        self.output_features = {n: PolicyFeature.from_value(f) for n, f in (output_features or {}).items()}
+        inputs, outputs = _mapping("input_features", input_features), _mapping("output_features", output_features)
+        self.input_features = {name: PolicyFeature.from_value(feature) for name, feature in inputs.items()}
+        self.output_features = {name: PolicyFeature.from_value(feature) for name, feature in outputs.items()}
+        modes = to_field_type(_mapping("normalization_mapping", normalization_mapping), dict[str, NormalizationMode])
         self.normalization_mapping = {
-            FeatureType(kind).value: NormalizationMode(mode).value
-            for kind, mode in (normalization_mapping or {}).items()
+            to_field_type(kind, FeatureType).value: mode.value for kind, mode in modes.items()
         }
         self.n_obs_steps = n_obs_steps
         self.normalization_eps = normalization_eps
         self.dimension_names = dimension_names
         self.units = units
-        self.rename_map = rename_map or {}
+        self.rename_map = _mapping("rename_map", rename_map)
         self.optional_cameras = list(optional_cameras or [])
         self.relative_to = None if relative_to is None else list(relative_to)
-        self.embodiments = {name: self._used(values) for name, values in (embodiments or {}).items()} or None
+        self.embodiments = {
+            name: self._used(values) for name, values in _mapping("embodiments", embodiments).items()
+        } or None
         self.embodiment = embodiment
         self.format_version = format_version
         super().__init__()
         self._check_relative()
-        self.statistics = None if self.embodiments else self._used(statistics or {})
+        self.statistics = None if self.embodiments else self._used(_mapping("statistics", statistics))
         self._normalizers: dict[str, Normalizer] | None = None
         if not self.embodiments:
             self._normalizers = self._build_normalizers(self.statistics)
@@ -112,6 +120,11 @@ class PolicyProcessor(ProcessorMixin):
 
     def _used(self, statistics: Mapping[str, Mapping]) -> dict[str, dict[str, list]]:
         """Return the statistics of this policy's features as plain lists, which JSON keeps exactly."""
+        for name, values in statistics.items():
+            if not isinstance(values, Mapping):
+                raise MissingStatisticsError(
+                    f"The statistics of {name} are {values!r}; expected a mapping such as {{'mean': […], 'std': […]}}."
+                )
         return {
             name: {which: to_tensor(name, value).tolist() for which, value in statistics[name].items()}
             for name in (*self.input_features, *self.output_features)
@@ -214,21 +227,8 @@ class PolicyProcessor(ProcessorMixin):
         Raises:
             MissingFeatureError, UnknownFeatureError, FeatureShapeError, FeatureValueError, EmbodimentError.
         """
-        observation = self._checked_names(observation)
-        raw: dict[str, torch.Tensor] = {}
-        for name, feature in self.input_features.items():
-            if name in observation:
-                x = (
-                    read_image(name, observation[name], feature)
-                    if feature.type is FeatureType.VISUAL
-                    else read_vector(name, observation[name], feature.shape[0])
-                )
-                raw[name] = self._with_leading_dimensions(name, x, len(feature.shape))
-        if not raw:
-            raise MissingFeatureError(self.input_features, observation, self.input_features)
-        batch_sizes = {name: x.shape[0] for name, x in raw.items()}
-        if len(set(batch_sizes.values())) > 1:
-            raise FeatureShapeError("The observation", tuple(batch_sizes.values()), f"one batch size; {batch_sizes}")
+        raw = self.read_observation(observation, self.n_obs_steps)
+        batch_size = len(next(iter(raw.values())))
         values = {name: self.normalizer(name).normalize(x) for name, x in raw.items()}
 
         inputs: dict[str, Any] = {}
@@ -239,41 +239,59 @@ class PolicyProcessor(ProcessorMixin):
             inputs["pixel_values"] = stack_views([values.get(name, absent[name]) for name in cameras])
         if self.optional_cameras:
             mask = torch.tensor([name in values for name in cameras])
-            inputs["pixel_mask"] = mask.expand(next(iter(batch_sizes.values())), -1).clone()  # (b, v)
+            inputs["pixel_mask"] = mask.expand(batch_size, -1).clone()  # (b, v)
         if STATE in values:
             inputs["state"] = values[STATE]
         if ENVIRONMENT_STATE in values:
             inputs["environment_state"] = values[ENVIRONMENT_STATE]
         if actions is not None:
-            inputs |= self._labels(actions, action_is_pad, next(iter(batch_sizes.values())), raw.get(STATE))
+            inputs |= self._labels(actions, action_is_pad, batch_size, raw.get(STATE))
         return BatchFeature(data=inputs)
+
+    def read_observation(self, observation: Mapping[str, Any], steps: int) -> dict[str, torch.Tensor]:
+        """Return an observation's features as checked float32 tensors in raw units: (b, …), with history (b, t, …).
+
+        Args:
+            observation: see `__call__`.
+            steps: how many observations of history the arrays hold; a single one is repeated to fill them.
+        """
+        observation = self._checked_names(observation)
+        raw: dict[str, torch.Tensor] = {}
+        for name, feature in self.input_features.items():
+            if name in observation:
+                x = (
+                    read_image(name, observation[name], feature)
+                    if feature.type is FeatureType.VISUAL
+                    else read_vector(name, observation[name], feature.shape[0])
+                )
+                raw[name] = _with_leading_dimensions(name, x, len(feature.shape), steps)
+        if not raw:
+            raise MissingFeatureError(self.input_features, observation, self.input_features)
+        sizes = {name: len(x) for name, x in raw.items()}
+        if len(set(sizes.values())) > 1:
+            raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size; {sizes}")
+        return raw
 
     def _checked_names(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(observation, Mapping):
             raise FeatureValueError(
                 f"An observation is a mapping of feature names to arrays; got {type(observation).__name__}."
             )
-        observation = {self.rename_map.get(name, name): value for name, value in observation.items()}
+        renamed: dict[str, Any] = {}
+        for name, value in observation.items():
+            feature = self.rename_map.get(name, name)
+            if feature in renamed:
+                names = [given for given in observation if self.rename_map.get(given, given) == feature]
+                raise FeatureValueError(f"The observation holds {feature} twice, as {' and as '.join(names)}.")
+            renamed[feature] = value
+        observation = renamed
         missing = self.input_features.keys() - observation.keys() - set(self.optional_cameras)
         if missing:
             raise MissingFeatureError(missing, observation, self.input_features)
         for name in observation.keys() - self.input_features.keys() - _BOOKKEEPING:
-            if not name.endswith("_is_pad"):
-                raise UnknownFeatureError(name, self.input_features)
+            if not str(name).endswith("_is_pad"):
+                raise UnknownFeatureError(str(name), self.input_features)
         return observation
-
-    def _with_leading_dimensions(self, name: str, x: torch.Tensor, feature_ndim: int) -> torch.Tensor:
-        leading = x.ndim - feature_ndim
-        if leading == 0:
-            x = x.unsqueeze(0)  # (1, …): a batch of one
-            if self.n_obs_steps > 1:
-                x = x.unsqueeze(1).expand(1, self.n_obs_steps, *x.shape[1:])  # (1, t, …)
-            return x
-        expected = 1 if self.n_obs_steps == 1 else 2
-        if leading != expected or (expected == 2 and x.shape[1] != self.n_obs_steps):
-            history = f", then {self.n_obs_steps} observations of history" if self.n_obs_steps > 1 else ""
-            raise FeatureShapeError(name, tuple(x.shape), f"no leading dimension, or batch{history}")
-        return x
 
     def _labels(
         self, actions: Any, action_is_pad: Any, batch_size: int, state: torch.Tensor | None
@@ -362,6 +380,13 @@ class PolicyProcessor(ProcessorMixin):
                     f"The processor's {kind} differ from the policy's: {mine} against {theirs}. "
                     f"Build it from the policy's config: PolicyProcessor.from_config(config, statistics)."
                 )
+        for feature in (self.input_features | self.output_features).values():
+            mine, theirs = self.normalization_mode(feature), config.normalization_mode(feature)
+            if mine is not theirs:
+                raise CheckpointError(
+                    f"The processor normalises {feature.type.value} features with {mine.value}, the policy was "
+                    f"configured for {theirs.value}. Build it from the policy's config."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -379,17 +404,21 @@ class PolicyProcessor(ProcessorMixin):
         """Load the processor of a checkpoint folder or Hub id.
 
         Raises:
-            CorruptFileError: processor_config.json is not JSON.
+            CorruptFileError: processor_config.json holds no JSON mapping.
         """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except json.JSONDecodeError as error:
-            path = f"{pretrained_model_name_or_path}/processor_config.json"
-            raise CorruptFileError(path, "JSON file", error) from error
+        path = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "") / PROCESSOR_NAME
+        if path.is_file():
+            read_json(path)  # transformers' own errors for a broken file are of many kinds
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
         """Build the processor from saved JSON; a field of it that does not exist here raises."""
+        if not processor_dict:
+            raise MissingFileError(
+                "There is no processor_config.json, without which a policy's numbers mean nothing. It is written by "
+                "PolicyPipeline.save_pretrained, or processor.save_pretrained beside the policy's."
+            )
         known = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
         newer = processor_dict.get("format_version", FORMAT_VERSION) > FORMAT_VERSION
         unknown = processor_dict.keys() - set(known) - {"processor_class", "auto_map"}
@@ -403,3 +432,21 @@ class PolicyProcessor(ProcessorMixin):
 def _now(state: torch.Tensor) -> torch.Tensor:
     """Return the current state (b, s) of a history (b, t, s), or the state itself."""
     return state[:, -1] if state.ndim == 3 else state
+
+
+def _with_leading_dimensions(name: str, x: torch.Tensor, feature_ndim: int, steps: int) -> torch.Tensor:
+    leading = x.ndim - feature_ndim
+    if leading == 0:
+        x = x.unsqueeze(0)  # (1, …): a batch of one
+        return x.unsqueeze(1).expand(1, steps, *x.shape[1:]) if steps > 1 else x  # (1, t, …)
+    expected = 1 if steps == 1 else 2
+    if leading != expected or (expected == 2 and x.shape[1] != steps):
+        history = f", then {steps} observations of history" if steps > 1 else ""
+        raise FeatureShapeError(name, tuple(x.shape), f"no leading dimension, or batch{history}")
+    return x
+
+
+def _mapping(name: str, value: Any) -> Mapping:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidConfigError(f"A processor's {name} is a mapping; got {value!r}.")
+    return value or {}

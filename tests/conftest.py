@@ -1,12 +1,14 @@
 """Shared fixtures, and one hook that lets pytest run from a root that is itself a package."""
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+POLICY_CASES = runpy.run_path(str(Path(__file__).with_name("policy_cases.py")))
 
 
 class _RootIsAFolder:
@@ -21,6 +23,14 @@ def pytest_configure(config):
     config.pluginmanager.register(_RootIsAFolder(), "root-is-a-folder")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny tensors gain nothing from threads, and lose much where several programs share the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of goldens and sample data beside the repository; its absence fails in CI and skips elsewhere."""
@@ -30,3 +40,25 @@ def shared() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_act():
+    """Return the function that builds a tiny `ACTConfig`; see policy_cases.py."""
+    return POLICY_CASES["tiny_act"]
+
+
+@pytest.fixture(scope="session")
+def statistics_of():
+    """Return a function: config → statistics of every kind for each of its features, other ones per dimension."""
+
+    def statistics(config) -> dict:
+        features = config.input_features | config.output_features
+        return {name: _ramps(feature.shape[0]) for name, feature in features.items()}
+
+    return statistics
+
+
+def _ramps(width: int) -> dict[str, list[float]]:
+    starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
+    return {which: [start + 0.25 * i for i in range(width)] for which, start in starts.items()}

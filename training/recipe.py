@@ -145,14 +145,14 @@ def _set(content: dict, keys: list[str], text: str) -> None:
         if not isinstance(content, dict):
             raise InvalidRecipeError(f"--{'.'.join(keys)}: {key!r} is a single value, it has no fields.")
     # A field's own text is read as its type; inside a field's mapping there are no types, so YAML decides.
-    content[keys[-1]] = text if len(keys) <= 2 or "record" in keys else _yaml(text)
+    content[keys[-1]] = text if len(keys) <= 2 or "record" in keys else _yaml(text, ".".join(keys))
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidRecipeError(f"{text!r} is not valid YAML: {error}") from error
+        raise InvalidRecipeError(f"{where}: {text!r} is not valid YAML: {error}") from error
 
 
 def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
@@ -178,7 +178,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
     for name, value in content.items():
         section = _section(hints.get(name))
         if section is not None and isinstance(value, str):  # `--evaluation null`
-            value = _yaml(value)
+            value = _yaml(value, f"{where}: {name}")
         if section is not None and value is not None:
             value = _build(section, value, f"{where}: {name}")
         plain[name] = value

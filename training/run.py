@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
             f"{output} holds no checkpoint-<step> folder to resume from. A run writes them with "
             f"--training.save_strategy steps --training.save_steps 500."
         )
-    arguments = PolicyTrainingArguments(output_dir=str(output), **recipe.training)
+    arguments = _arguments(recipe)
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
     dataset = open_dataset(recipe, config_class(**recipe.config))
@@ -99,6 +99,19 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     if recipe.evaluation is not None:
         evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
     return output
+
+
+def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
+    try:
+        arguments = PolicyTrainingArguments(output_dir=recipe.output, **recipe.training)
+    except ValueError as error:
+        raise InvalidRecipeError(f"{recipe.name}: training: {error}") from error
+    if arguments.eval_strategy != "no":
+        raise InvalidRecipeError(
+            f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs a second dataset, which "
+            f"a recipe has not; it is evaluated in closed loop at its end. In Python: PolicyTrainer(eval_dataset=…)."
+        )
+    return arguments
 
 
 def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:

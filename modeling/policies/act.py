@@ -9,7 +9,6 @@ from transformers import initialization as init
 from ...configuration.act import ACTConfig
 from ..action_heads.act import ACTActionHead
 from ..backbones.act import ACTBackbone
-from ..layers.detr_transformer import Decoder, Encoder
 from ..layers.masking import masked_mean
 from ..policy import PolicyModel, PolicyOutput
 from ..registry import register_policy
@@ -31,6 +30,9 @@ class ACTPolicy(PolicyModel):
         super().__init__(config)
         self.backbone = ACTBackbone(config)
         self.action_head = ACTActionHead(config)
+        # As in the paper's code: Xavier in encoder and decoder, torch's defaults everywhere else.
+        for module in (*self.backbone.encoder.modules(), *self.action_head.decoder.modules()):
+            module.starts_xavier = True
         self.post_init()
 
     def forward(
@@ -62,6 +64,8 @@ class ACTPolicy(PolicyModel):
         observation = self.check_inputs(
             pixel_values=pixel_values, pixel_mask=pixel_mask, state=state, environment_state=environment_state
         )
+        if actions is not None:
+            self.check_actions(actions, action_is_pad)
         # 1. Where along the demonstrations' styles: z from the actions while training, the mean style otherwise.
         latent, mu, log_sigma_x2 = self.action_head.encode_latent(
             observation | {"actions": actions, "action_is_pad": action_is_pad}, noise
@@ -72,7 +76,6 @@ class ACTPolicy(PolicyModel):
         if actions is None or not return_loss:
             return PolicyOutput(actions=predicted)
         # 3. Loss over the steps inside the episode.
-        self.check_actions(actions)
         losses = {"l1": masked_mean((predicted - actions).abs(), action_is_pad)}
         loss = losses["l1"]
         if mu is not None:
@@ -82,12 +85,9 @@ class ACTPolicy(PolicyModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (Encoder, Decoder)) and not self._is_vae_encoder(module):
-            for parameter in module.parameters():
+        if getattr(module, "starts_xavier", False):
+            for parameter in module.parameters(recurse=False):
                 if parameter.dim() > 1:
                     init.xavier_uniform_(parameter)
         if isinstance(module, ACTActionHead) and self.config.use_vae:
             init.copy_(module.vae_encoder_pos_enc, module.vae_positions())
-
-    def _is_vae_encoder(self, module: nn.Module) -> bool:
-        return self.config.use_vae and module is self.action_head.vae_encoder

@@ -77,6 +77,7 @@ def test_the_pipeline_adds_the_state_it_predicted_in(tmp_path):
     config = ACTConfig(
         input_features={"observation.state": STATE},
         output_features={"action": ACTION},
+        normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"),
         chunk_size=4,
         dim_model=16,
         n_heads=2,

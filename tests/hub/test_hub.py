@@ -1,0 +1,200 @@
+"""Publishing to a Hub and loading from it by id, over HTTP."""
+
+import json
+
+import pytest
+import yaml
+from safetensors.torch import load
+
+from manipulators.hub_cards.edits import was_edited
+from manipulators.hub_cards.lint import lint_card
+
+KEY = "models/your-lab/act-tiny"
+BUILD = """
+import torch
+from manipulators import ACTConfig, ACTPolicy, AutoPolicy, PolicyPipeline, PolicyProcessor
+from transformers import AutoModel, AutoProcessor
+
+torch.manual_seed(0)
+config = ACTConfig(
+    chunk_size=4, n_action_steps=2, dim_model=16, n_heads=2, dim_feedforward=32, n_encoder_layers=1, use_vae=False,
+    input_features={"observation.state": {"type": "STATE", "shape": [3]}},
+    output_features={"action": {"type": "ACTION", "shape": [2]}},
+)
+policy = ACTPolicy(config).eval()
+statistics = {
+    "observation.state": {"mean": [0.0, 1.0, 2.0], "std": [1.0, 2.0, 3.0], "min": [-5.0] * 3, "max": [5.0] * 3},
+    "action": {"mean": [1.0, -1.0], "std": [2.0, 0.5], "min": [-9.0] * 2, "max": [9.0] * 2},
+}
+processor = PolicyProcessor.from_config(config, statistics)
+observation = {"observation.state": torch.tensor([0.5, -1.0, 2.0])}
+def answer(pipeline):
+    return pipeline.predict_chunk(observation).tolist()
+expected = answer(PolicyPipeline(model=policy, processor=processor, device="cpu"))
+"""
+
+
+def test_publishing_and_loading_by_id_and_then_from_the_cache(hub, client):
+    said = client(
+        BUILD
+        + """
+url = policy.push_to_hub("your-lab/act-tiny", processor=processor)
+report({
+    "url": url,
+    "expected": expected,
+    "pipeline": answer(PolicyPipeline.from_pretrained("your-lab/act-tiny", device="cpu")),
+    "types": [
+        type(AutoPolicy.from_pretrained("your-lab/act-tiny")).__name__,
+        type(AutoModel.from_pretrained("your-lab/act-tiny")).__name__,
+        type(AutoProcessor.from_pretrained("your-lab/act-tiny")).__name__,
+    ],
+    "mean": AutoProcessor.from_pretrained("your-lab/act-tiny").statistics["action"]["mean"],
+})
+"""
+    )
+    assert said["url"] == f"{hub.url}/your-lab/act-tiny/commit/{hub.head(KEY)}"
+    assert hub.commits[KEY] == 1  # everything in one commit: nobody downloads half of it
+
+    files = hub.repositories[KEY]
+    assert set(files) == {"config.json", "model.safetensors", "processor_config.json", "README.md"}
+    assert json.loads(files["config.json"])["model_type"] == "act_policy"
+    assert json.loads(files["processor_config.json"])["statistics"]["action"]["std"] == [2.0, 0.5]
+    assert load(files["model.safetensors"])["action_head.action_head.weight"].shape == (2, 16)
+
+    card = files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["library_name"] == "manipulators"
+    assert metadata["pipeline_tag"] == "robotics"
+    assert lint_card(card) == []
+    assert not was_edited(card)
+    assert 'PolicyPipeline.from_pretrained("your-lab/act-tiny")' in card
+
+    assert said["pipeline"] == [pytest.approx(row, abs=1e-6) for row in said["expected"]]
+    assert len(said["pipeline"]) == 4
+    assert said["types"] == ["ACTPolicy", "ACTPolicy", "PolicyProcessor"]
+    assert said["mean"] == [1.0, -1.0]
+
+    # The Hub is gone; what was loaded before still loads.
+    hub.stop()
+    offline = client(
+        """
+import torch
+from manipulators import AutoPolicy, PolicyPipeline
+observation = {"observation.state": torch.tensor([0.5, -1.0, 2.0])}
+pipeline = PolicyPipeline.from_pretrained("your-lab/act-tiny", device="cpu", local_files_only=True)
+auto = AutoPolicy.from_pretrained("your-lab/act-tiny", local_files_only=True)
+try:
+    PolicyPipeline.from_pretrained("your-lab/another", local_files_only=True)
+except Exception as error:
+    problem = type(error).__name__
+report([pipeline.predict_chunk(observation).tolist(), type(auto).__name__, problem])
+"""
+    )
+    assert offline == [said["pipeline"], "ACTPolicy", "MissingFileError"]
+
+
+def test_an_edited_card_is_kept_and_our_own_is_replaced(hub, client):
+    edited = b"---\nlibrary_name: manipulators\nlicense: mit\n---\n\nMeasured on my own arm.\n"
+    hub.put("models/your-lab/edited", "README.md", edited)
+    hub.put("models/your-lab/other", ".gitattributes", b"")
+    client(
+        BUILD
+        + """
+policy.push_to_hub("your-lab/edited", processor=processor)
+policy.push_to_hub("your-lab/ours")  # without statistics
+policy.push_to_hub("your-lab/ours", processor=processor)
+policy.push_to_hub("your-lab/other", processor=processor, card="---\\nlicense: mit\\n---\\nMine.\\n")
+report(None)
+"""
+    )
+    assert hub.repositories["models/your-lab/edited"]["README.md"] == edited
+    assert "model.safetensors" in hub.repositories["models/your-lab/edited"]
+    ours = hub.repositories["models/your-lab/ours"]["README.md"].decode()
+    assert "to mean 0, standard deviation 1" in ours  # the second card, with its statistics
+    assert not was_edited(ours)
+    assert hub.commits["models/your-lab/ours"] == 2
+    assert b"Mine." in hub.repositories["models/your-lab/other"]["README.md"]
+
+
+def test_a_published_lerobot_checkpoint_loads_by_id(hub, client, shared):
+    folder = shared / "golden" / "act_envstate" / "checkpoint"
+    hub.put_folder("models/someone/act-lerobot", folder)
+    hub.put("models/someone/act-lerobot", "pytorch_model.bin", b"never fetched")
+    said = client(
+        f"""
+import torch
+from manipulators import AutoPolicy, PolicyPipeline
+by_id = PolicyPipeline.from_pretrained("someone/act-lerobot", device="cpu")
+local = PolicyPipeline.from_pretrained({str(folder)!r}, device="cpu")
+observation = {{n: torch.linspace(-1, 1, f.shape[0]) for n, f in local.policy.config.input_features.items()}}
+cached = AutoPolicy.from_pretrained("someone/act-lerobot", local_files_only=True)
+report({{
+    "same": torch.equal(by_id.predict_chunk(observation), local.predict_chunk(observation)),
+    "size": by_id.predict_chunk(observation).numel(),
+    "cached": all(torch.equal(v, cached.state_dict()[n]) for n, v in local.policy.state_dict().items()),
+}})
+"""
+    )
+    assert said["same"] is True
+    assert said["size"] > 0
+    assert said["cached"] is True
+    assert not any("pytorch_model.bin" in request for request in hub.requests)
+
+
+def test_what_is_not_there_is_one_of_our_errors(hub, client):
+    hub.put("models/your-lab/empty", "README.md", b"nothing here")
+    hub.put("models/your-lab/weightless", "config.json", b'{"model_type": "act_policy"}')
+    said = client(
+        BUILD
+        + """
+from manipulators.errors import ManipulatorsError
+problems = {}
+for source in ("your-lab/nowhere", "your-lab/empty", "your-lab/weightless"):
+    try:
+        PolicyPipeline.from_pretrained(source)
+    except Exception as error:
+        problems[source] = [type(error).__name__, isinstance(error, ManipulatorsError), source in str(error)]
+report(problems)
+"""
+    )
+    assert said["your-lab/nowhere"] == ["MissingFileError", True, True]
+    assert said["your-lab/empty"] == ["MissingFileError", True, True]
+    assert said["your-lab/weightless"][1:] == [True, True]
+
+
+DATASET = """
+import glob, os, torch
+from manipulators import LeRobotDataset
+local = LeRobotDataset({folder!r}, action_horizon=2)
+def same(dataset, names):
+    return len(dataset) == len(local) > 0 and all(
+        torch.equal(dataset[i][name], local[i][name]) for i in (0, len(local) - 1) for name in names
+    )
+def videos():
+    return len(glob.glob(os.environ["HF_HOME"] + "/**/*.mp4", recursive=True))
+"""
+
+
+def test_a_dataset_loads_by_id_and_then_from_the_cache(hub, client, shared):
+    folder = shared / "data" / "lerobot_v3_tiny"
+    hub.put_folder("datasets/someone/tiny", folder)
+    start = DATASET.format(folder=str(folder))
+    said = client(
+        start
+        + """
+numbers = [name for name in local.features if name not in local.camera_names]
+chosen = LeRobotDataset("someone/tiny", action_horizon=2, features=numbers)
+before = [same(chosen, ["observation.state", "action", "action_is_pad"]), videos()]
+whole = LeRobotDataset("someone/tiny", action_horizon=2)
+report([*before, len(local.camera_names) > 0, same(whole, local.camera_names), videos() > 0])
+"""
+    )
+    # Without cameras no video is fetched; with them, they are.
+    assert said == [True, 0, True, True, True]
+
+    hub.stop()
+    whole = """
+whole = LeRobotDataset("someone/tiny", action_horizon=2)
+report(same(whole, ["observation.state", "action", *local.camera_names]))
+"""
+    assert client(start + whole) is True

@@ -1,0 +1,53 @@
+"""Every generic test runs once per entry of policy_cases.py."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+CASES = runpy.run_path(str(Path(__file__).parent.parent / "policy_cases.py"))["CASES"]
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=[name for name, case in CASES.items() if case.complete])
+def complete_case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="session")
+def build():
+    """Return a function: case → its policy in eval mode, every parameter drawn and none left at its initial zero."""
+    from manipulators import AutoPolicy
+
+    def build_policy(case):
+        torch.manual_seed(0)
+        policy = AutoPolicy.from_config(case.config()).eval()
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return policy
+
+    return build_policy
+
+
+@pytest.fixture
+def policy(case, build):
+    return build(case)
+
+
+@pytest.fixture(scope="session")
+def processor_of(statistics_of):
+    """Return a function: config → the processor of its policy."""
+    from manipulators import PolicyProcessor
+    from manipulators.modeling import registry
+
+    def build_processor(config):
+        kind = registry.processor_class(config.model_type, default=PolicyProcessor)
+        return kind.from_config(config, statistics_of(config))
+
+    return build_processor

@@ -1,0 +1,348 @@
+"""What every policy promises, checked for every entry of policy_cases.py."""
+
+import copy
+import inspect
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from manipulators import AutoPolicy, PolicyPipeline
+from manipulators.errors import FeatureShapeError, MissingFeatureError
+
+LABELS = ("actions", "action_is_pad", "action_mask")
+NAMES = {"state": "observation.state", "environment_state": "observation.environment_state"}
+
+
+def observation_inputs(config, batch_size=2):
+    return {name: value for name, value in config.example_inputs(batch_size).items() if name not in LABELS}
+
+
+def mapped(value, function):
+    return [function(item) for item in value] if isinstance(value, list) else function(value)
+
+
+def predict(policy, inputs, seed=0):
+    return policy.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(seed))
+
+
+# --- forward and prediction -------------------------------------------------------------------------------
+
+
+def test_example_inputs_fit_forward(policy):
+    config = policy.config
+    output = policy(**config.example_inputs(3))
+    assert output.actions.shape == (3, config.action_horizon, config.action_dim)
+    assert output.loss.shape == () and torch.isfinite(output.loss)
+    assert output.losses and all(part.shape == () for part in output.losses.values())
+
+
+def test_example_inputs_fit_prediction(policy):
+    config = policy.config
+    chunk = policy.predict_action_chunk(**config.example_inputs(1))
+    assert chunk.shape[0] == 1 and chunk.shape[2] == config.action_dim
+    assert config.n_action_steps <= chunk.shape[1] <= config.action_horizon
+    assert not chunk.requires_grad and torch.isfinite(chunk).all()
+
+
+def test_example_inputs_are_always_the_same(case):
+    first, second = case.config().example_inputs(2), case.config().example_inputs(2)
+    assert first.keys() == second.keys()
+    for name in first:
+        for a, b in zip(first[name], second[name], strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_every_input_is_named_in_the_signature(policy):
+    parameters = inspect.signature(policy.forward).parameters
+    assert policy.config.example_inputs(1).keys() <= parameters.keys()
+    assert parameters["return_loss"].default is True
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def test_no_labels_no_loss(policy):
+    output = policy(**observation_inputs(policy.config))
+    assert output.loss is None and output.losses is None
+    assert policy(**policy.config.example_inputs(2), return_loss=False).loss is None
+
+
+def test_labels_do_not_change_the_prediction(policy):
+    inputs = policy.config.example_inputs(2)
+    assert torch.equal(predict(policy, inputs), predict(policy, observation_inputs(policy.config)))
+
+
+def test_each_input_matters(policy):
+    inputs = observation_inputs(policy.config)
+    before = predict(policy, inputs)
+    assert inputs
+    for name, value in inputs.items():
+        if name == "pixel_values":
+            continue
+        changed = inputs | {name: ~value if value.dtype == torch.bool else value + 1.0}
+        assert not torch.allclose(predict(policy, changed), before, atol=1e-5), name
+
+
+def test_each_camera_matters(policy):
+    inputs = observation_inputs(policy.config)
+    before = predict(policy, inputs)
+    for view in range(len(policy.config.image_features)):
+        pixels = copy.deepcopy(inputs["pixel_values"])
+        (pixels[view] if isinstance(pixels, list) else pixels.select(-4, view)).add_(1.0)
+        after = predict(policy, inputs | {"pixel_values": pixels})
+        assert not torch.allclose(after, before, atol=1e-5), f"camera {view}"
+
+
+def test_absent_cameras_do_not_matter(policy):
+    """Whatever stands in the place of a camera that is masked: another picture, or none."""
+    inputs = observation_inputs(policy.config)
+    for view, name in enumerate(policy.config.image_features):
+        if name in policy.config.optional_cameras:
+            mask = inputs["pixel_mask"].clone()
+            mask[:, view] = False
+            pixels = inputs["pixel_values"].clone()
+            pixels[:, view] = 7.0
+            absent = predict(policy, inputs | {"pixel_mask": mask})
+            torch.testing.assert_close(predict(policy, inputs | {"pixel_mask": mask, "pixel_values": pixels}), absent)
+            assert not torch.allclose(absent, predict(policy, inputs), atol=1e-5)
+
+
+def test_each_label_matters(policy):
+    inputs = policy.config.example_inputs(2)
+    torch.manual_seed(0)
+    before = policy.train()(**inputs).loss
+    for step in range(policy.config.action_horizon):
+        actions = inputs["actions"].clone()
+        actions[:, step] += 3.0
+        torch.manual_seed(0)
+        assert (policy(**inputs | {"actions": actions}).loss - before).abs() > 1e-4, step
+
+
+def test_sample_of_a_batch_equals_the_sample_alone(policy):
+    inputs = observation_inputs(policy.config, 3)
+    together = policy(**inputs).actions
+    for i in range(3):
+        alone = policy(**{name: mapped(value, lambda x, i=i: x[i : i + 1]) for name, value in inputs.items()}).actions
+        torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
+
+
+def test_same_seed_same_chunk(policy):
+    inputs = observation_inputs(policy.config)
+    assert torch.equal(predict(policy, inputs, seed=3), predict(policy, inputs, seed=3))
+
+
+def test_prediction_leaves_the_global_random_state_alone(policy):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    predict(policy, observation_inputs(policy.config))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_inputs_are_not_changed(policy):
+    inputs = policy.config.example_inputs(2)
+    before = copy.deepcopy(inputs)
+    policy.train()(**inputs).loss.backward()
+    for name in inputs:
+        for a, b in zip(inputs[name], before[name], strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training(policy):
+    inputs = policy.config.example_inputs(2)
+    assert torch.equal(policy(**inputs).actions, policy(**inputs).actions)
+    policy.train()
+    assert not torch.equal(policy(**inputs).actions, policy(**inputs).actions)
+
+
+def test_runs_in_bfloat16(policy):
+    policy.to(torch.bfloat16)
+    inputs = {
+        name: mapped(value, lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x)
+        for name, value in policy.config.example_inputs(2).items()
+    }
+    assert predict(policy, inputs).dtype == torch.bfloat16
+    loss = policy.train()(**inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_compiles_as_one_graph(policy):
+    torch._dynamo.reset()
+    inputs = observation_inputs(policy.config)
+    compiled = torch.compile(policy.predict_action_chunk, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(**inputs), policy.predict_action_chunk(**inputs))
+
+
+def test_exports(policy):
+    inputs = observation_inputs(policy.config)
+    program = torch.export.export(policy, (), inputs)
+    torch.testing.assert_close(program.module()(**inputs).actions, policy(**inputs).actions)
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_every_trained_parameter(case, policy):
+    policy.train()(**policy.config.example_inputs(4)).loss.backward()
+    norms = {
+        name: 0.0 if parameter.grad is None else parameter.grad.norm().item()
+        for name, parameter in policy.named_parameters()
+        if parameter.requires_grad
+    }
+    untouched = {name for name, norm in norms.items() if norm <= 1e-7 * max(norms.values())}
+    assert untouched == case.untrained
+
+
+def test_loss_goes_down(policy):
+    inputs = policy.config.example_inputs(2)
+    optimizer = torch.optim.Adam(policy.train().parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        torch.manual_seed(0)
+        loss = policy(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_padded_actions_change_neither_loss_nor_gradients(policy):
+    """Whatever finite numbers stand there: NaN the processor refuses, padded or not."""
+    inputs = policy.config.example_inputs(3)
+    inputs["action_is_pad"][0, 2:] = True
+    inputs["action_is_pad"][2, 4:] = True
+    results = []
+    for garbage in (0.0, 1e4):
+        actions = inputs["actions"].masked_fill(inputs["action_is_pad"][:, :, None], garbage)
+        policy.train().zero_grad()
+        torch.manual_seed(0)
+        loss = policy(**inputs | {"actions": actions}).loss
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad.clone() for name, p in policy.named_parameters()}))
+    (loss, expected), (garbage_loss, found) = results
+    torch.testing.assert_close(garbage_loss, loss, atol=1e-6, rtol=1e-6)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_padded_steps_do_not_dilute_the_loss(policy):
+    """Two half-padded samples weigh as much per real step as one without padding."""
+    inputs = policy.config.example_inputs(2)
+    inputs["action_is_pad"][1] = True
+    alone = {name: mapped(value, lambda x: x[:1]) for name, value in inputs.items()}
+    torch.testing.assert_close(policy(**inputs).loss, policy(**alone).loss, atol=1e-5, rtol=1e-5)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("change", ["horizon", "width", "no batch"])
+def test_labels_of_another_shape_are_refused(policy, change, training):
+    inputs = policy.config.example_inputs(2)
+    actions = inputs["actions"]
+    actions = {"horizon": actions[:, 1:], "width": actions[:, :, 1:], "no batch": actions[0]}[change]
+    inputs["action_is_pad"] = torch.zeros(actions.shape[:2], dtype=torch.bool)
+    with pytest.raises(FeatureShapeError, match="actions has shape"):
+        policy.train(training)(**inputs | {"actions": actions})
+
+
+def test_padding_of_another_shape_is_refused(policy):
+    inputs = policy.config.example_inputs(2)
+    inputs["action_is_pad"] = inputs["action_is_pad"][:, 1:]
+    with pytest.raises(FeatureShapeError, match="action_is_pad"):
+        policy.train()(**inputs)
+
+
+def test_missing_inputs_are_named(policy):
+    inputs = observation_inputs(policy.config)
+    for name in inputs.keys() - {"pixel_mask"}:
+        with pytest.raises(MissingFeatureError, match=name):
+            policy.predict_action_chunk(**{n: value for n, value in inputs.items() if n != name})
+        with pytest.raises(MissingFeatureError, match=name):
+            policy(**inputs | {name: None})
+
+
+def test_states_of_another_width_are_refused(policy):
+    inputs = observation_inputs(policy.config)
+    for name in NAMES.keys() & inputs.keys():
+        with pytest.raises(FeatureShapeError, match=name):
+            policy(**inputs | {name: inputs[name][..., 1:]})
+
+
+def test_another_number_of_cameras_is_refused(policy):
+    inputs = observation_inputs(policy.config)
+    if "pixel_values" in inputs:
+        views = inputs["pixel_values"]
+        more = [*views, views[0]] if isinstance(views, list) else torch.cat([views, views], dim=-4)
+        with pytest.raises(FeatureShapeError, match=next(iter(policy.config.image_features)).rpartition(".")[2]):
+            policy(**inputs | {"pixel_values": more})
+
+
+# --- saving and loading -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_reload_equals_to_the_bit(policy, processor_of, tmp_path, shards):
+    weights = sum(tensor.nbytes for tensor in policy.state_dict().values())
+    policy.save_pretrained(tmp_path, max_shard_size=weights // (2 * shards - 1) + 1)
+    processor_of(policy.config).save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 if shards == 1 else len(list(tmp_path.glob("*-of-*"))) > 1
+    inputs = observation_inputs(policy.config)
+    expected = predict(policy, inputs)
+    doors = {
+        "class": type(policy).from_pretrained,
+        "AutoPolicy": AutoPolicy.from_pretrained,
+        "AutoModel": AutoModel.from_pretrained,
+        "PolicyPipeline": lambda folder: PolicyPipeline.from_pretrained(folder, device="cpu").policy,
+    }
+    for door, load in doors.items():
+        loaded = load(tmp_path)
+        assert type(loaded) is type(policy), door
+        assert not loaded.training, door
+        assert torch.equal(predict(loaded, inputs), expected), door
+
+
+def test_every_buffer_and_parameter_survives_a_reload(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    loaded = AutoPolicy.from_pretrained(tmp_path)
+    for kind in ("named_parameters", "named_buffers"):
+        before, after = dict(getattr(policy, kind)()), dict(getattr(loaded, kind)())
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            assert not after[name].is_meta and torch.equal(after[name], value), name
+            assert after[name].dtype == value.dtype, name
+
+
+def test_fresh_buffers_are_filled(case):
+    """What the constructor registers is what `post_init` leaves."""
+    first, second = AutoPolicy.from_config(case.config()), AutoPolicy.from_config(case.config())
+    for (name, a), (_, b) in zip(first.named_buffers(), second.named_buffers(), strict=True):
+        assert torch.equal(a, b) and torch.isfinite(a).all(), name
+
+
+def test_camera_order_survives(policy, processor_of, tmp_path):
+    cameras = list(policy.config.image_features)
+    policy.save_pretrained(tmp_path)
+    processor_of(policy.config).save_pretrained(tmp_path)
+    for file in ("config.json", "processor_config.json"):
+        saved = json.loads((tmp_path / file).read_text())["input_features"]
+        assert list(saved) == list(policy.config.input_features), file
+    pipeline = PolicyPipeline.from_pretrained(tmp_path, device="cpu")
+    assert list(pipeline.policy.config.image_features) == cameras
+    assert [name for name in pipeline.processor.input_features if name in cameras] == cameras
+
+
+def test_config_survives_a_reload(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    config = type(policy.config).from_pretrained(tmp_path)
+    assert config.to_dict() | {"architectures": None} == policy.config.to_dict() | {"architectures": None}
+    assert config.input_features == policy.config.input_features
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 1
+
+
+def test_two_builds_of_one_seed_are_equal(case, build):
+    first, second = build(case).state_dict(), build(case).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,66 @@
+"""Tiny policies for every generic test. A policy joins the whole suite by one entry in `CASES`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Case(NamedTuple):
+    """One tiny policy.
+
+    `config` builds its config anew. `untrained` names the parameters that no gradient can reach by design.
+    `complete` marks the one case per policy that has every kind of tensor: its checkpoint is broken tensor by tensor.
+    """
+
+    config: Callable[[], Any]
+    untrained: frozenset[str] = frozenset()
+    complete: bool = False
+
+
+RESNET = {"layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
+# Not in alphabetical order: a sorted JSON file would swap them.
+TWO_CAMERAS = {"wrist": (3, 32, 32), "above": (3, 32, 32)}
+
+
+def tiny_act(cameras: dict | None = None, state: int | None = 3, environment: int | None = None, **fields):
+    """Return an `ACTConfig` with cameras `{name: (c, h, w)}`, states of these widths and actions of width 2."""
+    from manipulators import ACTConfig
+
+    inputs = {f"observation.images.{name}": ("VISUAL", shape) for name, shape in (cameras or {}).items()}
+    if state:
+        inputs["observation.state"] = ("STATE", (state,))
+    if environment:
+        inputs["observation.environment_state"] = ("ENV", (environment,))
+    sizes = {
+        "chunk_size": 5,
+        "dim_model": 16,
+        "n_heads": 2,
+        "dim_feedforward": 32,
+        "n_encoder_layers": 2,
+        "n_vae_encoder_layers": 1,
+        "latent_dim": 4,
+        "vision_config": RESNET if cameras else None,
+        "pretrained_backbone_weights": None,
+    }
+    return ACTConfig(
+        input_features={name: {"type": kind, "shape": shape} for name, (kind, shape) in inputs.items()},
+        output_features={"action": {"type": "ACTION", "shape": (2,)}},
+        **(sizes | fields),
+    )
+
+
+# Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
+# the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
+ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
+ACT_EMPTY_LATENT = frozenset({"backbone.encoder_latent_input_proj.weight"})
+
+CASES = {
+    "act_states": Case(lambda: tiny_act(environment=4)),
+    "act_two_cameras": Case(lambda: tiny_act(TWO_CAMERAS, environment=4), complete=True),
+    "act_camera_sizes": Case(lambda: tiny_act({"wrist": (3, 32, 32), "above": (3, 32, 64)})),
+    "act_camera_only": Case(lambda: tiny_act({"above": (3, 32, 32)}, state=None)),
+    "act_pre_norm": Case(lambda: tiny_act(pre_norm=True, n_decoder_layers=2), ACT_EMPTY_QUERIES),
+    "act_optional_camera": Case(
+        lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
+    ),
+    "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
+}

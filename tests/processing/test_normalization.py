@@ -1,0 +1,136 @@
+"""Every mode, against numbers worked out by hand, and as the inverse of itself."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manipulators import NormalizationMode, PolicyFeature
+from manipulators.errors import MissingStatisticsError
+from manipulators.processing.normalization import Normalizer
+
+STATE = PolicyFeature("STATE", (2,))
+STATISTICS = {
+    "mean": [1.0, -2.0],
+    "std": [2.0, 0.5],
+    "min": [0.0, -4.0],
+    "max": [4.0, 4.0],
+    "q01": [1.0, -2.0],
+    "q99": [3.0, 2.0],
+    "q10": [0.0, 0.0],
+    "q90": [1.0, 8.0],
+}
+MODES = [mode.value for mode in NormalizationMode]
+
+
+def normalizer(mode, statistics=STATISTICS, feature=STATE, **options):
+    return Normalizer("observation.state", feature, NormalizationMode(mode), statistics, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "raw", "expected"),
+    [
+        ("IDENTITY", [3.0, -1.0], [3.0, -1.0]),
+        ("MEAN_STD", [3.0, -1.0], [1.0, 2.0]),
+        ("MEAN_STD", [1.0, -2.0], [0.0, 0.0]),
+        ("MIN_MAX", [0.0, 4.0], [-1.0, 1.0]),
+        ("MIN_MAX", [3.0, 0.0], [0.5, 0.0]),
+        ("MIN_MAX", [6.0, -8.0], [2.0, -2.0]),  # beyond what was demonstrated: not clipped
+        ("QUANTILES", [2.0, 3.0], [0.0, 1.5]),
+        ("QUANTILE10", [0.25, 2.0], [-0.5, -0.5]),
+    ],
+)
+def test_numbers(mode, raw, expected):
+    norm = normalizer(mode)
+    torch.testing.assert_close(norm.normalize(torch.tensor(raw)), torch.tensor(expected))
+    torch.testing.assert_close(norm.unnormalize(torch.tensor(expected)), torch.tensor(raw))
+
+
+def test_epsilon_is_added_to_the_standard_deviation_only():
+    raw = torch.tensor([3.0, -1.0])
+    torch.testing.assert_close(normalizer("MEAN_STD", eps=0.5).normalize(raw), torch.tensor([2 / 2.5, 1 / 1.0]))
+    torch.testing.assert_close(normalizer("MIN_MAX", eps=0.5).normalize(raw), torch.tensor([0.5, -0.25]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "other", "on_the_spot", "one_beyond"),
+    [("MEAN_STD", "mean", {"std": [0.0, 1.0]}, 0.0, 1.0), ("MIN_MAX", "min", {"max": [5.0, 6.0]}, -1.0, 1.0)],
+)
+def test_constant_dimension(mode, low, other, on_the_spot, one_beyond):
+    norm = normalizer(mode, {low: [5.0, 5.0]} | other)
+    assert norm.normalize(torch.tensor([5.0, 5.0]))[0] == on_the_spot
+    assert norm.normalize(torch.tensor([6.0, 5.0]))[0] == one_beyond  # shifted, not blown up
+    assert norm.unnormalize(torch.tensor([123.0, 0.0]))[0] == 5.0  # whatever the network says
+
+
+def test_images_have_one_statistic_per_channel():
+    camera = PolicyFeature("VISUAL", (2, 1, 3))
+    statistics = {"mean": [[[0.5]], [[0.0]]], "std": [0.5, 0.25]}  # (c, 1, 1) or (c,)
+    norm = normalizer("MEAN_STD", statistics, camera)
+    image = torch.tensor([[[0.0, 0.5, 1.0]], [[0.0, 0.5, 1.0]]])
+    expected = torch.tensor([[[-1.0, 0.0, 1.0]], [[0.0, 2.0, 4.0]]])
+    torch.testing.assert_close(norm.normalize(image), expected)
+    torch.testing.assert_close(norm.normalize(image.expand(4, 2, 2, 1, 3)), expected.expand(4, 2, 2, 1, 3))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_leading_dimensions_do_not_matter(mode):
+    norm, x = normalizer(mode), torch.randn(5, 4, 2)
+    torch.testing.assert_close(norm.normalize(x)[3, 2], norm.normalize(x[3, 2]))
+    torch.testing.assert_close(norm.unnormalize(x)[3, 2], norm.unnormalize(x[3, 2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    offset=st.lists(st.floats(-100, 100), min_size=2, max_size=2),
+    spread=st.lists(st.floats(1e-2, 100), min_size=2, max_size=2),
+    relative=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
+)
+def test_unnormalize_is_the_inverse(mode, offset, spread, relative):
+    first, second = NormalizationMode(mode).statistics or ("mean", "std")
+    other = spread if mode in ("MEAN_STD", "IDENTITY") else [a + b for a, b in zip(offset, spread, strict=True)]
+    norm = normalizer(mode, {first: offset, second: other})
+    x = torch.tensor([o + s * r for o, s, r in zip(offset, spread, relative, strict=True)], dtype=torch.float32)
+    torch.testing.assert_close(norm.unnormalize(norm.normalize(x)), x, rtol=1e-5, atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.floats(-50, 50), width=st.floats(0.01, 50), fraction=st.floats(0, 1))
+def test_what_was_demonstrated_lies_between_minus_one_and_one(low, width, fraction):
+    norm = normalizer("MIN_MAX", {"min": [low] * 2, "max": [low + width] * 2})
+    y = norm.normalize(torch.tensor([low + fraction * width] * 2, dtype=torch.float32))
+    assert y.abs().max() <= 1 + 1e-2
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "IDENTITY"])
+def test_missing_statistics_are_named(mode):
+    first, second = NormalizationMode(mode).statistics
+    for statistics in (None, {}, {first: [0.0, 0.0]}, {second: [1.0, 1.0]}):
+        with pytest.raises(MissingStatisticsError, match=f"needs {first} and {second}"):
+            normalizer(mode, statistics)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"mean": [0.0] * 3, "std": [1.0] * 3}, r"has 3 values \(shape \(3,\)\); the feature has 2"),
+        ({"mean": [0.0, float("nan")], "std": [1.0] * 2}, "mean of observation.state is not finite"),
+        ({"mean": [0.0] * 2, "std": [1.0, float("inf")]}, "std of observation.state is not finite"),
+        ({"mean": [0.0] * 2, "std": [1.0, -1.0]}, "std is negative"),
+    ],
+)
+def test_impossible_statistics(statistics, message):
+    with pytest.raises(MissingStatisticsError, match=message):
+        normalizer("MEAN_STD", statistics)
+
+
+def test_maximum_below_minimum():
+    with pytest.raises(MissingStatisticsError, match="max lies below min"):
+        normalizer("MIN_MAX", {"min": [0.0, 0.0], "max": [1.0, -1.0]})
+
+
+def test_statistics_may_be_numpy():
+    norm = normalizer("MEAN_STD", {"mean": np.array([1, 2]), "std": np.array([1.0, 2.0])})
+    assert norm.normalize(torch.tensor([2.0, 4.0])).tolist() == pytest.approx([1, 1])

@@ -1,0 +1,335 @@
+"""The command line: what each command does, and that every error is one message and exit status 1."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from manipulators import AutoPolicy, PolicyPipeline, __version__
+from manipulators.cli import build_parser, main
+
+ENVIRONMENT = "metaworld/pick-place-v3"
+RECIPE = """
+policy: act_policy
+data:
+  dataset: {dataset}
+  record: {{environment: metaworld/pick-place-v3, episodes: 1, seed: 0}}
+config: {{chunk_size: 4, dim_model: 16, n_heads: 2, dim_feedforward: 32, n_encoder_layers: 1, use_vae: false}}
+training: {{max_steps: 1, per_device_train_batch_size: 2, logging_steps: 1, use_cpu: true, disable_tqdm: true}}
+evaluation: {{environment: metaworld/pick-place-v3, episodes: 1, horizon: 4}}
+output: {output}
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _offline(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Demonstrations, recorded by the command."""
+    output = tmp_path_factory.mktemp("cli") / "demonstrations"
+    assert main(["record", "--env", ENVIRONMENT, "--episodes", "1", "--seed", "0", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(recorded):
+    """A checkpoint, trained by the command."""
+    recipe, output = recorded.parent / "tiny.yaml", recorded.parent / "trained"
+    recipe.write_text(RECIPE.format(dataset=recorded, output="nowhere"), encoding="utf-8")
+    assert (
+        main(["train", str(recipe), "--training.max_steps", "2", "--config.dim_model=8", "--output", str(output)]) == 0
+    )
+    return output
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that has to fail, and return its message."""
+
+    def run(*arguments):
+        assert main([str(argument) for argument in arguments]) == 1
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+# --- the parser -------------------------------------------------------------------------------------------
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, time\n"
+        "from manipulators.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'datasets', 'gymnasium'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), time.process_time() < 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY [] True" in done.stdout
+    for command in ("record", "train", "eval", "convert", "card"):
+        assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize("start", [["-m", "manipulators"], None])
+def test_it_can_be_started(start):
+    program = [sys.executable, *start] if start else [str(Path(sys.executable).with_name("manipulators"))]
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["record"], ["eval", "somewhere"], ["convert", "a"], ["eval", "a", "--env", "b", "--episode"]],
+)
+def test_wrong_use_is_told_by_the_parser(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: manipulators" in capsys.readouterr().err
+
+
+def test_only_train_takes_overrides(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["card", "somewhere", "--training.max_steps", "5"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --training.max_steps 5" in capsys.readouterr().err
+
+
+def test_defaults():
+    options = build_parser().parse_args(["eval", "org/name", "--env", ENVIRONMENT])
+    assert (options.episodes, options.seed, options.num_envs, options.horizon) == (50, 10_000, 10, None)
+    options = build_parser().parse_args(["record", "--env", ENVIRONMENT, "--output", "there"])
+    assert (options.episodes, options.seed, options.output) == (50, 0, Path("there"))
+
+
+def test_an_error_is_one_message_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "manipulators", "train", "act_metawrld"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    message = [line for line in done.stderr.splitlines() if line.strip()]
+    assert message == ["InvalidRecipeError: There is no recipe 'act_metawrld'. Did you mean 'act_metaworld'?"]
+
+
+# --- record -----------------------------------------------------------------------------------------------
+
+
+def test_record(recorded):
+    info = json.loads((recorded / "meta" / "info.json").read_text())
+    assert info["total_episodes"] == 1
+
+
+def test_record_refuses_an_existing_folder(recorded, fails):
+    message = fails("record", "--env", ENVIRONMENT, "--episodes", 1, "--output", recorded)
+    assert "OutputExistsError" in message
+    assert "demonstrations already exists" in message
+
+
+def test_record_names_the_nearest_environment(tmp_path, fails):
+    message = fails("record", "--env", "metaworld/pick-plase-v3", "--output", tmp_path / "new")
+    assert "UnknownEnvironmentError" in message
+    assert "'metaworld/pick-place-v3'" in message
+    assert not (tmp_path / "new").exists()
+
+
+# --- train ------------------------------------------------------------------------------------------------
+
+
+def test_train(trained, recorded):
+    record = json.loads((trained / "training.json").read_text())
+    assert record["training"]["steps"] == 2
+    assert json.loads((trained / "config.json").read_text())["dim_model"] == 8
+    assert record["training"]["command"] == (
+        f"manipulators train {recorded.parent / 'tiny.yaml'} --training.max_steps 2 --config.dim_model=8 "
+        f"--output {trained}"
+    )
+    assert json.loads((trained / "evaluation.json").read_text())["horizon"] == 4
+
+
+def test_train_prints_the_result(recorded, tmp_path, capsys):
+    recipe = recorded.parent / "tiny.yaml"
+    recipe.write_text(RECIPE.format(dataset=recorded, output=tmp_path / "out"), encoding="utf-8")
+    assert main(["train", str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Policy, card and results: {tmp_path / 'out'}" in printed
+    assert f"{ENVIRONMENT}: success 0% of 1 episodes (95 % interval 0.0% to 79.3%), mean length 4.0 steps" in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.dim_modle", "8"], "config has no field 'dim_modle'. Did you mean 'dim_model'?"),
+        (["--confg.dim_model", "8"], "has no field 'confg'. Did you mean 'config'?"),
+        (["--training.max_steps", "many"], "max_steps: 'many' cannot be read as int."),
+        (["--training.max_steps"], "--training.max_steps lacks its value"),
+        (["config.dim_model=8"], "'config.dim_model=8' is not an override; write --section.field value"),
+        (["--policy", "act_polcy"], "'act_polcy'. Did you mean 'act_policy'?"),
+        (["--config.n_heads", "3"], "dim_model=16 must be a multiple of n_heads=3"),
+        (["--data.dataset", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.dataset", "some-org/no-such-dataset"], "some-org/no-such-dataset"),
+        (["--inputs", "[observation.stat]"], "observation.stat"),
+        (["--inputs", "[]"], "inputs"),
+        (["--evaluation", "{"], "evaluation"),
+        (["--resume"], "checkpoint"),
+    ],
+)
+def test_train_refuses(recorded, tmp_path, fails, overrides, message):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(dataset=recorded, output=tmp_path / "out"), encoding="utf-8")
+    assert message in fails("train", recipe, *overrides)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--training.save_strategy", "sometimes"],
+        ["--training.optim", "adamm"],
+        ["--training.eval_strategy", "steps"],
+    ],
+)
+def test_train_refuses_what_transformers_refuses(recorded, tmp_path, fails, overrides):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(dataset=recorded, output=tmp_path / "out"), encoding="utf-8")
+    assert fails("train", recipe, *overrides)
+
+
+# --- eval -------------------------------------------------------------------------------------------------
+
+
+def test_eval(trained, tmp_path, capsys):
+    result = tmp_path / "deep" / "result.json"
+    arguments = ["eval", str(trained), "--env", ENVIRONMENT, "--episodes", "3", "--seed", "7", "--num-envs", "2"]
+    assert main([*arguments, "--horizon", "5", "--device", "cpu", "--output", str(result)]) == 0
+    assert f"{ENVIRONMENT}: success " in capsys.readouterr().out
+    measured = json.loads(result.read_text())
+    assert measured["seeds"] == [7, 8, 9]
+    assert (measured["episodes"], measured["num_envs"], measured["horizon"]) == (3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere", "--env", ENVIRONMENT], "/nowhere is neither a folder nor a readable Hub repository"),
+        (["some-org/no-such-policy", "--env", ENVIRONMENT], "some-org/no-such-policy"),
+        (["{trained}", "--env", "metawrld/pick-place-v3"], "UnknownEnvironmentError"),
+        (["{trained}", "--env", ENVIRONMENT, "--episodes", "0"], "at least one seed"),
+        (["{trained}", "--env", ENVIRONMENT, "--num-envs", "0"], "num_envs = 0"),
+        (["{trained}", "--env", ENVIRONMENT, "--horizon", "0"], "horizon = 0"),
+        (["{trained}", "--env", ENVIRONMENT, "--device", "gpu9"], "gpu9"),
+    ],
+)
+def test_eval_refuses(trained, fails, arguments, message):
+    assert message in fails("eval", *[argument.format(trained=trained) for argument in arguments])
+
+
+def test_eval_refuses_a_checkpoint_without_a_weight(trained, tmp_path, fails):
+    shutil.copytree(trained, tmp_path / "half")
+    weights = load_file(trained / "model.safetensors")
+    del weights["action_head.action_head.bias"]
+    save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    message = fails("eval", tmp_path / "half", "--env", ENVIRONMENT, "--episodes", 1)
+    assert "WeightsMismatchError" in message
+    assert "action_head.action_head.bias" in message
+
+
+# --- convert ----------------------------------------------------------------------------------------------
+
+
+def test_convert(shared, tmp_path, capsys):
+    source, output = shared / "golden" / "act_envstate" / "checkpoint", tmp_path / "ours"
+    assert main(["convert", str(source), str(output)]) == 0
+    assert f"{source} written to {output}" in capsys.readouterr().out
+    names = {path.name for path in output.iterdir()}
+    assert names == {"config.json", "model.safetensors", "processor_config.json", "README.md"}
+    assert json.loads((output / "config.json").read_text())["model_type"] == "act_policy"
+
+    theirs = PolicyPipeline.from_pretrained(source, device="cpu")
+    ours = PolicyPipeline.from_pretrained(output, device="cpu")
+    observation = {
+        name: torch.linspace(-1, 1, feature.shape[0]) for name, feature in ours.policy.config.input_features.items()
+    }
+    torch.testing.assert_close(ours.predict_chunk(observation), theirs.predict_chunk(observation), rtol=0, atol=0)
+    for name, value in AutoPolicy.from_pretrained(source).state_dict().items():
+        assert torch.equal(ours.policy.state_dict()[name], value), name
+
+
+def test_convert_refuses_an_existing_folder(shared, tmp_path, fails):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    message = fails("convert", shared / "golden" / "act_envstate" / "checkpoint", tmp_path / "mine")
+    assert "OutputExistsError" in message
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_convert_refuses_another_projects_other_policy(shared, tmp_path, fails):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text('{"type": "vqbet"}')
+    message = fails("convert", tmp_path / "source", tmp_path / "ours")
+    assert "UnknownPolicyError" in message
+    assert "'vqbet'" in message
+    assert not (tmp_path / "ours").exists()
+    assert not (tmp_path / "ours.incomplete").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": 5}', '{"model_type": null}'])
+def test_convert_refuses_a_broken_config(tmp_path, fails, content):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(content)
+    assert "Error" in fails("convert", tmp_path / "source", tmp_path / "ours")
+
+
+# --- card -------------------------------------------------------------------------------------------------
+
+
+def test_card_is_fit_to_publish_under_its_name(trained, tmp_path, capsys, fails):
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    assert "The placeholder “path/to/this/folder” is left." in fails("card", folder, "--check")
+
+    assert main(["card", str(folder), "--repo-id", "your-lab/act-pick"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "README.md")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert 'PolicyPipeline.from_pretrained("your-lab/act-pick")' in text
+
+    # What is left is the local path in the command that trained it here.
+    text = text.replace(str(trained.parent), "somewhere")
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    assert main(["card", str(folder), "--check"]) == 0
+    assert "is fit to publish" in capsys.readouterr().out
+
+
+def test_card_check_lists_every_problem(trained, tmp_path, fails):
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text(text.replace("## Limits", "## Limitations"), encoding="utf-8")
+    message = fails("card", folder, "--check")
+    assert "- The section “Limits” is missing." in message
+    assert "- The placeholder “path/to/this/folder” is left." in message
+
+
+def test_card_needs_a_checkpoint(tmp_path, fails):
+    assert "has no README.md. Write it: manipulators card" in fails("card", tmp_path, "--check")
+    assert "holds no config.json; it holds nothing." in fails("card", tmp_path)
+    assert "MissingFileError" in fails("card", tmp_path / "nowhere")

@@ -1,0 +1,198 @@
+"""The README: its Python runs, its commands parse, its files exist."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+import manipulators
+from manipulators import ACTConfig, ACTPolicy, LeRobotDataset, LeRobotWriter, PolicyPipeline, PolicyProcessor
+from manipulators.cli import _overrides, build_parser, train
+from manipulators.training.recipe import load_recipe
+
+ROOT = Path(manipulators.__file__).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def command_lines():
+    """Every `manipulators …` line, from shell blocks (continued lines joined) and from code spans."""
+    shell = "\n".join(blocks("bash")).replace("\\\n", " ")
+    lines = [line.partition(" # ")[0].strip() for line in shell.splitlines() if line.startswith("manipulators ")]
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    return lines + [span for span in re.findall(r"`([^`\n]+)`", prose) if span.startswith("manipulators ")]
+
+
+def filled(line):
+    """Replace what a reader has to fill in, and leave out what is in brackets."""
+    line = re.sub(r"\[--section\.field value …\]", "--training.max_steps 5", line)
+    line = re.sub(r"\[(--[\w-]+)\]", r"\1", line)
+    for placeholder, value in {
+        "DIR": "some/folder",
+        "SOURCE": "org/name",
+        "SRC": "org/name",
+        "DST": "some/folder",
+    }.items():
+        line = re.sub(rf"\b{placeholder}\b", value, line)
+    return re.sub(r"\bRECIPE\b", "act_metaworld", line)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder as `make demo` leaves it: a tiny checkpoint, and a dataset with the same features."""
+    folder = tmp_path_factory.mktemp("readme")
+    generator = np.random.default_rng(0)
+    features = {
+        "observation.state": {"dtype": "float32", "shape": [4]},
+        "observation.environment_state": {"dtype": "float32", "shape": [35]},
+        "action": {"dtype": "float32", "shape": [4]},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        root = folder / "outputs" / "datasets" / "metaworld_pick-place-v3_50"
+        with LeRobotWriter(root, 80, features) as writer:
+            for _ in range(2):
+                for _ in range(20):
+                    frame = {
+                        name: generator.normal(size=f["shape"]).astype(np.float32) for name, f in features.items()
+                    }
+                    writer.add_frame(frame, task="pick and place")
+                writer.end_episode()
+
+        torch.manual_seed(0)
+        config = ACTConfig(
+            chunk_size=16,
+            n_action_steps=8,
+            dim_model=16,
+            n_heads=2,
+            dim_feedforward=32,
+            n_encoder_layers=1,
+            use_vae=False,
+            input_features={
+                "observation.state": {"type": "STATE", "shape": [4]},
+                "observation.environment_state": {"type": "ENV", "shape": [35]},
+            },
+            output_features={"action": {"type": "ACTION", "shape": [4]}},
+        )
+        processor = PolicyProcessor.from_config(config, LeRobotDataset(root).statistics)
+        PolicyPipeline(model=ACTPolicy(config), processor=processor, device="cpu").save_pretrained(
+            folder / "outputs" / "demo"
+        )
+        patch.chdir(folder)
+        yield folder
+
+
+def test_the_python_examples_run_in_order(workplace):
+    examples = blocks("python")
+    assert len(examples) >= 2
+    namespace = {}
+    for number, example in enumerate(examples):
+        exec(compile(example, f"README.md, Python block {number + 1}", "exec"), namespace)
+    action = namespace["action"]
+    assert action.shape == (4,)
+    assert action.dtype == torch.float32
+    # What the text around the examples says.
+    assert type(namespace["pipeline"]) is PolicyPipeline
+    assert namespace["arguments"].max_steps == 10
+    assert len(namespace["dataset"]) == 40
+
+
+def test_the_examples_import_only_public_names():
+    for example in blocks("python"):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("manipulators"):
+                assert node.module == "manipulators"
+                assert {alias.name for alias in node.names} <= set(manipulators.__all__)
+
+
+def test_there_are_command_lines():
+    assert len(command_lines()) >= 6
+    named = {line.split()[1] for line in command_lines()}
+    assert named == {"record", "train", "eval", "convert", "card"}
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_parses(line):
+    arguments = shlex.split(filled(line))[1:]
+    assert "…" not in " ".join(arguments)
+    assert not re.search(r"\b[A-Z]{3,}\b", " ".join(arguments)), "a placeholder that this test does not know"
+    options, rest = build_parser().parse_known_args(arguments)
+    if options.command is train:
+        overrides = _overrides(rest)
+        recipe = load_recipe(options.recipe, overrides)
+        assert recipe.policy == "act_policy"
+    else:
+        assert rest == []
+
+
+def test_the_command_for_own_demonstrations_does_what_the_text_says():
+    [line] = [line for line in command_lines() if "your-lerobot-dataset" in line]
+    options, rest = build_parser().parse_known_args(shlex.split(line)[1:])
+    recipe = load_recipe(options.recipe, _overrides(rest))
+    assert recipe.data.dataset == "your-name/your-lerobot-dataset"
+    assert recipe.data.record is None
+    assert recipe.inputs == ["observation.state"]
+    assert recipe.evaluation is None
+    assert options.output == "outputs/mine"
+
+
+@pytest.mark.parametrize("flags", re.findall(r"`(--[\w.]+ [^`]+)`", README))
+def test_every_override_in_the_text_is_one(flags):
+    assert load_recipe("act_metaworld", _overrides(shlex.split(flags))).policy == "act_policy"
+
+
+def test_links_lead_somewhere():
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
+
+
+def test_files_and_folders_exist():
+    """Code spans that end in a slash are folders of the repository, except what a run makes."""
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    spans = set(re.findall(r"`([^`\s]+)`", prose))
+    folders = {span for span in spans if span.endswith("/") and not span.startswith("outputs/")}
+    assert {"configuration/", "modeling/", "tests/", "recipes/", "tests/parity/"} <= folders
+    assert sorted(folder for folder in folders if not (ROOT / folder).is_dir()) == []
+
+
+def test_the_map_names_every_room():
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests"}
+    assert sorted(room for room in rooms if f"`{room}/`" not in README) == []
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_the_make_targets_exist(target):
+    assert f"make {target} " in README
+    rules = re.findall(r"^([\w ]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert target in " ".join(rules).split()
+
+
+def test_what_make_demo_leaves_is_what_the_table_lists():
+    """The demo's recipe has data, an evaluation and a log, so every file of the table is written."""
+    recipe = load_recipe("act_metaworld")
+    assert recipe.evaluation is not None
+    assert recipe.data.record.episodes == recipe.evaluation.episodes == 50
+    listed = set(re.findall(r"`([\w.]+\.(?:json|md|png|safetensors))`", README.split("## Use a policy")[0]))
+    assert listed == {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "README.md",
+        "learning_curve.png",
+        "evaluation.json",
+        "training.json",
+    }
+
+
+def test_no_placeholder_is_left():
+    assert re.findall(r"\b(?:RESULT|INTERVAL|SECONDS|TODO|TBD)\b", README) == []

@@ -1,0 +1,269 @@
+"""A recipe end to end: demonstrations in, a trained, measured and described policy out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from manipulators import PolicyPipeline
+from manipulators.errors import InvalidRecipeError, ManipulatorsError, OutputExistsError
+from manipulators.hub_cards.checkpoint_card import write_checkpoint_card
+from manipulators.hub_cards.lint import lint_card
+from manipulators.training import run
+from manipulators.training.recipe import load_recipe
+from manipulators.training.run import run_recipe
+
+RECIPE = """
+policy: act_policy
+inputs: [observation.state, observation.environment_state]
+data:
+  dataset: {folder}/demonstrations
+  record: {{environment: metaworld/pick-place-v3, episodes: 3, seed: 0}}
+config: {{chunk_size: 8, n_action_steps: 4, dim_model: 16, n_heads: 2, dim_feedforward: 32, n_encoder_layers: 1,
+  use_vae: false}}
+training: {{max_steps: 5, per_device_train_batch_size: 4, learning_rate: 1e-3, logging_steps: 2, use_cpu: true,
+  disable_tqdm: true}}
+evaluation: {{environment: metaworld/pick-place-v3, episodes: 2, seed: 10000, horizon: 12}}
+output: {folder}/trained
+"""
+OBSERVATION = {
+    "observation.state": np.array([0.1, 0.6, 0.2, 0.5], dtype=np.float32),
+    "observation.environment_state": np.linspace(-0.5, 0.5, 35, dtype=np.float32),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the recipe has run once, and what its pipeline answered before it was saved."""
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    answers = []
+    evaluate = run.evaluate_checkpoint
+
+    def listening(output, recipe, pipeline):
+        answers.append(pipeline.predict_chunk(OBSERVATION))
+        evaluate(output, recipe, pipeline)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(run, "evaluate_checkpoint", listening)
+    try:
+        output = run_recipe(load_recipe(path), command="manipulators train tiny")
+    finally:
+        patch.undo()
+    assert output == folder / "trained"
+    return folder, answers[0]
+
+
+@pytest.fixture
+def recipe(finished, tmp_path):
+    """Build a recipe on the recorded demonstrations, with its own output; keywords are overrides."""
+
+    def build(**overrides):
+        folder = finished[0]
+        overrides = [(key.replace("__", "."), value) for key, value in overrides.items()]
+        return load_recipe(folder / "tiny.yaml", [("output", str(tmp_path / "trained")), *overrides])
+
+    return build
+
+
+def test_all_files_are_there(finished):
+    names = {path.name for path in (finished[0] / "trained").iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "evaluation.json",
+        "learning_curve.png",
+        "model.safetensors",
+        "processor_config.json",
+        "training.json",
+    }
+
+
+def test_demonstrations_are_recorded(finished):
+    folder = finished[0] / "demonstrations"
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    assert info["total_episodes"] == 3
+    assert info["fps"] == 80
+
+
+def test_evaluation_json(finished):
+    result = json.loads((finished[0] / "trained" / "evaluation.json").read_text())
+    assert result["environment"] == "metaworld/pick-place-v3"
+    assert result["episodes"] == 2
+    assert result["seeds"] == [10000, 10001]
+    assert result["horizon"] == 12
+    assert 0 <= result["success_rate"] <= 1
+    assert result["success_rate"] == result["successes"] / 2
+    low, high = result["interval"]
+    assert 0 <= low <= result["success_rate"] <= high <= 1
+    assert low < high
+    assert [row["seed"] for row in result["per_episode"]] == [10000, 10001]
+    assert all(1 <= row["length"] <= 12 for row in result["per_episode"])
+    assert result["milliseconds_per_action"] > 0
+
+
+def test_training_json(finished):
+    record = json.loads((finished[0] / "trained" / "training.json").read_text())
+    info = json.loads((finished[0] / "demonstrations" / "meta" / "info.json").read_text())
+    assert record["dataset"]["episodes"] == 3
+    assert record["dataset"]["frames"] == info["total_frames"]
+    assert record["dataset"]["tasks"] == 1
+    assert record["control_rate_hz"] == 80
+    training = record["training"]
+    assert (training["steps"], training["batch_size"], training["learning_rate"]) == (5, 4, 1e-3)
+    assert training["command"] == "manipulators train tiny"
+    assert training["seconds"] > 0
+    logged = [entry for entry in record["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in logged][:2] == [2, 4]
+    assert training["losses"] == {"loss": logged[-1]["loss"], "l1": logged[-1]["l1"]}
+    assert record["recipe"]["config"]["dim_model"] == 16
+    assert record["recipe"]["evaluation"]["horizon"] == 12
+
+
+def test_the_card_is_clean_except_its_placeholder(finished):
+    text = (finished[0] / "trained" / "README.md").read_text(encoding="utf-8")
+    assert lint_card(text) == ["The placeholder “path/to/this/folder” is left."]
+    assert "library_name: manipulators" in text
+    result = json.loads((finished[0] / "trained" / "evaluation.json").read_text())
+    assert f"**Solves {result['successes']} of 2 episodes of `metaworld/pick-place-v3` in simulation" in text
+
+
+def test_the_reloaded_policy_acts_the_same(finished):
+    folder, before = finished
+    pipeline = PolicyPipeline.from_pretrained(folder / "trained", device="cpu")
+    assert before.shape == (8, 4)
+    torch.testing.assert_close(pipeline.predict_chunk(OBSERVATION), before)
+    torch.testing.assert_close(pipeline(OBSERVATION), before[0])
+    names = ["hand_delta_x", "hand_delta_y", "hand_delta_z", "gripper_effort"]
+    assert pipeline.processor.dimension_names["action"] == names
+    assert pipeline.processor.units["observation.state"] == ["m", "m", "m", "1"]
+
+
+def test_an_existing_output_is_refused_before_anything_is_done(finished, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("the demonstrations were opened")
+
+    monkeypatch.setattr(run, "open_dataset", never)
+    recipe = load_recipe(finished[0] / "tiny.yaml")
+    with pytest.raises(OutputExistsError, match=r"trained already exists\. Choose another folder, or remove it first"):
+        run_recipe(recipe)
+
+
+def test_an_empty_output_folder_is_fine(recipe, tmp_path):
+    (tmp_path / "trained").mkdir()
+    output = run_recipe(recipe(evaluation="null", training__max_steps="1"))
+    assert (output / "model.safetensors").is_file()
+
+
+def test_the_dataset_is_used_again_and_training_repeats(finished, recipe, monkeypatch):
+    from manipulators.evaluation import demonstrations
+
+    def never(*args, **kwargs):
+        raise AssertionError("the demonstrations were recorded again")
+
+    monkeypatch.setattr(demonstrations, "record_demonstrations", never)
+    output = run_recipe(recipe(evaluation="null"))
+    assert not (output / "evaluation.json").exists()
+    again = PolicyPipeline.from_pretrained(output, device="cpu").predict_chunk(OBSERVATION)
+    torch.testing.assert_close(again, finished[1])  # the same seed, the same policy
+
+
+def test_another_seed_gives_another_policy(finished, recipe):
+    output = run_recipe(recipe(evaluation="null", training__seed="7"))
+    other = PolicyPipeline.from_pretrained(output, device="cpu").predict_chunk(OBSERVATION)
+    assert not torch.allclose(other, finished[1], atol=1e-3)
+
+
+def test_a_dataset_with_another_number_of_episodes_is_refused(recipe, tmp_path):
+    with pytest.raises(InvalidRecipeError, match=r"exists and holds 3 episodes; the recipe records 4\."):
+        run_recipe(recipe(data__record__episodes="4"))
+    assert not (tmp_path / "trained").exists()
+
+
+def test_chosen_episodes_are_trained_on(recipe):
+    output = run_recipe(recipe(evaluation="null", data__episodes="[0, 2]", training__max_steps="1"))
+    assert json.loads((output / "training.json").read_text())["dataset"]["episodes"] == 2
+
+
+def test_inputs_choose_the_features(recipe):
+    output = run_recipe(recipe(evaluation="null", inputs="[observation.state]", training__max_steps="1"))
+    config = json.loads((output / "config.json").read_text())
+    assert list(config["input_features"]) == ["observation.state"]
+
+
+@pytest.mark.parametrize("inputs", ["[observation.stat]", "[]", "[next.reward]"])
+def test_unknown_or_no_inputs_are_refused(recipe, inputs):
+    with pytest.raises(ManipulatorsError):
+        run_recipe(recipe(evaluation="null", inputs=inputs))
+
+
+def test_a_run_shorter_than_its_log_interval_still_has_a_card(recipe):
+    output = run_recipe(recipe(evaluation="null", training__max_steps="1", training__logging_steps="50"))
+    problems = lint_card((output / "README.md").read_text(encoding="utf-8"))
+    assert problems == ["The placeholder “path/to/this/folder” is left."]
+
+
+def test_interrupted_saving_leaves_no_half_checkpoint(recipe, tmp_path, monkeypatch):
+    def interrupted(self, folder, *args, **kwargs):
+        Path(folder, "processor_config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manipulators.processing.processor.PolicyProcessor.save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(evaluation="null", training__max_steps="1"))
+    output = tmp_path / "trained"
+    assert not output.exists() or list(output.iterdir()) == []
+
+
+def test_a_failed_evaluation_keeps_the_trained_policy(recipe, tmp_path):
+    with pytest.raises(ManipulatorsError, match="metaworld"):
+        run_recipe(recipe(evaluation__environment="metaworld/pick-plaice-v3", training__max_steps="1"))
+    pipeline = PolicyPipeline.from_pretrained(tmp_path / "trained", device="cpu")
+    assert pipeline.predict_chunk(OBSERVATION).shape == (8, 4)
+
+
+def test_resuming_equals_an_uninterrupted_run(finished, recipe, tmp_path):
+    """Interrupted after step 2, as Ctrl-C would do, then resumed."""
+    saving = {"evaluation": "null", "training__save_strategy": "steps", "training__save_steps": "2"}
+    original = run.PolicyTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.PolicyTrainer, "training_step", interrupted)
+        run_recipe(recipe(**saving))
+    with pytest.raises(OutputExistsError):
+        run_recipe(recipe(**saving))
+    output = run_recipe(recipe(**saving), resume=True)
+    resumed = PolicyPipeline.from_pretrained(output, device="cpu").predict_chunk(OBSERVATION)
+    torch.testing.assert_close(resumed, finished[1])
+    assert json.loads((output / "training.json").read_text())["training"]["steps"] == 5
+
+
+def test_resuming_from_nothing_is_one_of_our_errors(recipe):
+    with pytest.raises(ManipulatorsError):
+        run_recipe(recipe(evaluation="null"), resume=True)
+
+
+def test_an_edited_card_is_kept(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0] / "trained", folder)
+    edited = (folder / "README.md").read_text(encoding="utf-8") + "\nMeasured on my arm as well.\n"
+    (folder / "README.md").write_text(edited, encoding="utf-8")
+    write_checkpoint_card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == edited
