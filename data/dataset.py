@@ -20,6 +20,7 @@ from ..errors import (
     MissingVideoError,
 )
 from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
+from .frame_cache import FrameCache
 from .images import decode_image
 from .metadata import load_metadata
 from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names
@@ -54,6 +55,8 @@ class LeRobotDataset(Dataset):
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
             [s], in LeRobot's form; replaces the two counts above for the features it names.
         tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s].
+        decoded_cache (`str` or `Path`, *optional*): a folder in which decoded frames are kept, so that no frame
+            of a video is decoded twice; takes 3·h·w bytes of disk per frame and camera of the whole dataset.
 
     Raises:
         DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
@@ -74,6 +77,7 @@ class LeRobotDataset(Dataset):
         revision: str | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         tolerance_s: float = 1e-4,
+        decoded_cache: str | Path | None = None,
     ):
         root, downloaded = fetch_metadata(source, revision)
         self._metadata = load_metadata(root)
@@ -100,6 +104,7 @@ class LeRobotDataset(Dataset):
         self._table = FrameTable([root / path for path in self._metadata.data_files])
         check_table(self._metadata, self._table, self._features, tolerance_s)
         self._reader = VideoReader(fps=self.fps)
+        self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
 
         # Position among the kept episodes' frames where each of them starts.
         lengths = np.asarray(self.episode_lengths)
@@ -242,19 +247,29 @@ class LeRobotDataset(Dataset):
         return torch.from_numpy(values).unbind(0)
 
     def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
-        """Decode every frame once, file by file; (steps, 3, h, w) per sample."""
-        places = self._metadata.videos[camera]
+        """Read every frame once; (steps, 3, h, w) per sample."""
         distinct, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         episodes = episodes[first // rows.shape[1]]  # (distinct,)
-        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", distinct, ())
+        if camera in self._caches:
+            frames = self._caches[camera].frames(
+                distinct, lambda missing: self._decode(camera, distinct[missing], episodes[missing])
+            )
+        else:
+            frames = self._decode(camera, distinct, episodes)
+        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+
+    def _decode(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
+        """Decode the frames of `rows`, file by file; (3, h, w) each."""
+        places = self._metadata.videos[camera]
+        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", rows, ())
         paths = np.asarray([places.paths[episode] for episode in episodes])
-        frames: list[torch.Tensor] = [torch.empty(0)] * len(distinct)
+        frames: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         for path in dict.fromkeys(paths.tolist()):
             here = np.flatnonzero(paths == path)
             decoded = self._reader.frames(self.root / path, seconds[here], self._tolerance_s)
             for position, frame in zip(here, decoded, strict=True):
                 frames[position] = frame
-        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+        return frames
 
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
         """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
@@ -281,6 +296,16 @@ class LeRobotDataset(Dataset):
     def _video_paths(self) -> list[str]:
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
         return sorted({places.paths[episode] for places in kept for episode in self._episodes})
+
+    def _open_caches(self, folder: Path) -> dict[str, FrameCache]:
+        caches = {}
+        for camera in self._metadata.videos.keys() & self._features.keys():
+            shape = [int(size) for size in self._features[camera]["shape"]]
+            size = shape[:2] if shape[-1] == 3 else shape[1:]  # (h, w, c), and (c, h, w) in some old datasets
+            videos = {self.root / path for path in self._metadata.videos[camera].paths}
+            videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
+            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (size[0], size[1]))
+        return caches
 
 
 def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,7 @@ def naming_a_full_disk(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DiskFullError) or not _caused_by_full_disk(error):
             raise
-        raise DiskFullError(_message(Path(folder))) from error
+        raise DiskFullError(full_disk_message(Path(folder))) from error
 
 
 def mount_point(path: str | Path) -> Path:
@@ -32,7 +32,8 @@ def mount_point(path: str | Path) -> Path:
     return path
 
 
-def _message(folder: Path) -> str:
+def full_disk_message(folder: Path) -> str:
+    """Say which disk is full, and what could not be written for that."""
     disk = mount_point(folder)
     try:
         usage = shutil.disk_usage(disk)
