@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,7 @@ def convert_dataset(
     root, downloaded = fetch_metadata(source, revision)
     metadata = load_metadata(root)
     if downloaded:
-        videos = (path for places in metadata.videos.values() for path in places.paths)
-        fetch_files(str(source), root, [*metadata.data_files, *videos])
+        fetch_files(str(source), metadata, metadata.files)
     table = FrameTable([root / path for path in metadata.data_files])
     check_table(metadata, table, choose_features(metadata.features, None), tolerance_s=1e-4)
     with new_folder(output) as folder, naming_a_full_disk(output):
@@ -141,7 +141,7 @@ class _Conversion:
             _add_statistics(row, name, statistics.compute())
         return whole.compute()
 
-    def _video_frames(self, camera: str, episode: int, row: dict):
+    def _video_frames(self, camera: str, episode: int, row: dict) -> Iterator[np.ndarray]:
         """Yield the episode's frames (3, h, w) as a reader of the new dataset will find them."""
         places, (start, end) = self._metadata.videos[camera], self._bounds[episode]
         place = {key: row[f"videos/{camera}/{key}"] for key in ("chunk_index", "file_index", "from_timestamp")}
@@ -158,7 +158,7 @@ class _Conversion:
                 f"or encode the video anew with constant frame rate, and convert the dataset then."
             )
 
-    def _stored_images(self, camera: str, episode: int, row: dict):
+    def _stored_images(self, camera: str, episode: int, row: dict) -> Iterator[np.ndarray]:
         """Yield the episode's images (h, w, 3) from the data files."""
         for number in range(*self._bounds[episode]):
             try:
@@ -168,7 +168,7 @@ class _Conversion:
                     f"Frame {number} of {camera} in {self._metadata.root} is no image: {error}. Record it again."
                 ) from error
 
-    def _bar(self, items, title: str):
+    def _bar(self, items: Iterable, title: str) -> Iterable:
         return tqdm(items, desc=title, disable=not self._progress, leave=False)
 
 

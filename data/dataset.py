@@ -92,7 +92,7 @@ class LeRobotDataset(Dataset):
 
         videos = self._video_paths()
         if downloaded:
-            fetch_files(str(source), root, [*self._metadata.data_files, *videos])
+            fetch_files(str(source), self._metadata, [*self._metadata.data_files, *videos])
         else:
             warn_of_unlisted_files(self._metadata)
         missing = [path for path in videos if not (root / path).is_file()]

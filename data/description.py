@@ -68,6 +68,12 @@ class DatasetMetadata:
         """The distinct data files, in the order of their rows."""
         return list(dict.fromkeys(self.data_paths))
 
+    @property
+    def files(self) -> list[str]:
+        """The distinct data and video files."""
+        videos = (path for places in self.videos.values() for path in places.paths)
+        return list(dict.fromkeys([*self.data_paths, *videos]))
+
 
 def cameras_on_video(info: Mapping) -> list[str]:
     """Return the features whose frames are in video files."""

@@ -81,7 +81,8 @@ class LeRobotWriter:
         for folder in (self.root, self._folder):
             if folder.exists():
                 raise OutputExistsError(folder)
-        self._folder.mkdir(parents=True)
+        with naming_a_full_disk(self.root):
+            self._folder.mkdir(parents=True)
 
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict] = []

@@ -73,7 +73,7 @@ def test_samples_are_the_same_and_videos_stay_closed(tiny, tmp_path):
         cached = LeRobotDataset(tiny, **windows, decoded_cache=tmp_path / "frames")
         assert_same_samples(plain, cached)
     assert cached._reader.open_files == []
-    batches = list(DataLoader(cached, batch_size=4, num_workers=1, multiprocessing_context="spawn"))
+    batches = list(DataLoader(cached, batch_size=4, num_workers=2, multiprocessing_context="fork"))
     images = torch.cat([batch["observation.images.top"] for batch in batches])
     assert torch.equal(images, torch.stack([sample["observation.images.top"] for sample in plain]))
 

@@ -5,7 +5,7 @@ import pytest
 
 from manipulators.configuration.features import FeatureType, NormalizationMode, PolicyFeature
 from manipulators.data.dataset import LeRobotDataset
-from manipulators.errors import DatasetFormatError, DatasetNotFoundError, MissingStatisticsError
+from manipulators.errors import DatasetFormatError, DatasetNotFoundError, MissingStatisticsError, MissingVideoError
 from manipulators.processing.normalization import Normalizer
 
 from .conftest import assert_same_samples, edit_json, record, record_v2, write_lines
@@ -112,3 +112,22 @@ def test_names_of_version_3_need_no_paths_in_info(tmp_path):
     root = record(tmp_path / "new")
     edit_json(root / "meta/info.json", data_path=None, video_path=None)
     assert len(LeRobotDataset(root)) == 7
+
+
+def test_whole_folders_are_fetched_from_the_hub_and_of_some_episodes_only_their_videos(tmp_path, monkeypatch):
+    root, calls = record_v2(tmp_path / "old", "v2.1"), []
+
+    def download(*_, revision, allow_patterns, **__):
+        calls.append((revision, allow_patterns))
+        return str(root)
+
+    monkeypatch.setattr("manipulators.data.source.snapshot_download", download)
+    for episodes in (None, [1]):
+        kept = root / "videos/chunk-000/observation.images.top/episode_000001.mp4"
+        kept.rename(tmp_path / "hidden")
+        with pytest.raises(MissingVideoError, match=r"episode_000001\.mp4"):
+            LeRobotDataset("org/name", episodes=episodes)
+        (tmp_path / "hidden").rename(kept)
+    top = "videos/chunk-000/observation.images.top"
+    assert calls[1] == ("old", ["data/chunk-000/*", f"{top}/*"])
+    assert calls[3] == ("old", ["data/chunk-000/*", f"{top}/episode_000001.mp4"])
