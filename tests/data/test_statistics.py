@@ -83,3 +83,9 @@ def test_pooled_is_exact_over_the_rows():
     whole = compute_statistics(values)
     for name in pooled:
         np.testing.assert_allclose(pooled[name], whole[name], rtol=1e-6)
+
+
+def test_a_constant_stays_constant_when_pooled():
+    parts = [compute_statistics(np.full((count, 1), 0.1)) for count in (4, 7, 10, 13, 16, 19)]
+    pooled = pool_statistics(parts)  # plain arithmetic gives a std of 1e-17
+    assert pooled["std"].tolist() == [0.0] and pooled["mean"][0] == np.float32(0.1)
