@@ -33,6 +33,7 @@ _EXPORTS = {
     "EvaluationResult": "evaluation.rollout",
     "LeRobotDataset": "data.dataset",
     "LeRobotWriter": "data.writer",
+    "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
     "record_demonstrations": "evaluation.demonstrations",

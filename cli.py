@@ -1,4 +1,4 @@
-"""The command line: record | train | eval | convert | card. Heavy imports wait until a command runs."""
+"""The command line: record | train | eval | convert | convert-dataset | card. Heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -69,6 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
     command.set_defaults(command=convert)
 
+    command = commands.add_parser(
+        "convert-dataset", help="write a LeRobot dataset in version 3.0, with all statistics"
+    )
+    command.add_argument("source", help="dataset of version 2.0, 2.1 or 3.0: folder or Hub id")
+    command.add_argument("output", type=Path, help="folder of the new dataset")
+    command.set_defaults(command=convert_dataset)
+
     command = commands.add_parser("card", help="write a checkpoint's model card, or check it")
     command.add_argument("folder", type=Path, help="checkpoint folder")
     command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
@@ -131,6 +138,14 @@ def convert(options: argparse.Namespace) -> None:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_checkpoint_card(folder)
+    print(f"{options.source} written to {options.output}")
+
+
+def convert_dataset(options: argparse.Namespace) -> None:
+    """Convert a dataset."""
+    from .data.convert import convert_dataset as run_conversion
+
+    run_conversion(options.source, options.output)
     print(f"{options.source} written to {options.output}")
 
 

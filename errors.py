@@ -303,5 +303,9 @@ class RecordingError(DatasetError, RuntimeError):
     """A recording that cannot go on: a closed writer, an unfinished or an empty episode."""
 
 
+class DiskFullError(RecordingError, OSError):
+    """A disk that ran full while episodes were written; what was written is removed."""
+
+
 class InvalidFrameError(DatasetError, ValueError):
     """A recorded frame with a missing, unknown or mis-shaped feature, or with values that are not finite."""

@@ -1,18 +1,16 @@
-"""Read LeRobot v3.0 episodes as training samples.
+"""Read LeRobot episodes as training samples.
 
 Notation: t observation history, h action horizon, a action width, c channels.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..configuration.features import ACTION
@@ -21,6 +19,9 @@ from ..errors import (
     DatasetIndexError,
     MissingVideoError,
 )
+from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
+from .frame_cache import FrameCache
+from .images import decode_image
 from .metadata import load_metadata
 from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names
 from .source import fetch_files, fetch_metadata
@@ -30,7 +31,7 @@ from .windows import OBSERVATION_PREFIX, sample_windows
 
 
 class LeRobotDataset(Dataset):
-    """Read the samples of a LeRobot v3.0 dataset.
+    """Read the samples of a LeRobot dataset of version 2.0, 2.1 or 3.0.
 
     Numbers come from memory-mapped files, frames from video files that are opened when first needed in each
     process; the dataset can be pickled and works under forked and spawned DataLoader workers.
@@ -54,13 +55,15 @@ class LeRobotDataset(Dataset):
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
             [s], in LeRobot's form; replaces the two counts above for the features it names.
         tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s].
+        decoded_cache (`str` or `Path`, *optional*): a folder in which decoded frames are kept, so that no frame
+            of a video is decoded twice; takes 3·h·w bytes of disk per frame and camera of the whole dataset.
 
     Raises:
         DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
         DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict.
         UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument the dataset cannot meet.
 
-    Source: the format of https://github.com/huggingface/lerobot, version 3.0.
+    Source: the formats of https://github.com/huggingface/lerobot.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class LeRobotDataset(Dataset):
         revision: str | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         tolerance_s: float = 1e-4,
+        decoded_cache: str | Path | None = None,
     ):
         root, downloaded = fetch_metadata(source, revision)
         self._metadata = load_metadata(root)
@@ -88,16 +92,19 @@ class LeRobotDataset(Dataset):
 
         videos = self._video_paths()
         if downloaded:
-            fetch_files(str(source), root, [*self._metadata.data_paths, *videos])
+            fetch_files(str(source), self._metadata, [*self._metadata.data_files, *videos])
+        else:
+            warn_of_unlisted_files(self._metadata)
         missing = [path for path in videos if not (root / path).is_file()]
         if missing:
             raise MissingVideoError(
                 f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset "
                 f"again, or leave the camera out with features=[…]."
             )
-        self._table = FrameTable([root / path for path in self._metadata.data_paths])
-        self._check_table()
-        self._reader = VideoReader()
+        self._table = FrameTable([root / path for path in self._metadata.data_files])
+        check_table(self._metadata, self._table, self._features, tolerance_s)
+        self._reader = VideoReader(fps=self.fps)
+        self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
 
         # Position among the kept episodes' frames where each of them starts.
         lengths = np.asarray(self.episode_lengths)
@@ -144,10 +151,16 @@ class LeRobotDataset(Dataset):
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
         """Feature → min, max, mean, std, count, q01 … q99 over the whole dataset, float32.
 
-        Cameras have shape (c, 1, 1) in [0, 1]. `episodes` does not change them.
+        Cameras have shape (c, 1, 1) in [0, 1]. `episodes` does not change them. Versions 2.0 and 2.1 have no
+        quantiles; `convert_dataset` computes them.
+
+        Raises:
+            DatasetFormatError: some are not finite; the message names the episode.
         """
-        statistics = self._metadata.load_statistics()
-        return {name: values for name, values in statistics.items() if name in self._features}
+        every = self._metadata.load_statistics()
+        statistics = {name: values for name, values in every.items() if name in self._features}
+        check_statistics(self._metadata, self._table, statistics)
+        return statistics
 
     @property
     def tasks(self) -> list[str]:
@@ -201,8 +214,8 @@ class LeRobotDataset(Dataset):
                 padded = torch.from_numpy(steps != inside)  # (samples, steps)
                 for sample, row in zip(samples, padded, strict=True):
                     sample[f"{name}_is_pad"] = row
-        for sample in samples:
-            sample["task"] = self._task(sample["task_index"].reshape(-1)[0].item())
+        for sample, episode in zip(samples, episodes, strict=True):
+            sample["task"] = instruction(self._metadata, sample["task_index"].reshape(-1)[0].item(), int(episode))
         return samples
 
     def _locate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -227,22 +240,36 @@ class LeRobotDataset(Dataset):
         values = self._table.numbers(name, rows, self._item_shape(name, feature))  # (samples, steps, …)
         if np.issubdtype(values.dtype, np.floating):
             values = values.astype(np.float32, copy=False)
+            # A few microseconds per batch; a single NaN in a batch ruins the whole policy.
+            if not np.isfinite(values).all():
+                wrong = ~np.isfinite(values).reshape(*rows.shape, -1).all(axis=-1)  # (samples, steps)
+                raise not_finite(self._metadata, name, rows[wrong])
         return torch.from_numpy(values).unbind(0)
 
     def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
-        """Decode every frame once, file by file; (steps, 3, h, w) per sample."""
-        places = self._metadata.videos[camera]
+        """Read every frame once; (steps, 3, h, w) per sample."""
         distinct, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         episodes = episodes[first // rows.shape[1]]  # (distinct,)
-        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", distinct, ())
+        if camera in self._caches:
+            frames = self._caches[camera].frames(
+                distinct, lambda missing: self._decode(camera, distinct[missing], episodes[missing])
+            )
+        else:
+            frames = self._decode(camera, distinct, episodes)
+        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+
+    def _decode(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
+        """Decode the frames of `rows`, file by file; (3, h, w) each."""
+        places = self._metadata.videos[camera]
+        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", rows, ())
         paths = np.asarray([places.paths[episode] for episode in episodes])
-        frames: list[torch.Tensor] = [torch.empty(0)] * len(distinct)
+        frames: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         for path in dict.fromkeys(paths.tolist()):
             here = np.flatnonzero(paths == path)
             decoded = self._reader.frames(self.root / path, seconds[here], self._tolerance_s)
             for position, frame in zip(here, decoded, strict=True):
                 frames[position] = frame
-        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+        return frames
 
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
         """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
@@ -250,19 +277,13 @@ class LeRobotDataset(Dataset):
         frames = []
         for row, value in zip(distinct, self._table.values(camera, distinct), strict=True):
             try:
-                with Image.open(io.BytesIO(value["bytes"])) as image:
-                    pixels = np.array(image.convert("RGB"))  # (h, w, 3)
-            except (UnidentifiedImageError, OSError, TypeError) as error:
-                raise DatasetFormatError(f"Frame {row} of {camera} in {self.root} is no image: {error}.") from error
+                pixels = decode_image(value)  # (h, w, 3)
+            except (OSError, TypeError) as error:
+                raise DatasetFormatError(
+                    f"Frame {row} of {camera} in {self.root} is no image: {error}. Record it again."
+                ) from error
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
-
-    def _task(self, index: int) -> str:
-        if index not in self._metadata.tasks:
-            raise DatasetFormatError(
-                f"A frame has task_index {index}, which meta/tasks.parquet in {self.root} does not list."
-            )
-        return self._metadata.tasks[index]
 
     @staticmethod
     def _item_shape(name: str, feature: dict) -> tuple[int, ...]:
@@ -276,21 +297,15 @@ class LeRobotDataset(Dataset):
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
         return sorted({places.paths[episode] for places in kept for episode in self._episodes})
 
-    def _check_table(self) -> None:
-        expected = int(self._metadata.episode_ends[-1])
-        if len(self._table) != expected:
-            raise DatasetFormatError(
-                f"The data files of {self.root} hold {len(self._table)} frames; meta/episodes lists "
-                f"{expected}. Download or write the dataset again."
-            )
-        absent = [
-            name for name, feature in self._features.items() if feature["dtype"] != "video" and name not in self._table
-        ]
-        if absent:
-            raise DatasetFormatError(
-                f"meta/info.json of {self.root} names {', '.join(absent)}; the data files have no such "
-                f"column. Leave them out with features=[…]."
-            )
+    def _open_caches(self, folder: Path) -> dict[str, FrameCache]:
+        caches = {}
+        for camera in self._metadata.videos.keys() & self._features.keys():
+            shape = [int(size) for size in self._features[camera]["shape"]]
+            size = shape[:2] if shape[-1] == 3 else shape[1:]  # (h, w, c), and (c, h, w) in some old datasets
+            videos = {self.root / path for path in self._metadata.videos[camera].paths}
+            videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
+            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (size[0], size[1]))
+        return caches
 
 
 def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:

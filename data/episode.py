@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from .images import encode_png
 from .schema import CAMERAS
 from .statistics import ImageStatistics
 from .video import VideoEncoder
@@ -37,7 +36,7 @@ class Episode:
                 self._encoder(name).add(value)
             else:
                 column = self.columns.setdefault(name, [])
-                column.append({"bytes": _png(value), "path": None} if kind == "image" else value)
+                column.append({"bytes": encode_png(value), "path": None} if kind == "image" else value)
         self.tasks.append(task)
 
     def finish(self) -> dict[str, Path]:
@@ -56,9 +55,3 @@ class Episode:
             self._folder.mkdir(exist_ok=True)
             self._encoders[camera] = VideoEncoder(self._folder / f"{camera}.mp4", self._fps, self._codec)
         return self._encoders[camera]
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()

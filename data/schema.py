@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from ..errors import DatasetFormatError, InvalidFrameError, nearest
-from .metadata import INDEX_FEATURES
+from .description import INDEX_FEATURES
 from .statistics import channels_last
 
 NUMBERS = ("float32", "float64", "int32", "int64", "bool")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..errors import DatasetIndexError, UnknownDatasetFeatureError, nearest
-from .metadata import INDEX_FEATURES
+from .description import INDEX_FEATURES
 
 NUMBERS = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
 CAMERAS = {"video", "image"}

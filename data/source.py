@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..errors import DatasetNotFoundError
+from .description import DatasetMetadata
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -31,11 +32,19 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
     return _download(source, revision, ["meta/**"]), True
 
 
-def fetch_files(source: str, root: Path, paths: Iterable[str]) -> None:
-    """Download `paths` of the same commit as the snapshot folder `root`, except those it has already."""
-    wanted = sorted({path for path in paths if not (root / path).is_file()})
-    if wanted:
-        _download(source, root.name, wanted)  # a snapshot folder bears the name of its commit
+def fetch_files(source: str, metadata: DatasetMetadata, paths: Iterable[str]) -> None:
+    """Download `paths` of the same commit as the snapshot folder of `metadata`, except those it has already."""
+    wanted = set(paths)
+    if all((metadata.root / path).is_file() for path in wanted):
+        return
+    # The Hub's client compares every file with every pattern: thousands of episodes need whole folders instead.
+    folders: dict[str, set[str]] = {}
+    for path in metadata.files:
+        folders.setdefault(path.rpartition("/")[0], set()).add(path)
+    patterns = []
+    for folder, files in folders.items():
+        patterns += [f"{folder}/*"] if len(files) > 1 and files <= wanted else sorted(files & wanted)
+    _download(source, metadata.root.name, patterns)  # a snapshot folder bears the name of its commit
 
 
 def _download(source: str, revision: str | None, patterns: list[str]) -> Path:

@@ -5,7 +5,7 @@ Notation: n rows, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -54,6 +54,36 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
         "count": np.array([len(values)]),
     }
     result |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+    return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+
+
+def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return min, max, mean, std and count over all parts from those of each part, as float32.
+
+    Means and variances are weighted by the counts, as LeRobot does. Quantiles of a whole do not follow from
+    those of its parts, so there are none: whoever needs them gets an error, not their average.
+
+    Raises:
+        KeyError: a part lacks one of the five.
+        ValueError: the shapes of two parts differ.
+    """
+    stacked = {
+        name: np.stack([np.asarray(part[name], dtype=np.float64) for part in parts])
+        for name in ("min", "max", "mean", "std", "count")
+    }  # (parts, …)
+    mean, count = stacked["mean"], stacked["count"]
+    weight = count.reshape(len(parts), *[1] * (mean.ndim - 1)) / count.sum()
+    low, high = stacked["min"].min(axis=0), stacked["max"].max(axis=0)
+    total = (weight * mean).sum(axis=0)
+    variance = (weight * (stacked["std"] ** 2 + (mean - total) ** 2)).sum(axis=0)
+    constant = low == high  # as in compute_statistics
+    result = {
+        "min": low,
+        "max": high,
+        "mean": np.where(constant, low, total),
+        "std": np.where(constant, 0.0, np.sqrt(variance)),
+        "count": count.sum(axis=0),
+    }
     return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import DatasetFormatError, DatasetNotFoundError
 
@@ -52,6 +53,27 @@ class FrameTable:
         """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image."""
         column = self._column(name).data
         return [column[int(row)].as_py() for row in rows]
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Return whole rows, with the types of 🤗 datasets in the schema's metadata."""
+        return self._dataset.with_format("arrow")[start:stop]
+
+    def chunks(self, name: str) -> list[pa.Array]:
+        """Return the column `name` as the mapped parts it consists of."""
+        return self._column(name).data.chunks
+
+    def first_not_finite(self, name: str) -> int | None:
+        """Return the first row whose floats in the column `name` are not all finite; None if there is none."""
+        start = 0
+        for chunk in self.chunks(name):
+            values = as_numpy(name, chunk, (-1,)) if len(chunk) else np.zeros((0, 1))
+            if not np.issubdtype(values.dtype, np.floating):
+                return None
+            wrong = np.flatnonzero(~np.all(np.isfinite(values), axis=1))
+            if wrong.size:
+                return start + int(wrong[0])
+            start += len(chunk)
+        return None
 
     def _column(self, name: str) -> _Column:
         if name not in self._columns:
@@ -117,7 +139,20 @@ def _memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
         return datasets.Dataset.from_parquet([str(path) for path in paths])
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError) as error:
         reason = error.__cause__ or error
-        raise DatasetFormatError(f"The data files beside {paths[0]} cannot be read: {reason}.") from error
+        raise DatasetFormatError(_unreadable(paths, reason)) from error
     finally:
         if shown:
             datasets.utils.enable_progress_bars()
+
+
+def _unreadable(paths: Sequence[Path], reason: object) -> str:
+    """Say which of the data files cannot be read, if one alone cannot."""
+    for path in paths:
+        try:
+            pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            return f"{path} cannot be read as a parquet file: {error}. Download or write it again."
+    return (
+        f"The data files beside {paths[0]} cannot be read together: {reason}. Their columns may differ from file to "
+        f"file; download or write the dataset again."
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
 from ..errors import FrameNotFoundError, MissingVideoError, VideoError, nearest
 
@@ -23,6 +24,9 @@ ENCODERS = {
     "av1": ("libsvtav1", {"crf": "30", "preset": "12"}),
 }
 PIXEL_FORMAT = "yuv420p"  # what every player, and LeRobot itself, can read
+# Conversion to RGB starts a thread per core from PyAV 18 on; DataLoader workers already use every core.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
+RATE_TOLERANCE = 0.1  # relative; a container's average rate is not exact, a wrong rate is far off
 KEYFRAME_INTERVAL = 2  # frames: training reads in random order, so at most one other frame is decoded first
 
 
@@ -36,10 +40,11 @@ class VideoReader:
         max_open (`int`, *optional*, defaults to 16): open files, least recently used closed first.
         threads (`int`, *optional*, defaults to 1): decoding threads per file. One keeps several DataLoader
             workers from oversubscribing the cores, and has the least delay after a seek.
+        fps (`float`, *optional*): refuse a file that was recorded at another rate.
     """
 
-    def __init__(self, max_open: int = 16, threads: int = 1):
-        self.max_open, self.threads = max_open, threads
+    def __init__(self, max_open: int = 16, threads: int = 1, fps: float | None = None):
+        self.max_open, self.threads, self.fps = max_open, threads, fps
         self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
         self._process = os.getpid()
 
@@ -58,13 +63,13 @@ class VideoReader:
 
         Raises:
             MissingVideoError: there is no such file.
-            VideoError: it cannot be decoded.
+            VideoError: it cannot be decoded, or has another frame rate.
             FrameNotFoundError: no frame lies within `tolerance_s`.
         """
         video = self._video(Path(path))
         frames = None
         for position in np.argsort(seconds, kind="stable"):  # forwards through the file: fewer seeks
-            pixels = video.frame(float(seconds[position]), tolerance_s).to_ndarray(format="rgb24")  # (h, w, 3)
+            pixels = video.pixels(float(seconds[position]), tolerance_s)  # (h, w, 3)
             if frames is None:
                 height, width, _ = pixels.shape
                 frames = torch.empty((len(seconds), 3, height, width), dtype=torch.uint8)
@@ -86,14 +91,14 @@ class VideoReader:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
-        video = _OpenVideo(path, self.threads)
+        video = _OpenVideo(path, self.threads, self.fps)
         self._open[path] = video
         while len(self._open) > self.max_open:
             self._open.popitem(last=False)[1].close()
         return video
 
     def __getstate__(self) -> dict:
-        return {"max_open": self.max_open, "threads": self.threads}
+        return {"max_open": self.max_open, "threads": self.threads, "fps": self.fps}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -102,7 +107,7 @@ class VideoReader:
 class _OpenVideo:
     """One open file and the position of its decoder."""
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, fps: float | None):
         self.path = path
         if not path.is_file():
             raise MissingVideoError(f"There is no video at {path}. Download or record the dataset again.")
@@ -113,10 +118,25 @@ class _OpenVideo:
             self._rate = float(self._stream.average_rate or self._stream.guessed_rate)
         except (av.FFmpegError, IndexError, TypeError) as error:
             raise self._unreadable(error) from error
+        if fps is not None and abs(self._rate / fps - 1) > RATE_TOLERANCE:
+            self._container.close()
+            raise VideoError(
+                f"{path} has {self._rate:g} frames per second, its dataset {fps:g}: one of the two is wrong. "
+                f"Correct fps in meta/info.json, or download or record the video again."
+            )
+        # A frame's own conversion sets up a scaler each time, which costs ten times as much as using it.
+        self._reformatter = VideoReformatter()
         self._frames: Iterator[av.VideoFrame] | None = None
         self._last: av.VideoFrame | None = None  # the frame decoded last
         self._keyframe_gap = 1  # frames between keyframes, the longest seen so far
         self._since_keyframe = 0
+
+    def pixels(self, seconds: float, tolerance_s: float) -> np.ndarray:
+        """Return the frame nearest to `seconds` as (h, w, 3)."""
+        frame = self.frame(seconds, tolerance_s)
+        if frame.is_corrupt:
+            raise self._unreadable(f"the frame at {frame.time:.6f} s is damaged")
+        return self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
 
     def frame(self, seconds: float, tolerance_s: float) -> av.VideoFrame:
         """Return the frame nearest to `seconds`; raise `FrameNotFoundError` beyond `tolerance_s`."""

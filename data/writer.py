@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import datasets
@@ -14,18 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DatasetFormatError, OutputExistsError, RecordingError, VideoError, nearest
+from ..errors import DatasetFormatError, DiskFullError, OutputExistsError, RecordingError, VideoError, nearest
+from .disk import naming_a_full_disk
 from .episode import Episode
-from .files import CHUNK_SIZE, DataFiles, VideoFiles
-from .metadata import (
-    DATA_PATH,
-    EPISODES_PATH,
-    FORMAT_VERSION,
-    INFO_PATH,
-    STATISTICS_PATH,
-    TASKS_PATH,
-    VIDEO_PATH,
-)
+from .files import DataFiles, VideoFiles, video_columns
+from .meta_files import plain_statistics, write_metadata
 from .schema import CAMERAS, checked_frame, parquet_features, recorded_features
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
@@ -38,7 +31,7 @@ class LeRobotWriter:
     """Record episodes into a new LeRobot v3.0 dataset.
 
     Everything is written to `<root>.incomplete`, which becomes `<root>` on `close`. As a context manager an
-    exception leaves neither of them behind.
+    exception leaves neither of them behind; a full disk does so in any case, with `DiskFullError`.
 
     ```python
     with LeRobotWriter("demos", fps=10, features={"action": {"dtype": "float32", "shape": [4]}}) as writer:
@@ -88,7 +81,8 @@ class LeRobotWriter:
         for folder in (self.root, self._folder):
             if folder.exists():
                 raise OutputExistsError(folder)
-        self._folder.mkdir(parents=True)
+        with naming_a_full_disk(self.root):
+            self._folder.mkdir(parents=True)
 
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict] = []
@@ -118,19 +112,31 @@ class LeRobotWriter:
 
         Raises:
             InvalidFrameError: a feature is missing, unknown, mis-shaped or not finite; nothing is added.
+            DiskFullError: the disk is full; the whole recording is removed.
         """
         self._check_open()
         if not isinstance(task, str) or not task:
             raise RecordingError(f"Every frame needs its instruction as text; got task={task!r}.")
-        self._episode.add(checked_frame(frame, self.features), task)
+        checked = checked_frame(frame, self.features)
+        with self._writing():
+            self._episode.add(checked, task)
 
     def end_episode(self) -> None:
-        """Write the frames added since the last episode as one episode."""
+        """Write the frames added since the last episode as one episode.
+
+        Raises:
+            RecordingError: there are none.
+            DiskFullError: the disk is full; the whole recording is removed.
+        """
         self._check_open()
-        episode, length = self._episode, self._episode.length
-        if length == 0:
+        if self._episode.length == 0:
             raise RecordingError("An episode needs at least one frame: call add_frame before end_episode.")
-        encoded = episode.finish()
+        with self._writing():
+            self._write_episode(self._episode)
+        self._episode = self._new_episode()
+
+    def _write_episode(self, episode: Episode) -> None:
+        length, encoded = episode.length, episode.finish()
         index, first = self.num_episodes, self._num_frames
         for task in episode.tasks:
             self._tasks.setdefault(task, len(self._tasks))
@@ -150,17 +156,18 @@ class LeRobotWriter:
         row |= self._data.append(self._as_table(columns))
         row |= {"dataset_from_index": first, "dataset_to_index": first + length}
         for camera, path in encoded.items():
-            row |= self._videos[camera].append(path, length)
+            place, start = self._videos[camera].append(path, length)
+            path.unlink()
+            row |= video_columns(camera, place, start, length / self.fps)
         for name in self.features:
             if name in self._image_statistics:
                 statistics = episode.image_statistics[name].compute()
                 self._image_statistics[name].merge([episode.image_statistics[name]])
             else:
                 statistics = compute_statistics(columns[name].reshape(length, *self.features[name]["shape"]))
-            row |= {f"stats/{name}/{key}": _plain(key, value) for key, value in statistics.items()}
-        self._episodes.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+            row |= {f"stats/{name}/{key}": value for key, value in plain_statistics(statistics).items()}
+        self._episodes.append(row)
         self._num_frames += length
-        self._episode = self._new_episode()
 
     def discard_episode(self) -> None:
         """Drop the frames added since the last episode."""
@@ -173,17 +180,23 @@ class LeRobotWriter:
 
         Raises:
             RecordingError: no episode was finished.
+            DiskFullError: the disk is full; the whole recording is removed.
         """
         if self._closed:
             return
         if self._episode.length:
             logger.warning("Dropped %d frames after the last end_episode().", self._episode.length)
-        self._episode.discard()
+        with self._writing():
+            self._episode.discard()
         if not self._episodes:
             raise RecordingError("A dataset needs at least one episode: call end_episode() after its last frame.")
-        self._close_files()
-        shutil.rmtree(self._folder / "encoding", ignore_errors=True)
-        self._write_metadata()
+        with self._writing():
+            self._close_files()
+            shutil.rmtree(self._folder / "encoding", ignore_errors=True)
+            statistics = {name: self._statistics(name) for name in self.features}
+            write_metadata(
+                self._folder, self._info(), {i: task for task, i in self._tasks.items()}, self._episodes, statistics
+            )
         if self.root.exists():
             raise OutputExistsError(self.root)
         os.replace(self._folder, self.root)
@@ -193,11 +206,11 @@ class LeRobotWriter:
         """Remove everything written so far."""
         if not self._closed:
             self._closed = True
-            try:
-                self._episode.discard()
-                self._close_files()
-            finally:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            # On a full disk closing a file fails as well, and it is removed anyway.
+            for files in (self._episode.discard, self._data.close, *(video.close for video in self._videos.values())):
+                with suppress(Exception):
+                    files()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -212,6 +225,15 @@ class LeRobotWriter:
     def _check_open(self) -> None:
         if self._closed:
             raise RecordingError(f"The recording of {self.root} is closed; make a new LeRobotWriter.")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with naming_a_full_disk(self.root):
+                yield
+        except DiskFullError:
+            self.abort()
+            raise
 
     def _close_files(self) -> None:
         for files in (self._data, *self._videos.values()):
@@ -230,17 +252,6 @@ class LeRobotWriter:
 
     # --- metadata ----------------------------------------------------------------------------------------
 
-    def _write_metadata(self) -> None:
-        (self._folder / "meta").mkdir(exist_ok=True)
-        path = self._folder / EPISODES_PATH.format(chunk_index=0, file_index=0)
-        path.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(self._episodes), path)
-        pq.write_table(_task_table(self._tasks), self._folder / TASKS_PATH)
-        statistics = {name: self._statistics(name) for name in self.features}
-        plain = {name: {k: _plain(k, v) for k, v in values.items()} for name, values in statistics.items()}
-        _write_json(self._folder / STATISTICS_PATH, plain)
-        _write_json(self._folder / INFO_PATH, self._info())
-
     def _statistics(self, name: str) -> dict[str, np.ndarray]:
         if name in self._image_statistics:
             return self._image_statistics[name].compute()
@@ -258,19 +269,11 @@ class LeRobotWriter:
         for camera in self._videos:
             features[camera]["info"] = self._video_info(features[camera])
         return {
-            "codebase_version": FORMAT_VERSION,
             "fps": self.fps,
             "features": features,
-            "total_episodes": self.num_episodes,
-            "total_frames": self._num_frames,
-            "total_tasks": len(self._tasks),
-            "chunks_size": CHUNK_SIZE,
             "data_files_size_in_mb": self._sizes["data"],
             "video_files_size_in_mb": self._sizes["video"],
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if self._videos else None,
             "robot_type": self.robot_type,
-            "splits": {"train": f"0:{self.num_episodes}"},
         }
 
     def _video_info(self, feature: dict) -> dict:
@@ -293,23 +296,3 @@ class LeRobotWriter:
             "video.extra_options": {},
             "is_depth_map": False,
         }
-
-
-def _plain(key: str, value: np.ndarray) -> list:
-    return value.astype(np.int64).tolist() if key == "count" else value.astype(np.float64).tolist()
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
-
-
-def _task_table(tasks: dict[str, int]) -> pa.Table:
-    """Return the tasks as pandas stores a table whose index is the column `task`."""
-    kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
-    columns = [
-        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-        for name, (kind, numpy) in kinds.items()
-    ]
-    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
-    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())})
-    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})

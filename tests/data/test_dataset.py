@@ -207,9 +207,9 @@ def test_broken_info(tiny, text):
 
 
 def test_other_version(tiny):
-    info = json.loads((tiny / "meta/info.json").read_text()) | {"codebase_version": "v2.1"}
+    info = json.loads((tiny / "meta/info.json").read_text()) | {"codebase_version": "v1.6"}
     (tiny / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(DatasetVersionError, match=r"v2\.1.*v3\.0"):
+    with pytest.raises(DatasetVersionError, match=r"v1\.6.*v2\.1.*v3\.0"):
         LeRobotDataset(tiny)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from manipulators.data.statistics import ImageStatistics, compute_statistics
+from manipulators.data.statistics import ImageStatistics, compute_statistics, pool_statistics
 from manipulators.errors import DatasetFormatError, InvalidFrameError
 
 
@@ -62,3 +62,30 @@ def test_values_without_statistics():
         compute_statistics(np.array([[0.0], [np.nan]]))
     with pytest.raises(InvalidFrameError, match="uint8"):
         compute_statistics(np.zeros((2, 4, 4, 3)), visual=True)
+
+
+def test_pooled_by_hand():
+    parts = [
+        {"min": [0.0, 5.0], "max": [2.0, 5.0], "mean": [1.0, 5.0], "std": [1.0, 0.0], "count": [2]},
+        {"min": [3.0, 5.0], "max": [6.0, 5.0], "mean": [4.0, 5.0], "std": [2.0, 0.0], "count": [4]},
+    ]
+    pooled = pool_statistics(parts)
+    by_hand = {"min": [0, 5], "max": [6, 5], "mean": [3, 5], "std": [np.sqrt(5), 0], "count": [6]}
+    assert pooled.keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        assert pooled[name].dtype == np.float32
+        assert pooled[name].tolist() == np.float32(value).tolist()
+
+
+def test_pooled_is_exact_over_the_rows():
+    values = np.random.default_rng(2).normal(3.0, 2.0, (30, 4))
+    pooled = pool_statistics([compute_statistics(values[:7]), compute_statistics(values[7:])])
+    whole = compute_statistics(values)
+    for name in pooled:
+        np.testing.assert_allclose(pooled[name], whole[name], rtol=1e-6)
+
+
+def test_a_constant_stays_constant_when_pooled():
+    parts = [compute_statistics(np.full((count, 1), 0.1)) for count in (4, 7, 10, 13, 16, 19)]
+    pooled = pool_statistics(parts)  # plain arithmetic gives a std of 1e-17
+    assert pooled["std"].tolist() == [0.0] and pooled["mean"][0] == np.float32(0.1)

@@ -79,3 +79,22 @@ def test_frames_that_cannot_be_encoded(tmp_path):
         encoder.add(np.zeros((64, 64, 3), dtype=np.uint8))
         with pytest.raises(VideoError, match="one of"):
             encoder.add(np.zeros((64, 32, 3), dtype=np.uint8))
+
+
+def test_a_video_of_another_frame_rate(tmp_path):
+    path = video(tmp_path / "a.mp4", [0, 100])
+    assert VideoReader(fps=10).frames(path, [0.1]).shape == (1, 3, 64, 64)
+    with pytest.raises(VideoError, match="10 frames per second, its dataset 30"):
+        VideoReader(fps=30).frames(path, [0.1])
+
+
+def test_damaged_frames_are_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    with VideoEncoder(tmp_path / "a.mp4", fps=10) as encoder:
+        for frame in noise:
+            encoder.add(frame)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        VideoReader().frames(tmp_path / "a.mp4", np.arange(6) / 10)

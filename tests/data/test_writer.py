@@ -9,6 +9,7 @@ from manipulators.data.dataset import LeRobotDataset
 from manipulators.data.writer import LeRobotWriter
 from manipulators.errors import (
     DatasetFormatError,
+    DiskFullError,
     InvalidFrameError,
     OutputExistsError,
     RecordingError,
@@ -158,3 +159,32 @@ def test_video_settings_are_checked_before_recording(tmp_path):
         LeRobotWriter(tmp_path / "d", 10, ACTION_ONLY, codec="vp9")
     with pytest.raises(DatasetFormatError, match="fps"):
         LeRobotWriter(tmp_path / "d", 0, ACTION_ONLY)
+
+
+@pytest.mark.parametrize("place", ["frame", "episode", "close"])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, place):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    writer = LeRobotWriter(tmp_path / "d", 10, FEATURES)
+    writer.add_frame(frame(0), task="push")
+    writer.end_episode()
+    writer.add_frame(frame(1), task="push")
+    broken = {"frame": "episode.Episode.add", "episode": "files.DataFiles.append", "close": "meta_files._write_json"}
+    monkeypatch.setattr(f"manipulators.data.{broken[place]}", full)
+    with pytest.raises(DiskFullError, match=r"The disk mounted at /.* is full with .*d could not be written"):
+        {"frame": lambda: writer.add_frame(frame(2), "push"), "episode": writer.end_episode, "close": writer.close}[
+            place
+        ]()
+    assert not list(tmp_path.glob("d*"))
+    with pytest.raises(RecordingError, match="closed"):
+        writer.end_episode()
+
+
+def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "denied")
+
+    with pytest.raises(PermissionError), LeRobotWriter(tmp_path / "d", 10, FEATURES) as writer:
+        monkeypatch.setattr("manipulators.data.episode.Episode.add", denied)
+        writer.add_frame(frame(0), task="push")
