@@ -26,6 +26,7 @@ from ..errors import (
     CheckpointError,
     CorruptFileError,
     FeatureShapeError,
+    ManipulatorsError,
     MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
@@ -149,6 +150,10 @@ class PolicyModel(PreTrainedModel):
                 )
         except SafetensorError as error:
             raise CorruptFileError(source, "safetensors checkpoint", error) from error
+        except OSError as error:
+            if isinstance(error, ManipulatorsError):
+                raise
+            raise MissingFileError(f"The weights of {source} could not be had: {error}") from error
         except TypeError as error:  # what is no argument of loading reaches the constructor
             unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
             if unknown is None:

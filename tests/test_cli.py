@@ -183,7 +183,7 @@ def test_train_prints_the_result(recorded, tmp_path, capsys):
         (["--training.max_steps", "many"], "max_steps: 'many' cannot be read as int."),
         (["--training.max_steps"], "--training.max_steps lacks its value"),
         (["config.dim_model=8"], "'config.dim_model=8' is not an override; write --section.field value"),
-        (["--policy", "act_polcy"], "'act_polcy'. Did you mean 'act_policy'?"),
+        (["--policy", "act_polcy"], "'act_polcy'. Did you mean 'act_policy'"),
         (["--config.n_heads", "3"], "dim_model=16 must be a multiple of n_heads=3"),
         (["--data.dataset", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--data.dataset", "some-org/no-such-dataset"], "some-org/no-such-dataset"),

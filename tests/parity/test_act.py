@@ -306,7 +306,7 @@ def test_actions_normalised_one_way_and_back_another(published):
     statistics = load_file(published / ACTION_STATISTICS)
     statistics["action.mean"] = statistics["action.mean"] + 1
     save_file(statistics, published / ACTION_STATISTICS)
-    with pytest.raises(CheckpointError, match="one mean and un-normalises them with another"):
+    with pytest.raises(CheckpointError, match="un-normalises actions with different mean"):
         PolicyPipeline.from_pretrained(published)
 
 
