@@ -184,7 +184,10 @@ class LeRobotDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        """Return the samples at `indices`; a DataLoader fetches its whole batch with one call."""
+        """Return the samples at `indices`; a DataLoader fetches its whole batch with one call.
+
+        Samples that show the same frame may share its memory, so frames are not to be changed in place.
+        """
         rows, episodes = self._locate(indices)
         first = self._metadata.episode_starts[episodes]
         last = self._metadata.episode_ends[episodes] - 1
@@ -236,13 +239,16 @@ class LeRobotDataset(Dataset):
         episodes = episodes[first // rows.shape[1]]  # (distinct,)
         seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", distinct, ())
         paths = np.asarray([places.paths[episode] for episode in episodes])
-        frames: list[torch.Tensor] = [torch.empty(0)] * len(distinct)
-        for path in dict.fromkeys(paths.tolist()):
-            here = np.flatnonzero(paths == path)
-            decoded = self._reader.frames(self.root / path, seconds[here], self._tolerance_s)
-            for position, frame in zip(here, decoded, strict=True):
-                frames[position] = frame
-        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+        decoded = {
+            path: self._reader.frames(self.root / path, seconds[paths == path], self._tolerance_s)
+            for path in dict.fromkeys(paths.tolist())
+        }
+        frames = decoded[paths[0]]  # (distinct, 3, h, w)
+        if len(decoded) > 1:
+            frames = frames.new_empty(len(distinct), *frames.shape[1:])
+            for path, part in decoded.items():
+                frames[torch.from_numpy(paths == path)] = part
+        return [_chosen(frames, steps) for steps in inverse.reshape(rows.shape)]
 
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
         """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
@@ -291,6 +297,13 @@ class LeRobotDataset(Dataset):
                 f"meta/info.json of {self.root} names {', '.join(absent)}; the data files have no such "
                 f"column. Leave them out with features=[…]."
             )
+
+
+def _chosen(frames: torch.Tensor, steps: np.ndarray) -> torch.Tensor:
+    """Return frames[steps], (steps, 3, h, w), without a copy where they follow one another."""
+    if np.all(np.diff(steps) == 1):
+        return frames[steps[0] : steps[-1] + 1]
+    return frames[torch.from_numpy(steps)]
 
 
 def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:
