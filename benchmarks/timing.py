@@ -42,7 +42,7 @@ class Comparison:
         median = float(np.median(seconds))
         if self.items is not None:
             return f"{self.items / median:.3g} items/s"
-        return f"{median:.2f} s" if median >= 1 else f"{1000 * median:.3g} ms"
+        return f"{median:.2f} s" if median >= 0.9995 else f"{1000 * median:.3g} ms"
 
     def row(self) -> str:
         """Return the figure's line of the Markdown table."""
