@@ -290,6 +290,8 @@ def stack_views(views: list) -> Any:
     """Join per-camera images (…, c, h, w) into (…, v, c, h, w); cameras of different sizes stay a list."""
     import torch
 
+    if len(views) == 1:
+        return views[0].unsqueeze(-4)  # a view: images keep the order in memory they came in
     same_size = len({view.shape for view in views}) == 1
     return torch.stack(views, dim=-4) if same_size else views
 

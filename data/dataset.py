@@ -197,7 +197,10 @@ class LeRobotDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        """Return the samples at `indices`; a DataLoader fetches its whole batch with one call."""
+        """Return the samples at `indices`; a DataLoader fetches its whole batch with one call.
+
+        Samples that show the same frame may share its memory, so frames are not to be changed in place.
+        """
         rows, episodes = self._locate(indices)
         first = self._metadata.episode_starts[episodes]
         last = self._metadata.episode_ends[episodes] - 1
@@ -256,19 +259,22 @@ class LeRobotDataset(Dataset):
             )
         else:
             frames = self._decode(camera, distinct, episodes)
-        return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
+        return [_chosen(frames, steps) for steps in inverse.reshape(rows.shape)]
 
-    def _decode(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
-        """Decode the frames of `rows`, file by file; (3, h, w) each."""
+    def _decode(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> torch.Tensor:
+        """Decode the frames of `rows` (n,), file by file: (n, 3, h, w)."""
         places = self._metadata.videos[camera]
         seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", rows, ())
         paths = np.asarray([places.paths[episode] for episode in episodes])
-        frames: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-        for path in dict.fromkeys(paths.tolist()):
-            here = np.flatnonzero(paths == path)
-            decoded = self._reader.frames(self.root / path, seconds[here], self._tolerance_s)
-            for position, frame in zip(here, decoded, strict=True):
-                frames[position] = frame
+        decoded = {
+            path: self._reader.frames(self.root / path, seconds[paths == path], self._tolerance_s)
+            for path in dict.fromkeys(paths.tolist())
+        }
+        frames = decoded[paths[0]]  # (n, 3, h, w)
+        if len(decoded) > 1:
+            frames = frames.new_empty(len(rows), *frames.shape[1:])
+            for path, part in decoded.items():
+                frames[torch.from_numpy(paths == path)] = part
         return frames
 
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
@@ -306,6 +312,13 @@ class LeRobotDataset(Dataset):
             videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
             caches[camera] = FrameCache(folder, camera, videos, len(self._table), (size[0], size[1]))
         return caches
+
+
+def _chosen(frames: torch.Tensor, steps: np.ndarray) -> torch.Tensor:
+    """Return frames[steps], (steps, 3, h, w), without a copy where they follow one another."""
+    if np.all(np.diff(steps) == 1):
+        return frames[steps[0] : steps[-1] + 1]
+    return frames[torch.from_numpy(steps)]
 
 
 def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:

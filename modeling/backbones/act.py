@@ -115,7 +115,9 @@ class ACTBackbone(nn.Module):
         maps: dict[int, torch.Tensor] = {}
         for size in dict.fromkeys(view.shape[1:] for view in views):
             group = [i for i, view in enumerate(views) if view.shape[1:] == size]
-            images = torch.cat([views[i] for i in group])  # (g·b, c, h, w)
+            images = torch.cat([views[i] for i in group]) if len(group) > 1 else views[group[0]]  # (g·b, c, h, w)
+            # In the order that convolutions compute in, and in which the maps below are tokens without a copy.
+            images = images.contiguous(memory_format=torch.channels_last)
             encoded = self.encoder_img_feat_input_proj(self.image_encoder(images).last_hidden_state)
             maps |= dict(zip(group, encoded.chunk(len(group)), strict=True))  # (b, d, h, w) each
         return [maps[i] for i in range(len(views))]

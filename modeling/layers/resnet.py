@@ -2,7 +2,9 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from transformers import ResNetConfig, ResNetModel
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from ...configuration.resnet import RESNETS
 from ...errors import InvalidConfigError
@@ -27,10 +29,40 @@ class FrozenBatchNorm2d(nn.Module):
             frozen.load_state_dict({name: getattr(norm, name) for name in frozen.state_dict()})
         return frozen
 
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factor and the summand (c,) of every channel."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (c,)
-        shift = self.bias - self.running_mean * scale  # (c,)
+        scale, shift = self.scale_and_shift()
         return x * scale[:, None, None] + shift[:, None, None]  # (b, c, h, w)
+
+
+class FrozenConvLayer(nn.Module):
+    """Convolution, frozen batch norm and activation, with the norm folded into the convolution.
+
+    The norm's factor goes into the kernel and its summand into the bias, which saves two passes over the image.
+    Submodules keep the names they have in transformers' ResNet.
+
+    Args:
+        layer: transformers' layer with `convolution`, `normalization` and, shortcuts excepted, `activation`.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.convolution = layer.convolution
+        self.normalization = FrozenBatchNorm2d.from_batch_norm(layer.normalization)
+        self.normalization._is_hf_initialized = getattr(layer.normalization, "_is_hf_initialized", False)
+        self.activation = getattr(layer, "activation", nn.Identity())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv = self.convolution
+        if type(conv) is not nn.Conv2d:  # wrapped by an adapter, which must be called
+            return self.activation(self.normalization(conv(x)))
+        scale, shift = self.normalization.scale_and_shift()
+        kernel = conv.weight * scale[:, None, None, None]  # (c, c_in, k, k)
+        return self.activation(F.conv2d(x, kernel, shift, conv.stride, conv.padding))  # (b, c, h, w)
 
 
 def build_resnet(
@@ -43,7 +75,7 @@ def build_resnet(
         overrides: fields of `transformers.ResNetConfig` that replace those of `name`.
         pretrained: Hub id or folder of start weights. Not read while transformers loads a checkpoint (on the
             meta device), which holds the trained ones.
-        freeze_batch_norm: replace every batch norm by `FrozenBatchNorm2d`.
+        freeze_batch_norm: fix every batch norm at what it is, and fold it into its convolution.
 
     Raises:
         InvalidConfigError: the start weights cannot be had, or belong to another network.
@@ -55,10 +87,8 @@ def build_resnet(
         resnet = _load_start_weights(config, pretrained)
     if freeze_batch_norm:
         for path, module in list(resnet.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
-                frozen = FrozenBatchNorm2d.from_batch_norm(module)
-                frozen._is_hf_initialized = getattr(module, "_is_hf_initialized", False)
-                resnet.set_submodule(path, frozen)
+            if isinstance(module, (ResNetConvLayer, ResNetShortCut)):
+                resnet.set_submodule(path, FrozenConvLayer(module))
     return resnet
 
 
