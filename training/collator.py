@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from ..configuration.features import ACTION
+from ..configuration.features import ACTION, FeatureType
 from ..errors import MissingFeatureError
+from ..processing.arrays import channels_first
 from ..processing.processor import PolicyProcessor
+from .augmentation import Augmentation
 
 
 class PolicyCollator:
@@ -17,10 +19,12 @@ class PolicyCollator:
 
     Args:
         processor: the policy's.
+        augmentation: how pictures vary; for training batches only.
     """
 
-    def __init__(self, processor: PolicyProcessor):
+    def __init__(self, processor: PolicyProcessor, augmentation: Augmentation | None = None):
         self.processor = processor
+        self.augmentation = augmentation
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
@@ -31,6 +35,10 @@ class PolicyCollator:
         if missing:
             raise MissingFeatureError(missing, samples[0], (*names, ACTION))
         observation = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        if self.augmentation is not None:
+            for name, feature in self.processor.input_features.items():
+                if feature.type is FeatureType.VISUAL:
+                    observation[name] = self.augmentation(channels_first(name, observation[name], feature))
         actions = torch.stack([sample[ACTION] for sample in samples])  # (b, h, a)
         is_pad = torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)
         tasks = [sample["task"] for sample in samples] if "task" in samples[0] else None
