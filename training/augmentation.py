@@ -5,8 +5,10 @@ Shapes: b batch, t observation history, c channels, h height, w width.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..errors import InvalidRecipeError
@@ -19,8 +21,8 @@ _LUMA = (0.299, 0.587, 0.114)
 class Augmentation:
     """Say how pictures vary in training; everything is off by default.
 
-    One draw is made per sample and camera, from torch's random numbers; all frames of an observation history
-    share it, so that motion stays what it was.
+    One draw is made per sample and camera; all frames of an observation history share it, so that motion stays
+    what it was.
 
     Args:
         shift (`int`, *optional*, defaults to 0): move by up to so many pixels along each axis, uncovered pixels
@@ -47,20 +49,34 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidRecipeError(f"augmentation: {name}={getattr(self, name)} must lie in [0, 1].")
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Return one camera's pictures (b, c, h, w) or (b, t, c, h, w), varied; dtype and range stay.
 
         Args:
             images: uint8, or float in [0, 1].
+            generator: of the draws; torch's own by default.
         """
         batch = images.shape[0]
         if self.shift:
-            images = shift_images(images, torch.randint(-self.shift, self.shift + 1, (batch, 2)))
+            offsets = torch.randint(-self.shift, self.shift + 1, (batch, 2), generator=generator)
+            images = shift_images(images, offsets)
         factors = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation")}
         if any(factors.values()):
-            drawn = {name: 1 + spread * (2 * torch.rand(batch) - 1) for name, spread in factors.items() if spread}
-            images = jitter_colors(images, **drawn)
+            unit = {name: 2 * torch.rand(batch, generator=generator) - 1 for name in factors}  # in [-1, 1)
+            images = jitter_colors(
+                images, **{name: 1 + factors[name] * unit[name] for name in factors if factors[name]}
+            )
         return images
+
+
+def draws_for(images: torch.Tensor, seed: int) -> torch.Generator:
+    """Return the random numbers that belong to a batch: they follow from a seed and from its pictures alone.
+
+    So they are the same in whichever process the batch is put together, however many were before it, and in a run
+    that was resumed; and others in the next epoch, which puts its batches together in another way.
+    """
+    content = zlib.crc32(np.ascontiguousarray(images.numpy()))
+    return torch.Generator().manual_seed((seed + content) % 2**63)
 
 
 def shift_images(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -76,11 +76,24 @@ def test_only_training_batches_vary(policy, tmp_path):
 def test_pictures_with_channels_last_are_moved_along_the_same_axes(policy):
     collator = PolicyCollator(PolicyProcessor.from_config(policy.config), Augmentation(shift=8))
     samples = [Frames()[0]] * 4
-    torch.manual_seed(0)
-    first = collator(samples)["pixel_values"]
-    torch.manual_seed(0)
     last = collator([{**sample, CAMERA: sample[CAMERA].movedim(0, -1)} for sample in samples])["pixel_values"]
-    assert torch.equal(first, last)
+    # (b, v, c, h, w): every row of every channel is the same ramp, moved to the side and nowhere else.
+    assert last.shape == (4, 1, 3, 32, 32)
+    assert torch.equal(last, last[:, :, :1, :1].expand_as(last))
+    assert not torch.equal(last, last[:1].expand_as(last))
+
+
+def test_a_batch_varies_by_seed_and_content_wherever_it_is_made(policy):
+    def batch(seed, samples):
+        torch.manual_seed(seed)
+        collator = PolicyCollator(PolicyProcessor.from_config(policy.config), Augmentation(shift=8))
+        torch.rand(7)  # what happens between does not matter
+        return collator(samples)["pixel_values"]
+
+    one, other = Frames()[0], {**Frames()[0], CAMERA: Frames()[0][CAMERA] + 1}
+    assert torch.equal(batch(0, [one] * 8), batch(0, [one] * 8))
+    assert not torch.equal(batch(0, [one] * 8), batch(1, [one] * 8))
+    assert not torch.equal(255 * batch(0, [one] * 8), 255 * batch(0, [other] * 8) - 1)
 
 
 def test_an_augmentation_beside_a_collator_is_refused(policy, tmp_path):
