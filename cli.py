@@ -11,6 +11,8 @@ from pathlib import Path
 from ._version import __version__
 from .errors import ManipulatorsError
 
+ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors of this library become one message and exit status 1."""
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("record", help="record a scripted expert's demonstrations in simulation")
-    command.add_argument("--env", required=True, help="environment, such as metaworld/pick-place-v3")
+    command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
     command.add_argument("--episodes", type=int, default=50, help="successful episodes to record (default: 50)")
     command.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
@@ -59,13 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("eval", help="measure a policy in closed loop")
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or LeRobot's")
-    command.add_argument("--env", required=True, help="environment, such as metaworld/pick-place-v3")
+    command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
     command.add_argument("--episodes", type=int, default=50, help="how many, on seeds that follow each other")
     command.add_argument("--seed", type=int, default=10_000, help="seed of the first episode (default: 10000)")
     command.add_argument("--num-envs", type=int, default=10, help="environments that step together (default: 10)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
     command.add_argument("--output", type=Path, help="write the result to this JSON file")
+    command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, where something draws")
     command.set_defaults(command=evaluate)
 
     command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
@@ -125,9 +128,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
     pipeline = PolicyPipeline.from_pretrained(options.source, device=options.device)
     seeds = range(options.seed, options.seed + options.episodes)
-    result = run_evaluation(pipeline, options.env, seeds, num_envs=options.num_envs, horizon=options.horizon)
+    result = run_evaluation(
+        pipeline, options.env, seeds, num_envs=options.num_envs, horizon=options.horizon, video=options.video
+    )
     if options.output:
         result.save(options.output)
+    if options.video and not result.video:
+        print(result.video_note)
     print(_result_line(json.dumps(result.to_dict())))
 
 

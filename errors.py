@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -142,7 +142,8 @@ class UnknownEnvironmentError(EvaluationError, LookupError):
 
     def __init__(self, name: str, problem: str, known: Iterable[str]):
         super().__init__(
-            f"There is no environment {name!r}: {problem} Names are <family>/<task>. {nearest(name, known)}\n"
+            f"There is no environment {name!r}: {problem} Names are <family>/<task>[?option=value]. "
+            f"{nearest(name, known)}\n"
             'Add your own with register_environment("family", factory).'
         )
 
@@ -158,6 +159,18 @@ class MissingSimulatorError(EvaluationError, ImportError):
         super().__init__(
             f"{simulator} cannot be imported ({reason}). Simulators are an extra; install it:\n"
             'pip install "manipulators[sim]"'
+        )
+
+
+class MissingRendererError(EvaluationError, RuntimeError):
+    """A machine on which nothing draws pictures without a display."""
+
+    remedy = "On Debian or Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (or libosmesa6)"
+
+    def __init__(self, failures: Mapping[str, str]):
+        tried = "; ".join(f"{platform}: {reason}" for platform, reason in failures.items())
+        super().__init__(
+            f"No OpenGL renderer works here, so no camera can be simulated. Tried {tried}.\n{self.remedy}"
         )
 
 

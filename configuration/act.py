@@ -19,6 +19,8 @@ class ACTConfig(PolicyConfig):
         vision_config (`dict`, *optional*): fields of `transformers.ResNetConfig` that differ from it.
         pretrained_backbone_weights (`str`, *optional*, defaults to `"microsoft/resnet-18"`): Hub id or folder
             of the ResNet's start weights for a policy trained from scratch; None starts from random ones.
+        vision_norm (`str`, *optional*, defaults to `"frozen_batch"`): norm of the ResNet. `"frozen_batch"` keeps
+            a pretrained batch norm as it is; a ResNet that starts from random weights trains with `"group"`.
         dim_model (`int`, *optional*, defaults to 512): width d of the transformer.
         n_decoder_layers (`int`, *optional*, defaults to 1): the original code configures 7 but, through a slip,
             uses the output of the first; 1 is what the published results were made with.
@@ -36,6 +38,7 @@ class ACTConfig(PolicyConfig):
     vision_backbone: str = "resnet18"
     vision_config: dict[str, Any] | None = None
     pretrained_backbone_weights: str | None = "microsoft/resnet-18"
+    vision_norm: Literal["frozen_batch", "group"] = "frozen_batch"
     replace_final_stride_with_dilation: bool = False
 
     pre_norm: bool = False
@@ -113,6 +116,12 @@ class ACTConfig(PolicyConfig):
             raise InvalidConfigError(
                 f"vision_backbone={self.vision_backbone!r} is not known. {nearest(self.vision_backbone, RESNETS)} "
                 f"Another ResNet is described by vision_config={{'hidden_sizes': …, 'depths': …, …}}."
+            )
+        if self.vision_norm == "group" and self.pretrained_backbone_weights is not None:
+            raise InvalidConfigError(
+                f"vision_norm='group' cannot use pretrained_backbone_weights={self.pretrained_backbone_weights!r}, "
+                f"which were trained with batch norm. Set pretrained_backbone_weights=None, or "
+                f"vision_norm='frozen_batch'."
             )
         if self.replace_final_stride_with_dilation:
             raise InvalidConfigError(

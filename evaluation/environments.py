@@ -1,4 +1,8 @@
-"""The registry of environments: `<family>/<task>` → a gymnasium environment that speaks our dataset names."""
+"""The registry of environments: a name → a gymnasium environment that speaks our dataset names.
+
+A name is `<family>/<task>`, with options as in a web address where the family has some:
+`metaworld/pick-place-v3?camera=corner2&size=96`. (In a shell, put it in quotes.)
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from ..configuration.features import ACTION
 from ..errors import (
@@ -29,11 +34,11 @@ class EnvironmentSpec:
     """Describe an environment in the words of a dataset, so that its recordings need no second description.
 
     Args:
-        name (`str`): `<family>/<task>`.
+        name (`str`): under which the environment, options included, can be made again.
         task (`str`): the instruction, as a sentence for a policy that reads language.
         features (`dict[str, dict]`): one entry per observation feature and one for `action`, each
             `{"dtype": "float32", "shape": [width], "names": [...], "units": [...]}`; a camera is named
-            `observation.images.<camera>`.
+            `observation.images.<camera>` and is `{"dtype": "video", "shape": [height, width, 3], ...}`.
         fps (`int`): control steps per second of simulated time [1/s].
         horizon (`int`): steps after which an episode is truncated.
         robot_type (`str`, *optional*): the robot, as a dataset's metadata names it.
@@ -61,15 +66,23 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class _Family:
-    factory: Callable[[str, int | None], gymnasium.Env]
+    factory: Callable[..., gymnasium.Env]
     tasks: tuple[str, ...] = ()
     expert: Callable[[str], Expert] | None = None
+    options: tuple[str, ...] = ()
 
 
-def _make_metaworld(task: str, horizon: int | None) -> gymnasium.Env:
-    from .metaworld import MetaWorldEnvironment
+def _make_metaworld(
+    task: str, horizon: int | None, camera: str | None = None, size: str | None = None
+) -> gymnasium.Env:
+    from .metaworld import HORIZON, IMAGE_SIZE, MetaWorldEnvironment
 
-    return MetaWorldEnvironment(task) if horizon is None else MetaWorldEnvironment(task, horizon=horizon)
+    if size is not None and not size.isdecimal():
+        raise InvalidEvaluationError(f"size={size} is no number of pixels; write ?camera=corner2&size={IMAGE_SIZE}.")
+    if size is not None and camera is None:
+        raise InvalidEvaluationError(f"size={size} is of no camera; write ?camera=corner2&size={size}.")
+    cameras = camera.split(",") if camera is not None else ()
+    return MetaWorldEnvironment(task, horizon or HORIZON, cameras, int(size or IMAGE_SIZE))
 
 
 def _metaworld_expert(task: str) -> Expert:
@@ -78,14 +91,15 @@ def _metaworld_expert(task: str) -> Expert:
     return expert(task)
 
 
-_FAMILIES = {"metaworld": _Family(_make_metaworld, tuple(INSTRUCTIONS), _metaworld_expert)}
+_FAMILIES = {"metaworld": _Family(_make_metaworld, tuple(INSTRUCTIONS), _metaworld_expert, options=("camera", "size"))}
 
 
 def register_environment(
     family: str,
-    factory: Callable[[str, int | None], gymnasium.Env],
+    factory: Callable[..., gymnasium.Env],
     tasks: Iterable[str] = (),
     expert: Callable[[str], Expert] | None = None,
+    options: Iterable[str] = (),
 ) -> None:
     """Add a family of environments, or replace one, for every place that takes an environment's name.
 
@@ -94,10 +108,12 @@ def register_environment(
         factory (`Callable`): `factory(task, horizon)` → `gymnasium.Env`; `horizon` is None for the family's
             own. Its observation is a `Dict` space under dataset names (`observation.state`, …), its action a
             `Box`, its attribute `environment_spec` an `EnvironmentSpec`, and every `step` reports
-            `info["success"]`.
+            `info["success"]`. Where it can be filmed, `render()` returns uint8 (h, w, 3).
         tasks (`Iterable[str]`, *optional*): the tasks that exist; without them every task reaches the
             factory.
         expert (`Callable`, *optional*): `expert(task)` → a callable from one observation to one action (a,).
+        options (`Iterable[str]`, *optional*): what may follow the task in a name, `?option=value&…`; passed to
+            the factory by keyword, as text.
 
     Raises:
         InvalidEnvironmentError: the family's name is empty or holds a slash, or the factory cannot be called.
@@ -106,7 +122,7 @@ def register_environment(
         raise InvalidEnvironmentError(f"{family!r} cannot name a family: expected a non-empty str without '/'.")
     if not callable(factory):
         raise InvalidEnvironmentError(f"The factory of {family!r} is {factory!r}; expected factory(task, horizon).")
-    _FAMILIES[family] = _Family(factory, tuple(tasks), expert)
+    _FAMILIES[family] = _Family(factory, tuple(tasks), expert, tuple(options))
 
 
 def available_environments() -> list[str]:
@@ -118,18 +134,20 @@ def make_environment(name: str, horizon: int | None = None) -> gymnasium.Env:
     """Build one environment.
 
     Args:
-        name (`str`): `<family>/<task>`, for example `metaworld/pick-place-v3`.
+        name (`str`): `<family>/<task>[?option=value&…]`. Meta-World's options are `camera`, one or several of
+            its cameras with commas between them, and `size`, the side of their pictures [pixels].
         horizon (`int`, *optional*): steps after which an episode is truncated; defaults to the family's own.
 
     Raises:
-        UnknownEnvironmentError: nobody registered the family or the task.
+        UnknownEnvironmentError: nobody registered the family, the task or the option.
         MissingSimulatorError: the simulator is not installed.
+        MissingRendererError: a camera is asked for and nothing on this machine draws.
         InvalidEnvironmentError: the environment does not use dataset names.
     """
-    family, task = _resolve(name)
+    family, task, options = _resolve(name)
     if horizon is not None and horizon < 1:
         raise InvalidEvaluationError(f"horizon = {horizon} leaves no step to take; expected at least 1.")
-    environment = family.factory(task, horizon)
+    environment = family.factory(task, horizon, **options)
     _check(name, environment)
     return environment
 
@@ -170,7 +188,7 @@ def make_expert(name: str) -> Expert:
         UnknownEnvironmentError: nobody registered the family or the task.
         MissingExpertError: the family has no experts.
     """
-    family, task = _resolve(name)
+    family, task, _ = _resolve(name)
     if family.expert is None:
         raise MissingExpertError(
             f"{name!r} has no scripted expert. Families with one: "
@@ -186,8 +204,10 @@ def specification(environment: gymnasium.Env) -> EnvironmentSpec:
     return environment.get_wrapper_attr("environment_spec")
 
 
-def _resolve(name: str) -> tuple[_Family, str]:
-    prefix, slash, task = str(name).partition("/")
+def _resolve(name: str) -> tuple[_Family, str, dict[str, str]]:
+    """Read a name: its family, its task, and its options as text."""
+    path, _, query = str(name).partition("?")
+    prefix, slash, task = path.partition("/")
     known = available_environments() or sorted(_FAMILIES)
     if not slash or not task:
         raise UnknownEnvironmentError(name, "it does not name a task.", known)
@@ -197,7 +217,14 @@ def _resolve(name: str) -> tuple[_Family, str]:
     family = _FAMILIES[prefix]
     if family.tasks and task not in family.tasks:
         raise UnknownEnvironmentError(name, f"the family {prefix!r} has no task {task!r}.", known)
-    return family, task
+    options = parse_qsl(query, keep_blank_values=True)
+    for option, value in options:
+        if option not in family.options:
+            problem = f"the family {prefix!r} has no option {option!r}."
+            raise UnknownEnvironmentError(name, problem, [f"{path}?{known}=…" for known in family.options] or known)
+        if not value or len(dict(options)) < len(options):
+            raise UnknownEnvironmentError(name, f"the option {option!r} needs one value.", known)
+    return family, task, dict(options)
 
 
 def _check(name: str, environment: gymnasium.Env) -> None:

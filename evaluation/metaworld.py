@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..configuration.features import ENVIRONMENT_STATE, STATE
+from ..configuration.features import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
 from ..errors import (
     InvalidActionError,
     InvalidEvaluationError,
     MissingSimulatorError,
     UnknownEnvironmentError,
+    nearest,
 )
 from .environments import EnvironmentSpec
-from .metaworld_tasks import INSTRUCTIONS, features
+from .metaworld_tasks import CAMERAS, INSTRUCTIONS, features
 
 try:
     import gymnasium
@@ -27,42 +28,62 @@ except ImportError as error:
     raise MissingSimulatorError("Meta-World", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from .rendering import SceneRenderer
 
 HORIZON = 200
 STATE_WIDTH = 4
+IMAGE_SIZE = 96
+VIEW_CAMERA, VIEW_SIZE = "corner2", 240  # of `render`, which is for people
 
 
 class MetaWorldEnvironment(gymnasium.Env):
     """One Meta-World task on a Sawyer arm that is steered by hand displacements.
 
     Observations are float32: `observation.state` (4,), the hand's position [m] and the gripper's opening, 0
-    to 1; `observation.environment_state` (35,), objects, the previous frame and the goal. Actions are (4,) in
-    [-1, 1]: the displacement of the hand's target [cm] and the gripper's effort. `environment_spec` names
-    every number with its unit. An episode terminates at success and is truncated at the horizon; the
-    simulator runs at 80 control steps per second.
+    to 1; `observation.environment_state` (35,), objects, the previous frame and the goal; and of every camera
+    `observation.images.<camera>` uint8 (size, size, 3), upright, without shadows. Actions are (4,) in [-1, 1]:
+    the displacement of the hand's target [cm] and the gripper's effort. `environment_spec` names every number
+    with its unit. An episode terminates at success and is truncated at the horizon; the simulator runs at 80
+    control steps per second.
 
     Args:
         task (`str`): Meta-World's name, for example `pick-place-v3`.
         horizon (`int`, *optional*, defaults to 200): steps after which an episode is truncated.
+        cameras (`Sequence[str]`, *optional*): which of Meta-World's cameras to draw; none needs no renderer.
+        size (`int`, *optional*, defaults to 96): side of a picture [pixels].
 
     Raises:
         UnknownEnvironmentError: Meta-World has no such task.
-        InvalidEvaluationError: the horizon is below 1.
+        InvalidEvaluationError: the horizon is below 1, there is no such camera, or no picture of that size.
+        MissingRendererError: cameras are asked for and nothing on this machine draws.
 
     Source: Yu et al., "Meta-World", CoRL 2019, arXiv:1910.10897; the simulator is the package `metaworld`.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
 
-    def __init__(self, task: str, horizon: int = HORIZON):
+    def __init__(self, task: str, horizon: int = HORIZON, cameras: Sequence[str] = (), size: int = IMAGE_SIZE):
         if horizon < 1:
             raise InvalidEvaluationError(f"horizon = {horizon} leaves no step to take; expected at least 1.")
+        self.cameras, self.size = tuple(cameras), size
+        _check_cameras(self.cameras)
+        self._renderer: SceneRenderer | None = None
         self.simulator = _build(task, horizon)
+        if self.cameras:
+            largest = self._drawing().max_size
+            if not 2 <= size <= largest or size % 2:
+                self.close()
+                raise InvalidEvaluationError(
+                    f"size = {size} pixels cannot be drawn and kept as video; expected an even number up to {largest}."
+                )
+        options = f"?camera={','.join(self.cameras)}&size={size}" if self.cameras else ""
         self.environment_spec = EnvironmentSpec(
-            name=f"metaworld/{task}",
+            name=f"metaworld/{task}{options}",
             task=INSTRUCTIONS.get(task, f"{task.rsplit('-v', 1)[0].replace('-', ' ').capitalize()}."),
-            features=features(),
+            features=features(self.cameras, size),
             fps=round(1 / self.simulator.dt),
             horizon=horizon,
             robot_type="sawyer",
@@ -70,7 +91,9 @@ class MetaWorldEnvironment(gymnasium.Env):
         )
         self.observation_space = Dict(
             {
-                name: Box(-np.inf, np.inf, tuple(feature["shape"]), np.float32)
+                name: Box(0, 255, tuple(feature["shape"]), np.uint8)
+                if name.startswith(IMAGE_PREFIX)
+                else Box(-np.inf, np.inf, tuple(feature["shape"]), np.float32)
                 for name, feature in self.environment_spec.observation_features.items()
             }
         )
@@ -86,7 +109,7 @@ class MetaWorldEnvironment(gymnasium.Env):
             seed = int(self.np_random.integers(2**31))
         self.simulator.seed(seed)
         values, _ = self.simulator.reset()
-        return _observe(values), {"seed": seed, "success": False}
+        return self._observe(values), {"seed": seed, "success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
         """Apply one action (4,); `info["success"]` is a bool and ends the episode.
@@ -105,11 +128,41 @@ class MetaWorldEnvironment(gymnasium.Env):
         values, reward, _, truncated, info = self.simulator.step(action)
         success = bool(info["success"])
         info = {**info, "success": success}
-        return _observe(values), float(reward), success, truncated and not success, info
+        return self._observe(values), float(reward), success, truncated and not success, info
+
+    def render(self) -> np.ndarray:
+        """Return a picture for people, uint8 (240, 240, 3), from the first camera (corner2 without cameras).
+
+        Raises:
+            MissingRendererError: nothing on this machine draws.
+        """
+        return self._draw(self.cameras[0] if self.cameras else VIEW_CAMERA, VIEW_SIZE)
 
     def close(self) -> None:
-        """Release the simulator."""
+        """Release the simulator and what draws it."""
+        if self._renderer is not None:
+            from .rendering import release
+
+            release(self._renderer)
+            self._renderer = None
         self.simulator.close()
+
+    def _observe(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        values = values.astype(np.float32)  # (39,)
+        observation = {STATE: values[:STATE_WIDTH], ENVIRONMENT_STATE: values[STATE_WIDTH:]}
+        return observation | {IMAGE_PREFIX + camera: self._draw(camera, self.size) for camera in self.cameras}
+
+    def _draw(self, camera: str, size: int) -> np.ndarray:
+        pixels = self._drawing().render(self.simulator.model, self.simulator.data, camera, size)  # (size, size, 3)
+        return np.ascontiguousarray(pixels[::-1, ::-1] if CAMERAS[camera] else pixels)
+
+    def _drawing(self) -> SceneRenderer:
+        if self._renderer is None:
+            # Whoever draws nothing needs no renderer, and does not load one.
+            from .rendering import shared_renderer
+
+            self._renderer = shared_renderer(self.simulator.model_name, self.simulator.model)
+        return self._renderer
 
 
 def expert(task: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
@@ -132,10 +185,12 @@ def expert(task: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     return act
 
 
-def _observe(values: np.ndarray) -> dict[str, np.ndarray]:
-    # Cameras join here and in `metaworld_tasks.features`: one `observation.images.<camera>` per view.
-    values = values.astype(np.float32)  # (39,)
-    return {STATE: values[:STATE_WIDTH], ENVIRONMENT_STATE: values[STATE_WIDTH:]}
+def _check_cameras(cameras: Sequence[str]) -> None:
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise InvalidEvaluationError(f"Meta-World has no camera {camera!r}. {nearest(camera, CAMERAS)}")
+    if len(set(cameras)) < len(cameras):
+        raise InvalidEvaluationError(f"A camera is named twice: {', '.join(cameras)}.")
 
 
 def _build(task: str, horizon: int):

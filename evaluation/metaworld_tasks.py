@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE
+from collections.abc import Sequence
+
+from ..configuration.features import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
 
 _AXES = ("x", "y", "z")
 _HAND = [(f"hand_{axis}", "m") for axis in _AXES] + [("gripper_opening", "1")]  # opening 0 … 1 is 0 … 0.1 m
@@ -27,13 +29,35 @@ def _feature(entries: list[tuple[str, str]]) -> dict:
     return {"dtype": "float32", "shape": [len(names)], "names": names, "units": units}
 
 
-def features() -> dict[str, dict]:
-    """Return observation and action features of every Meta-World task: widths 4, 35 and 4, names, units."""
+def features(cameras: Sequence[str] = (), size: int = 96) -> dict[str, dict]:
+    """Return observation and action features of every Meta-World task.
+
+    Args:
+        cameras: each gives `observation.images.<camera>`, (size, size, 3).
+        size: side of a picture [pixels].
+
+    Returns:
+        Name → dtype, shape, names and units; widths 4 (state), 35 (environment state) and 4 (action).
+    """
+    picture = {"dtype": "video", "shape": [size, size, 3], "names": ["height", "width", "channel"]}
     return {
         STATE: _feature(_HAND),
         ENVIRONMENT_STATE: _feature(_OBJECTS + _PREVIOUS + _GOAL),
+        **{IMAGE_PREFIX + camera: dict(picture) for camera in cameras},
         ACTION: _feature(_ACTION),
     }
+
+
+# Camera → whether its picture has to be turned by half a circle to stand upright.
+CAMERAS = {
+    "behindGripper": False,
+    "corner": True,
+    "corner2": True,
+    "corner3": True,
+    "corner4": True,
+    "gripperPOV": False,
+    "topview": False,
+}
 
 
 INSTRUCTIONS = {

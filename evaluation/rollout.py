@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -18,6 +18,7 @@ from .._version import __version__
 from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
 from .environments import EnvironmentSpec, make_environments, specification
 from .intervals import wilson_interval
+from .rollout_video import Film, filming
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class EvaluationResult:
             clipped.
         horizon (`int`): steps after which an episode was truncated.
         versions (`dict[str, str]`): of `manipulators`, `torch` and the `simulator`.
+        video (`str`, *optional*): name of the file that shows the first episodes.
+        video_note (`str`, *optional*): what it shows, or why there is none although one was asked for.
     """
 
     environment: str
@@ -57,6 +60,8 @@ class EvaluationResult:
     clipped_fraction: float
     horizon: int
     versions: dict[str, str]
+    video: str | None = None
+    video_note: str | None = None
 
     def to_dict(self) -> dict:
         """Return plain JSON values."""
@@ -76,6 +81,7 @@ def evaluate(
     num_envs: int = 10,
     horizon: int | None = None,
     progress: bool = True,
+    video: str | os.PathLike | None = None,
 ) -> EvaluationResult:
     """Run one closed-loop episode per seed and count successes.
 
@@ -96,6 +102,8 @@ def evaluate(
         horizon (`int`, *optional*): steps after which an episode is truncated; defaults to the environment's
             own.
         progress (`bool`, *optional*, defaults to `True`): show a bar of episodes.
+        video (`str` or `os.PathLike`, *optional*): film the first episodes into this `.mp4`. Where nothing draws
+            there is none, and the result's `video_note` says why.
 
     Raises:
         InvalidEvaluationError: no seeds, a seed twice, `num_envs` or `horizon` below 1.
@@ -115,17 +123,18 @@ def evaluate(
     episodes: list[_Episode] = []
     try:
         with (
+            filming(video, environments.envs[0], seeds[0]) as film,
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
             tqdm(total=len(seeds), desc=f"Evaluating {environment}", unit="episode", disable=not progress) as bar,
         ):
             for start in range(0, len(seeds), num_envs):
                 group = [_Episode(seed) for seed in seeds[start : start + num_envs]]
-                _run(driver, environments.envs, group, bar)
+                _run(driver, environments.envs, group, bar, film)
                 episodes += group
                 bar.set_postfix(success=f"{sum(episode.success for episode in episodes)}/{len(episodes)}")
     finally:
         environments.close()
-    return _summarise(episodes, driver, environments.num_envs)
+    return replace(_summarise(episodes, driver, environments.num_envs), video=film.name, video_note=film.note)
 
 
 @dataclass
@@ -183,13 +192,14 @@ class _Driver:
         return clipped
 
 
-def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tqdm) -> None:
+def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tqdm, film: Film) -> None:
     """Run a group of episodes to their ends, side by side."""
     driver.pipeline.reset()
     torch.manual_seed(group[0].seed)
     # The vector's environments are stepped one by one: its own `step` has no way to leave a finished one
     # alone.
     observations = [environments[row].reset(seed=episode.seed)[0] for row, episode in enumerate(group)]
+    film.begin(environments, group)
     for step in range(driver.spec.horizon):
         actions = driver.act(observations)  # (b, a)
         for row, episode in enumerate(group):
@@ -207,6 +217,7 @@ def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tq
             episode.length += 1
             episode.over = bool(terminated or truncated or step + 1 == driver.spec.horizon)
             bar.update(int(episode.over))
+        film.add(environments, group)
         if all(episode.over for episode in group):
             break
 

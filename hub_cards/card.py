@@ -68,6 +68,7 @@ def render_card(card: CardData) -> str:
         training_rows=statements.training_rows(card),
         evaluation_rows=statements.evaluation_rows(card),
         measured=statements.measured(card),
+        video=statements.video(card),
         limits=statements.limits(card),
         versions=", ".join(f"{name} {version}" for name, version in card.versions.items()),
     )

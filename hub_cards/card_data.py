@@ -128,6 +128,8 @@ class EvaluationSummary:
         clipped_fraction (`float`, *optional*): share of the actions that left the action space, 0 to 1.
         horizon (`int`, *optional*): steps after which an episode counts as failed.
         command (`str`, *optional*): the command line that repeats the measurement.
+        video (`str`, *optional*): file in the checkpoint folder that shows the first episodes.
+        video_note (`str`, *optional*): what it shows, or why there is none.
         simulated (`bool`): False for episodes on a real robot.
     """
 
@@ -143,6 +145,8 @@ class EvaluationSummary:
     clipped_fraction: float | None = None
     horizon: int | None = None
     command: str | None = None
+    video: str | None = None
+    video_note: str | None = None
     simulated: bool = True
 
     def __post_init__(self):

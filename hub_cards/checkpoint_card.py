@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from .card import save_card
 from .card_data import CardData, ContractRow
 
-TRAINING_FILE, EVALUATION_FILE = "training.json", "evaluation.json"
+TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 
 
 def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -36,6 +37,8 @@ def checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Ca
     processor = _read(folder / "processor_config.json", required=True)
     record = _read(folder / TRAINING_FILE)
     evaluation = _read(folder / EVALUATION_FILE)
+    if evaluation.get("video") and not (folder / evaluation["video"]).is_file():
+        evaluation |= {"video": None, "video_note": None}  # the folder was copied without it
     return describe_policy(
         config, processor, _parameters(folder), record=record, evaluation=evaluation, repo_id=repo_id
     )
@@ -68,7 +71,8 @@ def describe_policy(
         if absent and absent != ["success_rate"]:
             raise InvalidCardError(f"evaluation.json lacks {', '.join(absent)}. Measure again: manipulators eval …")
         seed = evaluation["seeds"][0]
-        command = f"manipulators eval {repo_id or 'path/to/this/folder'} --env {evaluation['environment']}"
+        environment = shlex.quote(evaluation["environment"])  # options hold characters that shells read
+        command = f"manipulators eval {repo_id or 'path/to/this/folder'} --env {environment}"
         command += f" --episodes {evaluation['episodes']} --seed {seed}"
         for option in ("num_envs", "horizon"):
             if evaluation.get(option):

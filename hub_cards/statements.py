@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from . import wording
 from .card_data import CardData
 
@@ -53,7 +55,7 @@ def eval_command(card: CardData) -> str:
     if not card.evaluation:
         return ""
     source = card.repo_id or wording.PLACEHOLDER
-    return f"manipulators eval {source} --env {wording.one_line(card.evaluation.environment)}"
+    return f"manipulators eval {source} --env {shlex.quote(wording.one_line(card.evaluation.environment))}"
 
 
 def training_rows(card: CardData) -> list[tuple[str, str]]:
@@ -117,6 +119,14 @@ def measured(card: CardData) -> str:
             "The time per action is the mean over all control steps, those between two predictions included."
         )
     return " ".join(sentences)
+
+
+def video(card: CardData) -> str:
+    """Return the address of the rollout video, in full where it is known; empty without one."""
+    name = card.evaluation.video if card.evaluation else None
+    if not name or not card.repo_id:
+        return name or ""
+    return f"https://huggingface.co/{card.repo_id}/resolve/main/{name}"
 
 
 def limits(card: CardData) -> list[str]:

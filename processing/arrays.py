@@ -42,6 +42,19 @@ def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
     return x
 
 
+def channels_first(name: str, x: torch.Tensor, feature: PolicyFeature) -> torch.Tensor:
+    """Return pictures (…, c, h, w), from HWC or CHW, as a view.
+
+    Raises:
+        FeatureShapeError: another size than the policy was trained with.
+    """
+    channels, height, width = feature.shape
+    if x.ndim < 3 or tuple(x.shape[-3:]) not in ((channels, height, width), (height, width, channels)):
+        expected = f"(…, {channels}, {height}, {width}) or (…, {height}, {width}, {channels})"
+        raise FeatureShapeError(name, tuple(x.shape), expected)
+    return x if tuple(x.shape[-3:]) == (channels, height, width) else x.movedim(-1, -3)
+
+
 def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
     """Return (…, c, h, w) float32 in [0, 1], from HWC or CHW, uint8 or float in [0, 1].
 
@@ -49,13 +62,7 @@ def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
         FeatureShapeError: another size than the policy was trained with.
         FeatureValueError: pixels outside [0, 1], NaN, or another integer type than uint8.
     """
-    x = to_tensor(name, value)
-    channels, height, width = feature.shape
-    if x.ndim < 3 or tuple(x.shape[-3:]) not in ((channels, height, width), (height, width, channels)):
-        expected = f"(…, {channels}, {height}, {width}) or (…, {height}, {width}, {channels})"
-        raise FeatureShapeError(name, tuple(x.shape), expected)
-    if tuple(x.shape[-3:]) != (channels, height, width):
-        x = x.movedim(-1, -3)  # (…, h, w, c) → (…, c, h, w)
+    x = channels_first(name, to_tensor(name, value), feature)
     if x.dtype == torch.uint8:
         return x.to(torch.float32).div_(255)
     if not x.is_floating_point():

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from ..configuration.features import ACTION
+from ..configuration.features import ACTION, FeatureType
 from ..errors import MissingFeatureError
+from ..processing.arrays import channels_first
 from ..processing.processor import PolicyProcessor
+from .augmentation import Augmentation, draws_for
 
 
 class PolicyCollator:
@@ -17,10 +19,13 @@ class PolicyCollator:
 
     Args:
         processor: the policy's.
+        augmentation: how pictures vary; for training batches only. The draws depend on torch's seed at construction.
     """
 
-    def __init__(self, processor: PolicyProcessor):
+    def __init__(self, processor: PolicyProcessor, augmentation: Augmentation | None = None):
         self.processor = processor
+        self.augmentation = augmentation
+        self.seed = torch.initial_seed()
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
@@ -31,7 +36,18 @@ class PolicyCollator:
         if missing:
             raise MissingFeatureError(missing, samples[0], (*names, ACTION))
         observation = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        if self.augmentation is not None:
+            self._augment(observation)
         actions = torch.stack([sample[ACTION] for sample in samples])  # (b, h, a)
         is_pad = torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)
         tasks = [sample["task"] for sample in samples] if "task" in samples[0] else None
         return dict(self.processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))
+
+    def _augment(self, observation: dict[str, torch.Tensor]) -> None:
+        """Vary the pictures of a batch in place of the recorded ones."""
+        features = {name: self.processor.input_features[name] for name in observation}
+        cameras = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
+        generator = draws_for(observation[cameras[0]], self.seed) if cameras else None
+        for name in cameras:
+            pictures = channels_first(name, observation[name], features[name])
+            observation[name] = self.augmentation(pictures, generator)

@@ -16,6 +16,7 @@ from .. import auto  # noqa: F401  (registers the policies that a recipe can nam
 from ..configuration.typed_values import read_as
 from ..errors import InvalidRecipeError, nearest
 from ..modeling import registry
+from .augmentation import Augmentation
 
 
 @dataclass
@@ -58,6 +59,7 @@ class EvaluationSection:
         seed: of the first; keep them away from the demonstrations'.
         num_envs: environments that step together.
         horizon: steps after which an episode fails; the environment's own by default.
+        video: film the first episodes, where something draws; the card says why when nothing does.
     """
 
     environment: str
@@ -65,6 +67,7 @@ class EvaluationSection:
     seed: int = 10_000
     num_envs: int = 10
     horizon: int | None = None
+    video: bool = False
 
     @property
     def seeds(self) -> range:
@@ -85,6 +88,7 @@ class Recipe:
             same name, or per action dimension the state dimension it is relative to, null where it is absolute.
         config: fields of the policy's config.
         training: arguments of `PolicyTrainingArguments`.
+        augmentation: how the pictures of training batches vary; not at all by default.
         evaluation: where the policy is tried; not at all when absent.
         name: of the file, for the card.
     """
@@ -96,6 +100,7 @@ class Recipe:
     relative_actions: bool | list[int | None] = False
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
     evaluation: EvaluationSection | None = None
     name: str = "recipe"
 
@@ -157,7 +162,7 @@ def _yaml(text: str, where: str) -> Any:
 
 def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
     recipe = _build(Recipe, content, source)
-    # The config and the arguments import torch, so they are looked at last.
+    # Which fields the config has depends on the policy, so it is looked at last.
     from .arguments import PolicyTrainingArguments
 
     config_class = registry.policy_class(recipe.policy).config_class

@@ -22,7 +22,7 @@ from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE, FeatureTy
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError, MissingFileError, nearest
-from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, write_checkpoint_card
+from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.policy import PolicyModel
@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
 
     Returns:
         The output folder: config.json, model.safetensors, processor_config.json, training.json,
-        evaluation.json, README.md, learning_curve.png.
+        evaluation.json, README.md, learning_curve.png, and rollout.mp4 where it was asked for and something draws.
 
     Raises:
         OutputExistsError: the output folder holds something already.
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     dataset = open_dataset(recipe, config_class(**recipe.config))
     policy, processor = build_policy(recipe, dataset)
 
-    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset)
+    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume or None)
     training = {
@@ -214,7 +214,14 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation
-    result = evaluate(pipeline, section.environment, section.seeds, num_envs=section.num_envs, horizon=section.horizon)
+    result = evaluate(
+        pipeline,
+        section.environment,
+        section.seeds,
+        num_envs=section.num_envs,
+        horizon=section.horizon,
+        video=output / VIDEO_FILE if section.video else None,
+    )
     result.save(output / EVALUATION_FILE)
     write_checkpoint_card(output)
 

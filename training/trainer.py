@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -29,6 +29,7 @@ from ..errors import (
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
+from .augmentation import Augmentation
 from .collator import PolicyCollator
 
 STAGING_FOLDER = ".incomplete"  # in the output folder; resuming looks only at finished checkpoints beside it
@@ -42,6 +43,7 @@ class PolicyTrainer(Trainer):
         args (`PolicyTrainingArguments`): how to train.
         processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint.
         train_dataset, eval_dataset (`Dataset`): of samples under the dataset's names, such as `LeRobotDataset`.
+        augmentation (`Augmentation`, *optional*): how the pictures of training batches vary.
         kwargs: what `transformers.Trainer` takes.
     """
 
@@ -52,13 +54,19 @@ class PolicyTrainer(Trainer):
         processor: PolicyProcessor,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
+        augmentation: Augmentation | None = None,
         **kwargs: Any,
     ):
         processor.check_agreement(model.config)
+        if augmentation is not None and "data_collator" in kwargs:
+            raise InvalidConfigError(
+                "augmentation= belongs to the collator; give it to yours: PolicyCollator(processor, augmentation)."
+            )
         kwargs.setdefault("data_collator", PolicyCollator(processor))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
         self.processor = processor
+        self._augmentation = augmentation
         self._staging: str | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._batches_of_step = 0, 1
@@ -66,6 +74,16 @@ class PolicyTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
         self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the training batches, the only ones whose pictures are augmented."""
+        plain = self.data_collator
+        if self._augmentation is not None:
+            self.data_collator = PolicyCollator(self.processor, self._augmentation)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
 
     # --- optimizer ------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class ACTBackbone(nn.Module):
                 config.vision_backbone,
                 config.vision_config,
                 config.pretrained_backbone_weights,
-                freeze_batch_norm=True,
+                config.vision_norm,
             )
             self.encoder_img_feat_input_proj = nn.Conv2d(self.image_encoder.config.hidden_sizes[-1], d, kernel_size=1)
         self.encoder_latent_input_proj = nn.Linear(config.latent_dim, d)

@@ -1,4 +1,4 @@
-"""The ResNet trunk that encodes cameras, from transformers, with its batch norm frozen where asked."""
+"""The ResNet trunk that encodes cameras, from transformers, with a norm that suits small batches."""
 
 import torch
 from torch import nn
@@ -7,7 +7,10 @@ from transformers import ResNetConfig, ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from ...configuration.resnet import RESNETS
-from ...errors import InvalidConfigError
+from ...errors import InvalidConfigError, nearest
+
+VISION_NORMS = ("batch", "frozen_batch", "group")
+CHANNELS_PER_GROUP = 16
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -66,7 +69,7 @@ class FrozenConvLayer(nn.Module):
 
 
 def build_resnet(
-    name: str, overrides: dict | None = None, pretrained: str | None = None, freeze_batch_norm: bool = False
+    name: str, overrides: dict | None = None, pretrained: str | None = None, norm: str = "batch"
 ) -> ResNetModel:
     """Build a ResNet trunk (no pooling or classifier is used).
 
@@ -75,20 +78,36 @@ def build_resnet(
         overrides: fields of `transformers.ResNetConfig` that replace those of `name`.
         pretrained: Hub id or folder of start weights. Not read while transformers loads a checkpoint (on the
             meta device), which holds the trained ones.
-        freeze_batch_norm: fix every batch norm at what it is, and fold it into its convolution.
+        norm: `"batch"` as transformers has it; `"frozen_batch"` fixes every batch norm at what it is, which keeps what
+            a pretrained network has learned, and folds it into its convolution; `"group"` puts group norm in its
+            place, which normalises from the first step of a network that starts from random weights, where frozen
+            statistics of 0 and 1 would do nothing.
 
     Raises:
-        InvalidConfigError: the start weights cannot be had, or belong to another network.
+        InvalidConfigError: there is no such norm; the start weights cannot be had, belong to another network or
+            to another norm.
+
+    Source: Wu & He 2018 (arXiv 1803.08494) for group norm; 16 channels per group as in Diffusion Policy (Chi et al.
+    2023, arXiv 2303.04137).
     """
+    if norm not in VISION_NORMS:
+        raise InvalidConfigError(f"norm={norm!r} does not exist. {nearest(norm, VISION_NORMS)}")
+    if norm == "group" and pretrained is not None:
+        raise InvalidConfigError(
+            f"The start weights {pretrained!r} were trained with batch norm; with group norm they mean nothing. Start "
+            f"from random weights (None), or keep the batch norm: norm='frozen_batch'."
+        )
     config = ResNetConfig(**(RESNETS.get(name, {}) | (overrides or {})))
     if pretrained is None or torch.get_default_device().type == "meta":
         resnet = ResNetModel(config)
     else:
         resnet = _load_start_weights(config, pretrained)
-    if freeze_batch_norm:
-        for path, module in list(resnet.named_modules()):
-            if isinstance(module, (ResNetConvLayer, ResNetShortCut)):
-                resnet.set_submodule(path, FrozenConvLayer(module))
+    for path, module in list(resnet.named_modules()):
+        if norm == "frozen_batch" and isinstance(module, (ResNetConvLayer, ResNetShortCut)):
+            resnet.set_submodule(path, FrozenConvLayer(module))
+        elif norm == "group" and isinstance(module, nn.BatchNorm2d):
+            channels = module.num_features
+            resnet.set_submodule(path, nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels))
     return resnet
 
 

@@ -1,10 +1,13 @@
-"""A world small enough to be computed by hand: a cart on a line that has to reach 5."""
+"""A world small enough to be computed by hand: a cart on a line that has to reach 5; and the need for a renderer."""
+
+import os
 
 import numpy as np
 import pytest
 from gymnasium import Env
 from gymnasium.spaces import Box, Dict
 
+from manipulators.errors import MissingRendererError
 from manipulators.evaluation import environments
 from manipulators.evaluation.environments import EnvironmentSpec, register_environment
 
@@ -44,6 +47,10 @@ class LineEnvironment(Env):
         self.over = success or truncated
         return self._observation(), float(action[0]), success, truncated, {"success": success}
 
+    def render(self):
+        """Grey level 20 · position, 16 × 17 pixels; until 0 black."""
+        return np.full((16, 17, 3), 20 * max(self.position, 0), np.uint8)
+
     def _observation(self):
         return {"observation.state": np.array([self.position], np.float32)}
 
@@ -59,3 +66,20 @@ def line(monkeypatch):
         expert=lambda task: lambda observation: np.array([0.0 if observation["observation.state"][0] == 0 else 4.0]),
     )
     return "line/right"
+
+
+@pytest.fixture(scope="session")
+def renderer():
+    """The need for a renderer: without one, tests fail in CI, which has one, and are skipped elsewhere."""
+    from manipulators.evaluation.metaworld import MetaWorldEnvironment
+
+    environment = MetaWorldEnvironment("reach-v3")
+    try:
+        environment.reset(seed=0)
+        environment.render()
+    except MissingRendererError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    finally:
+        environment.close()

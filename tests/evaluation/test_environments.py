@@ -45,6 +45,47 @@ def test_an_unknown_name_raises_with_the_nearest(name, suggestion):
         make_environments(name, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("metaworld/pick-place-v3?camra=corner2", r"no option 'camra'.*camera="),
+        ("metaworld/pick-place-v3?camera=", "needs one value"),
+        ("metaworld/pick-place-v3?camera=corner&camera=corner2", "needs one value"),
+        ("line/right?size=96", "no option 'size'"),
+    ],
+)
+def test_an_option_that_is_not_understood_raises(line, name, problem):
+    with pytest.raises(errors.UnknownEnvironmentError, match=problem):
+        make_environment(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("camera=korner2", "Did you mean 'corner2'"),
+        ("camera=corner2,corner2", "named twice"),
+        ("camera=corner2&size=big", "size=big"),
+        ("size=96", r"camera=corner2&size=96"),
+    ],
+)
+def test_a_camera_that_cannot_be_drawn_raises(options, problem):
+    with pytest.raises(errors.InvalidEvaluationError, match=problem):
+        make_environment(f"metaworld/pick-place-v3?{options}")
+
+
+def test_options_reach_the_factory_as_text(line):
+    given = {}
+
+    def factory(task, horizon, **options):
+        given.update(options)
+        return make_environment(line)
+
+    register_environment("optional", factory, options=["speed", "colour"], expert=lambda task: task)
+    make_environment("optional/any?speed=2&colour=dark%20red")
+    assert given == {"speed": "2", "colour": "dark red"}
+    assert make_expert("optional/any?speed=2") == "any"
+
+
 def test_a_registered_family_is_made_described_and_listed(line):
     assert line in available_environments()
     vector = make_environments(line, num_envs=3)

@@ -59,6 +59,12 @@ def make_card():
 
 
 @pytest.fixture
+def evaluation() -> dict:
+    """The content of an evaluation.json."""
+    return dict(EVALUATION)
+
+
+@pytest.fixture
 def full_card(make_card):
     """A card with everything: camera, instruction, data, training, evaluation."""
     return make_card(

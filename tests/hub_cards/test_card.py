@@ -269,3 +269,25 @@ def test_templates_are_package_data():
         "policy_card.jinja",
         "act_policy.jinja",
     }
+
+
+def test_a_rollout_video_is_embedded_with_its_note(make_card, evaluation):
+    filmed = {**evaluation, "video": "rollout.mp4", "video_note": "The first 4 episodes."}
+    published = render_card(make_card(evaluation=filmed))
+    address = "https://huggingface.co/your-lab/act-reach/resolve/main/rollout.mp4"
+    assert f'\n\n<video src="{address}" controls></video>\n\nThe first 4 episodes.\n' in published
+    assert not lint_card(published)
+    assert '<video src="rollout.mp4" controls>' in render_card(make_card(evaluation=filmed, repo_id=None))
+
+
+def test_an_absent_video_is_explained_and_one_that_nobody_wanted_is_not_mentioned(make_card, evaluation):
+    absent = render_card(make_card(evaluation={**evaluation, "video": None, "video_note": "There is no video: dark."}))
+    assert "\nThere is no video: dark.\n" in absent
+    assert "<video" not in absent
+    assert "video" not in render_card(make_card(evaluation=evaluation))
+
+
+def test_an_environment_with_options_is_quoted_for_the_shell(make_card, evaluation):
+    name = "metaworld/reach-v3?camera=corner2&size=96"
+    text = render_card(make_card(evaluation={**evaluation, "environment": name}))
+    assert f"--env '{name}'" in text

@@ -1,0 +1,170 @@
+"""Rollout videos: the first episodes of an evaluation, side by side in one file that a browser plays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._files import replace_files
+from ..errors import InvalidEnvironmentError, MissingRendererError
+from .environments import specification
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from ..data.video import VideoEncoder
+
+EPISODES = 4
+RATE = 20  # frames per second: every control step is a frame, so fast control is watched in slow motion
+BORDER = 4  # pixels around a solved episode
+GREEN = (46, 160, 67)
+KEYFRAME_INTERVAL = 10  # nobody reads it in random order
+
+
+class Film:
+    """Film nothing: what an evaluation holds when no video is wanted, or none can be made.
+
+    Args:
+        note (`str`, *optional*): why there is none although one was asked for.
+    """
+
+    name: str | None = None  # of the file
+
+    def __init__(self, note: str | None = None):
+        self.note = note
+
+    def begin(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
+        """Begin a group, just reset."""
+
+    def add(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
+        """Add the pictures after one control step."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class RolloutVideo(Film):
+    """Film the first episodes of an evaluation while they run.
+
+    Episodes of one group of environments stand side by side; a group with fewer leaves places black. An episode
+    that is over keeps its last picture, with a green border when it was solved.
+
+    Args:
+        path (`str` or `Path`): the file to write, `.mp4` (H.264).
+        fps (`int`): control steps per second of simulated time [1/s].
+        episodes (`int`, *optional*, defaults to 4): how many to film.
+    """
+
+    def __init__(self, path: str | Path, fps: int, episodes: int = EPISODES):
+        self.path, self.fps, self.rate = Path(path), fps, min(RATE, fps)
+        self.name = self.path.name
+        self.wanted, self.seeds, self.places = episodes, [], 0
+        self._encoder: VideoEncoder | None = None
+        self._pictures: list[np.ndarray] = []
+        self._done: list[bool] = []
+
+    @property
+    def note(self) -> str:
+        """What the video shows, as a sentence for the card."""
+        speed = "in real time" if self.rate == self.fps else f"at {self.rate / self.fps:.2g} of real speed"
+        count = len(self.seeds)
+        what = f"The first {count} episodes" if count > 1 else "The first episode"
+        return f"{what} of the evaluation, {speed}; a green border means solved."
+
+    def begin(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
+        """Begin a group, just reset: `episodes` have `seed`, `success` and `over`."""
+        count = min(len(episodes), self.wanted - len(self.seeds))
+        self.seeds += [episode.seed for episode in episodes[:count]]
+        self._pictures = [picture_of(environment) for environment in environments[:count]]  # (h, w, 3) each
+        self._done = [False] * count
+        if count:
+            self.places = self.places or count
+            self._write()
+
+    def add(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
+        """Add the pictures after one control step; the last one of a group stays for a second."""
+        if all(self._done):  # also when none of the group is filmed
+            return
+        for row, episode in enumerate(episodes[: len(self._pictures)]):
+            if not self._done[row]:
+                picture = picture_of(environments[row])
+                self._pictures[row] = _bordered(picture) if episode.over and episode.success else picture
+                self._done[row] = episode.over
+        for _ in range(self.rate if all(self._done) else 1):
+            self._write()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._encoder is not None:
+            self._encoder.close()
+
+    def _write(self) -> None:
+        empty = [np.zeros_like(self._pictures[0])] * (self.places - len(self._pictures))
+        frame = np.concatenate([*self._pictures, *empty], axis=1)  # (h, places · w, 3)
+        if self._encoder is None:
+            # It brings PyAV, which an evaluation without video does not need.
+            from ..data.video import VideoEncoder
+
+            self._encoder = VideoEncoder(self.path, self.rate, keyframe_interval=KEYFRAME_INTERVAL)
+        self._encoder.add(frame)
+
+
+@contextmanager
+def filming(path: str | os.PathLike | None, environment: gymnasium.Env, seed: int) -> Iterator[Film]:
+    """Yield a film of `path`, which appears whole or not at all; one without a file where nothing draws.
+
+    Args:
+        path: the file to write; None for no video.
+        environment: one of those that will be filmed; it is reset and drawn to find out whether it can be.
+        seed: to reset it with.
+    """
+    if path is None:
+        yield Film()
+        return
+    spec = specification(environment)
+    try:
+        environment.reset(seed=seed)
+        picture_of(environment)
+    except MissingRendererError as error:
+        yield Film(f"There is no video: nothing on the machine of the evaluation draws. {error.remedy}")
+    except InvalidEnvironmentError:
+        yield Film(f"There is no video: {spec.name} does not draw itself.")
+    else:
+        path = Path(path)
+        with replace_files(path.parent) as folder:
+            film = RolloutVideo(folder / path.name, spec.fps)
+            try:
+                yield film
+            finally:
+                film.close()
+
+
+def picture_of(environment: Any) -> np.ndarray:
+    """Return what `render()` draws, uint8 (h, w, 3), both sides even.
+
+    Raises:
+        MissingRendererError: nothing on this machine draws.
+        InvalidEnvironmentError: the environment does not draw itself.
+    """
+    try:
+        picture = environment.render()
+    except NotImplementedError:
+        picture = None
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3:
+        raise InvalidEnvironmentError(
+            f"The environment draws {type(picture).__name__}; a video needs render() to return uint8 (h, w, 3)."
+        )
+    height, width, _ = picture.shape
+    return picture[: height - height % 2, : width - width % 2]  # H.264 has no odd sides
+
+
+def _bordered(picture: np.ndarray) -> np.ndarray:
+    picture = picture.copy()
+    for edge in (np.s_[:BORDER], np.s_[-BORDER:], np.s_[:, :BORDER], np.s_[:, -BORDER:]):
+        picture[edge] = GREEN
+    return picture
