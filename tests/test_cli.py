@@ -128,7 +128,8 @@ def test_an_error_is_one_message_without_a_traceback():
     )
     assert done.returncode == 1
     message = [line for line in done.stderr.splitlines() if line.strip()]
-    assert message == ["InvalidRecipeError: There is no recipe 'act_metawrld'. Did you mean 'act_metaworld'?"]
+    nearest = "Did you mean 'act_metaworld' or 'act_metaworld_pixels'?"
+    assert message == [f"InvalidRecipeError: There is no recipe 'act_metawrld'. {nearest}"]
 
 
 # --- record -----------------------------------------------------------------------------------------------

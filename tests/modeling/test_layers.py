@@ -65,7 +65,7 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_never_learns():
 
 
 def test_resnet_with_frozen_norms_has_no_other():
-    resnet = build_resnet("own", TINY, freeze_batch_norm=True)
+    resnet = build_resnet("own", TINY, norm="frozen_batch")
     kinds = {type(module) for module in resnet.modules()}
     assert FrozenBatchNorm2d in kinds and nn.BatchNorm2d not in kinds
     assert resnet(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape == (1, 16, 4, 4)

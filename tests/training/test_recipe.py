@@ -325,7 +325,7 @@ def test_an_override_of_another_type_is_refused(load, key, text):
 
 
 def test_names_the_nearest_recipe():
-    with pytest.raises(InvalidRecipeError, match=r"no recipe 'act_metawrld'\. Did you mean 'act_metaworld'\?"):
+    with pytest.raises(InvalidRecipeError, match=r"no recipe 'act_metawrld'\. Did you mean 'act_metaworld'"):
         load_recipe("act_metawrld")
 
 
