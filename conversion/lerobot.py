@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import logging
 
 from .._files import read_json
-from ..configuration.act import ACTConfig
-from ..configuration.features import ACTION, STATE, FeatureType, NormalizationMode, PolicyFeature
+from ..configuration.features import ACTION, FeatureType, NormalizationMode
 from ..configuration.policy import PolicyConfig
-from ..configuration.resnet import RESNETS
 from ..errors import (
     CheckpointError,
     CorruptFileError,
@@ -27,16 +23,15 @@ from ..errors import (
     WeightsMismatchError,
     nearest,
 )
-from ..modeling.policies.act import ACTPolicy
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
-
-logger = logging.get_logger(__name__)
+from .act import ACT
+from .published_policy import PublishedPolicy
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-POLICIES: dict[str, type[PolicyModel]] = {"act": ACTPolicy}
+POLICIES: dict[str, PublishedPolicy] = {"act": ACT}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -63,10 +58,10 @@ def read_checkpoint(
         raise UnknownPolicyError(
             f"{source} is a LeRobot policy of type {config['type']!r}. {nearest(config['type'], POLICIES)}"
         )
-    for kind in ("input_features", "output_features"):
-        if not isinstance(config.get(kind), Mapping):
-            raise InvalidConfigError(f"The config.json of {source} has no {kind}; published ones list them all.")
-    policy_class = POLICIES[config["type"]]
+    for features in ("input_features", "output_features"):
+        if not isinstance(config.get(features), Mapping):
+            raise InvalidConfigError(f"The config.json of {source} has no {features}; published ones list them all.")
+    kind = POLICIES[config["type"]]
     published = _read_weights(folder / "model.safetensors")
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
@@ -74,98 +69,18 @@ def read_checkpoint(
         rename_map: dict[str, str] = {}
     else:
         normalizer, unnormalizer, rename_map = _read_processors(folder)
-    weights = rename_act_weights(published)
-    fields = act_fields(config, weights)
+    weights = kind.rename(published)
+    fields = kind.fields(config, weights)
     fields["normalization_mapping"] = {
-        kind: normalizer["norm_map"].get(kind, "IDENTITY") for kind in FeatureType.__members__
+        feature: normalizer["norm_map"].get(feature, "IDENTITY") for feature in FeatureType.__members__
     }
-    policy_config = policy_class.config_class.from_dict(fields, **overrides)
-    policy = policy_class.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
+    policy_config = kind.policy_class.config_class.from_dict(fields, **overrides)
+    policy = kind.policy_class.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
     policy.config.name_or_path = source
     return policy, _build_processor(policy_config, normalizer, unnormalizer, rename_map, source)
 
 
-# --- configuration ----------------------------------------------------------------------------------------
-
-
-def act_fields(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the fields of `ACTConfig` for LeRobot's config; what only its training script reads is left out."""
-    fields = {name: value for name, value in config.items() if name in ACTConfig.field_names()}
-    fields["input_features"] = _read_inputs(config["input_features"])
-    fields["pretrained_backbone_weights"] = None  # the trained ones are in the checkpoint
-    if "vision_backbone" in fields:
-        fields["vision_config"] = _resnet_fields(fields["vision_backbone"], weights)
-    left_out = sorted(set(config) - set(fields))
-    logger.info(f"Fields of the published config.json that this library does not use: {', '.join(left_out)}")
-    return fields
-
-
-def _read_inputs(features: Mapping[str, Mapping]) -> dict[str, PolicyFeature]:
-    inputs = {name: PolicyFeature.from_value(dict(value)) for name, value in features.items()}
-    # LeRobot reads one STATE feature, by its name; others of that type are listed and never used.
-    return {n: f for n, f in inputs.items() if f.type is not FeatureType.STATE or n == STATE}
-
-
-def _resnet_fields(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
-    """Read the ResNet's sizes off its weights: the published config only names it."""
-    trunk = "backbone.image_encoder."
-    stem = weights.get(trunk + "embedder.embedder.convolution.weight")
-    if stem is None:
-        return None
-    blocks = re.compile(re.escape(trunk) + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.convolution\.weight")
-    shapes = {tuple(map(int, m.groups())): w.shape[0] for n, w in weights.items() if (m := blocks.fullmatch(n))}
-    stages = sorted({stage for stage, _, _ in shapes})
-    sizes = {
-        "layer_type": "bottleneck" if any(conv == 2 for _, _, conv in shapes) else "basic",
-        # The widest convolution of a stage is its last, whatever the kind of layer.
-        "hidden_sizes": [max(width for (s, _, _), width in shapes.items() if s == stage) for stage in stages],
-        "depths": [max(block for s, block, _ in shapes if s == stage) + 1 for stage in stages],
-        "embedding_size": stem.shape[0],
-        "num_channels": stem.shape[1],
-    }
-    usual = {"embedding_size": 64, "num_channels": 3} | RESNETS.get(name, {})
-    differing = {field: value for field, value in sizes.items() if usual.get(field) != value}
-    return differing or None
-
-
 # --- weights ----------------------------------------------------------------------------------------------
-
-
-def _stage_block(match: re.Match) -> str:
-    layer, block, kind, number = match.groups()
-    part = "convolution" if kind == "conv" else "normalization"
-    return f"backbone.image_encoder.encoder.stages.{int(layer) - 1}.layers.{block}.layer.{int(number) - 1}.{part}."
-
-
-def _stage_shortcut(match: re.Match) -> str:
-    layer, block, number = match.groups()
-    part = "convolution" if number == "0" else "normalization"
-    return f"backbone.image_encoder.encoder.stages.{int(layer) - 1}.layers.{block}.shortcut.{part}."
-
-
-# Published name → ours. First the ResNet (torchvision's names → transformers'), then which part owns the rest.
-ACT_RENAMES: list[tuple[str, Any]] = [
-    (r"^model\.backbone\.conv1\.", "backbone.image_encoder.embedder.embedder.convolution."),
-    (r"^model\.backbone\.bn1\.", "backbone.image_encoder.embedder.embedder.normalization."),
-    (r"^model\.backbone\.layer(\d)\.(\d+)\.(conv|bn)(\d)\.", _stage_block),
-    (r"^model\.backbone\.layer(\d)\.(\d+)\.downsample\.(\d)\.", _stage_shortcut),
-    (r"^model\.(encoder[._])", r"backbone.\1"),
-    (r"^model\.(vae_encoder|decoder|action_head)", r"action_head.\1"),
-]
-
-
-def rename_act_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return LeRobot's ACT weights under our names; other names stay as they are."""
-    renamed = {}
-    for name, value in state_dict.items():
-        name = name.replace("_orig_mod.", "")  # left in the names by torch.compile
-        for pattern, replacement in ACT_RENAMES:
-            new, count = re.subn(pattern, replacement, name)
-            if count:
-                name = new
-                break
-        renamed[name] = value
-    return renamed
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import WeightsMismatchError
+from ..errors import UnknownPolicyError, WeightsMismatchError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from . import lerobot
+from .act import ACT
+from .published_policy import PublishedPolicy
+
+# Whose names `load_published` can read.
+POLICIES: tuple[PublishedPolicy, ...] = (ACT,)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:
@@ -50,13 +55,14 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
         `module`.
 
     Raises:
+        UnknownPolicyError: nobody publishes such a module.
         WeightsMismatchError: weights are missing, unexpected or of another shape.
     """
-    renamed = lerobot.rename_act_weights(state_dict)
+    kind, part = _published_policy(module)
+    renamed = kind.rename(state_dict)
     own = module.state_dict()
-    part = _component_prefix(module)
     if part:
-        siblings = {name for name in renamed if name.startswith(("backbone.", "action_head."))}
+        siblings = {name for name in renamed if name.startswith(tuple(kind.components))}
         renamed = {
             name.removeprefix(part): value
             for name, value in renamed.items()
@@ -74,7 +80,12 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
     return module
 
 
-def _component_prefix(module: nn.Module) -> str:
-    if isinstance(module, PolicyModel):
-        return ""
-    return "backbone." if hasattr(module, "encode_features") else "action_head."
+def _published_policy(module: nn.Module) -> tuple[PublishedPolicy, str]:
+    """Return whose names a module's weights are published under, and their prefix in the whole policy."""
+    for kind in POLICIES:
+        prefix = kind.prefix_of(module)
+        if prefix is not None:
+            return kind, prefix
+    known = [part.__name__ for kind in POLICIES for part in (kind.policy_class, *kind.components.values())]
+    name = type(module).__name__
+    raise UnknownPolicyError(f"No published checkpoint is known that holds a {name}. {nearest(name, known)}")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from manipulators import ACTActionHead, ACTBackbone, ACTPolicy, AutoPolicy, PolicyPipeline, load_published
 from manipulators.auto import load_policy_and_processor
-from manipulators.conversion.lerobot import rename_act_weights
+from manipulators.conversion.act import rename_act_weights
 from manipulators.errors import (
     CheckpointError,
     CorruptFileError,

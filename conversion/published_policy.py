@@ -1,0 +1,55 @@
+"""PublishedPolicy: what is peculiar to one policy in the checkpoints that other projects publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ..configuration.features import STATE, FeatureType, PolicyFeature
+from ..configuration.policy import PolicyConfig
+from ..modeling.policy import PolicyModel
+
+logger = logging.get_logger(__name__)
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PublishedPolicy:
+    """Say how a policy's published weights and config become ours.
+
+    Args:
+        policy_class: ours.
+        components: prefix of a component's weights in the policy → its class, such as
+            `{"action_head.": ACTActionHead}`.
+        rename: published state dict → the same under our names; names that it does not know stay.
+        fields: published config and renamed weights → fields of our config. The weights say what a published config
+            only names.
+    """
+
+    policy_class: type[PolicyModel]
+    components: Mapping[str, type[nn.Module]]
+    rename: Callable[[Weights], dict[str, torch.Tensor]]
+    fields: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
+
+    def prefix_of(self, module: nn.Module) -> str | None:
+        """Return the prefix of a module's weights in the policy, "" for the policy itself; None for a stranger."""
+        if isinstance(module, self.policy_class):
+            return ""
+        return next((prefix for prefix, kind in self.components.items() if isinstance(module, kind)), None)
+
+
+def known_fields(config: Mapping[str, Any], config_class: type[PolicyConfig]) -> dict[str, Any]:
+    """Return the fields of a LeRobot config.json that our config has too; what only its training reads is left out."""
+    fields = {name: value for name, value in config.items() if name in config_class.field_names()}
+    inputs = {name: PolicyFeature.from_value(dict(value)) for name, value in config["input_features"].items()}
+    # LeRobot reads one STATE feature, by its name; others of that type are listed and never used.
+    fields["input_features"] = {n: f for n, f in inputs.items() if f.type is not FeatureType.STATE or n == STATE}
+    left_out = sorted(set(config) - set(fields))
+    logger.info(f"Fields of the published config.json that this library does not use: {', '.join(left_out)}")
+    return fields
