@@ -201,9 +201,9 @@ class DiffusionActionHead(nn.Module):
         noise = torch.randn_like(actions) if noise is None else noise
         if time is None:
             time = torch.randint(self.config.num_train_timesteps, (len(actions),), device=actions.device)
-        noisy, target = self.noise_schedule.add_noise(actions, noise, time)
-        prediction = self.unet(noisy, time, condition)  # (b, h, a)
-        return {"loss": masked_mean((prediction - target) ** 2, is_pad)}
+        noisy, target = self.noise_schedule.add_noise(actions.float(), noise.float(), time)
+        prediction = self.unet(noisy.to(actions.dtype), time, condition)  # (b, h, a)
+        return {"loss": masked_mean((prediction.float() - target) ** 2, is_pad)}
 
     # --- prediction -----------------------------------------------------------------------------------
 

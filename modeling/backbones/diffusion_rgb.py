@@ -70,7 +70,9 @@ class DiffusionRgbEncoder(nn.Module):
         """Return images of `resize_shape`, with antialiasing."""
         if self.resize_shape is None or tuple(images.shape[-2:]) == self.resize_shape:
             return images
-        return F.interpolate(images, self.resize_shape, mode="bilinear", align_corners=False, antialias=True)
+        # In float32: on the CPU there is no antialiasing in half precision.
+        resized = F.interpolate(images.float(), self.resize_shape, mode="bilinear", antialias=True)
+        return resized.to(images.dtype)
 
     def crop(self, images: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
         """Return crops (b, c, *crop_shape) of images (b, c, h, w)."""

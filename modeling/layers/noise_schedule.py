@@ -48,8 +48,7 @@ class NoiseSchedule:
         self, actions: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noisy actions (b, h, a) at timesteps (b,), and what the network is to predict from them."""
-        levels = torch.tensor(self._levels, device=actions.device)[:, timesteps, None, None]  # (2, b, 1, 1)
-        signal, noisiness = levels.to(actions.dtype)
+        signal, noisiness = torch.tensor(self._levels, device=actions.device)[:, timesteps, None, None]  # (b, 1, 1)
         noisy = signal * actions + noisiness * noise
         if self.prediction_type == "epsilon":
             return noisy, noise
