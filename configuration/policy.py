@@ -80,6 +80,9 @@ class PolicyConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     default_normalization: ClassVar[NormalizationMode] = NormalizationMode.MEAN_STD
+    # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
+    # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
+    reads_instruction: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
