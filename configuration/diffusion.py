@@ -159,9 +159,19 @@ class DiffusionConfig(PolicyConfig):
         return self.state_dim or 0
 
     @property
-    def reads_language(self) -> bool:
+    def reads_instruction(self) -> bool:
         """Whether the network reads an instruction: `input_ids` and `attention_mask`."""
         return self.use_language_conditioning
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Hub id or folder of the instruction's tokenizer: that of the text encoder."""
+        return self.language_model_name
+
+    @property
+    def max_instruction_tokens(self) -> int:
+        """Tokens of an instruction, padding included: as many as the text encoder has positions."""
+        return (self.language_config or {}).get("max_position_embeddings", 77)
 
     @property
     def denoising_steps(self) -> int:
@@ -183,7 +193,7 @@ class DiffusionConfig(PolicyConfig):
     def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
         """Return valid model inputs; see `PolicyConfig`. With language also `input_ids`, `attention_mask` (b, n)."""
         inputs = super().example_inputs(batch_size)
-        if not self.reads_language:
+        if not self.reads_instruction:
             return inputs
         import torch
         from transformers import CLIPTextConfig

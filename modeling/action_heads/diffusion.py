@@ -52,7 +52,7 @@ class DiffusionActionHead(nn.Module):
             self.rgb_encoder = DiffusionRgbEncoder(config)
         vision_width = 2 * config.spatial_softmax_num_keypoints * len(cameras)
         width = config.robot_state_dim + vision_width + (config.environment_state_dim or 0)
-        if config.reads_language:
+        if config.reads_instruction:
             width += config.language_projection_dim
             self.language_encoder = build_text_encoder(config.language_model_name, config.language_config)
             # Whatever the name meant, the checkpoint says what the encoder is, and needs nothing else to be read.
@@ -71,7 +71,7 @@ class DiffusionActionHead(nn.Module):
     def train(self, mode: bool = True) -> DiffusionActionHead:
         """Set training mode; the frozen text encoder stays in evaluation mode."""
         super().train(mode)
-        if self.config.reads_language:
+        if self.config.reads_instruction:
             self.language_encoder.eval()
         return self
 
@@ -80,7 +80,7 @@ class DiffusionActionHead(nn.Module):
     def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return model inputs, with instructions tokenized."""
         texts = batch.get("language", batch.get("task"))
-        if self.config.reads_language and texts is not None and batch.get("input_ids") is None:
+        if self.config.reads_instruction and texts is not None and batch.get("input_ids") is None:
             self.tokenizer = self.tokenizer or load_tokenizer(self.config.language_model_name)
             observed = model_inputs({**batch, "input_ids": texts, "attention_mask": texts}, self.config)
             first = next(value for value in observed.values() if value is not texts)
@@ -120,7 +120,7 @@ class DiffusionActionHead(nn.Module):
             parts.append(features.flatten(2))
         if self.config.environment_state_dim:
             parts.append(self._with_history("environment_state", environment_state, 1))  # (b, t, e)
-        if self.config.reads_language:
+        if self.config.reads_instruction:
             sentence = self.encode_language(input_ids, attention_mask)[:, None]  # (b, 1, language width)
             parts.append(sentence.expand(-1, self.config.n_obs_steps, -1))
         return torch.cat(parts, dim=-1).flatten(1)  # (b, t, g / t) → (b, g)

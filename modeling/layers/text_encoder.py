@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from ...errors import InvalidConfigError
+from ...errors import InvalidConfigError, MissingTokenizerError
 
 logger = logging.get_logger(__name__)
 
@@ -56,18 +56,14 @@ def _load_start_weights(name: str, fields: dict[str, Any] | None) -> CLIPTextMod
 
 
 def load_tokenizer(name: str | None) -> Any:
-    """Return the tokenizer of a Hub id or folder.
+    """Return the tokenizer that belongs to a text encoder, by its Hub id or folder.
 
     Raises:
-        InvalidConfigError: it cannot be had.
+        MissingTokenizerError: there is no name, or it cannot be had.
     """
-    remedy = (
-        "Pass one: DiffusionActionHead(config, tokenizer=AutoTokenizer.from_pretrained(folder)), or give the batch "
-        "input_ids and attention_mask instead of text."
-    )
     if name is None:
-        raise InvalidConfigError(f"The batch holds text, and language_model_name says no tokenizer. {remedy}")
+        raise MissingTokenizerError(None)
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InvalidConfigError(f"The tokenizer of {name!r} could not be read: {error}\n{remedy}") from error
+        raise MissingTokenizerError(name, error) from error
