@@ -180,10 +180,10 @@ class DiffusionConfig(PolicyConfig):
 
     @property
     def frames_without_start(self) -> int:
-        """Frames at an episode's end that training does not start from."""
+        """Frames at an episode's end from which training does not start; see `drop_n_last_frames`."""
         if self.drop_n_last_frames is not None:
             return self.drop_n_last_frames
-        return self.horizon - self.n_action_steps - self.n_obs_steps + 1
+        return self.horizon - self.n_action_steps - self.n_obs_steps + 1  # at least 0, see validate_horizon
 
     def seen_shape(self, camera: str) -> tuple[int, int, int]:
         """Return (c, h, w) of a camera's image as the ResNet sees it: resized and cropped."""

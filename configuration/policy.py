@@ -254,6 +254,11 @@ class PolicyConfig(PreTrainedConfig):
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
 
+    @property
+    def frames_without_start(self) -> int:
+        """Frames at an episode's end from which training does not start: too little follows them."""
+        return 0
+
     def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]

@@ -248,7 +248,8 @@ class DiffusionActionHead(nn.Module):
         """Return the sequence (b, h, a) that is denoised under a condition (b, g); draws as above."""
         device, dtype = condition.device, condition.dtype
         shape = (len(condition), self.config.horizon, self.config.action_dim)
-        timesteps, coefficients = self.noise_schedule.steps(num_steps or self.config.denoising_steps, device)
+        num_steps = self.config.denoising_steps if num_steps is None else num_steps
+        timesteps, coefficients = self.noise_schedule.steps(num_steps, device)
         draws = len(timesteps) - 1 if self.noise_schedule.draws_noise else 0
         for name, given, expected in (("noise", noise, shape), ("step_noise", step_noise, (draws, *shape))):
             if given is not None and tuple(given.shape) != expected:

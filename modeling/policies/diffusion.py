@@ -111,6 +111,11 @@ class DiffusionPolicy(PolicyModel):
             num_steps=num_steps,
         )
 
+    def freeze_parts(self) -> None:
+        """Freeze the text encoder, of which only the projection after it is trained."""
+        if self.config.reads_instruction:
+            self.diffusion.language_encoder.requires_grad_(False)
+
     def _observed(
         self,
         pixel_values: Any = None,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from manipulators import (
     AutoPolicy,
@@ -193,6 +193,29 @@ def test_every_published_tensor_is_needed(golden):
         ):
             with pytest.raises(WeightsMismatchError, match=ours.removeprefix("diffusion.").replace(".", r"\.")):
                 load_published(head, broken)
+
+
+@pytest.mark.parametrize("case", ["diffusion_envstate", "diffusion_crop"])
+def test_statistics_among_the_weights(shared, tmp_path, case):
+    """The layout of LeRobot 0.1 to 0.3, written from a later checkpoint, gives the later one's numbers."""
+    source = shared / "golden" / case / "checkpoint"
+    weights = load_file(source / "model.safetensors")
+    statistics = load_file(source / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    for feature, kind in (config["input_features"] | config["output_features"]).items():
+        mode = config["normalization_mapping"].get(kind["type"], "IDENTITY")
+        for which in {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}.get(mode, ()):
+            is_action = feature == "action"
+            for module in ("normalize_targets", "unnormalize_outputs") if is_action else ("normalize_inputs",):
+                name = f"{module}.buffer_{feature.replace('.', '_')}.{which}"
+                weights[name] = statistics[f"{feature}.{which}"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inputs = load_file(shared / "golden" / case / "inputs.safetensors")
+    chunk = {n.removeprefix("chunk/"): v for n, v in inputs.items() if n.startswith("chunk/observation")}
+    draws = {"noise": inputs["chunk/noise_init"], "step_noise": inputs["chunk/noise_steps"]}
+    found = PolicyPipeline.from_pretrained(tmp_path, device="cpu").predict_chunk(chunk, **draws)
+    close(found, load_file(shared / "golden" / case / "outputs.safetensors")["chunk/action"])
 
 
 # --- InternManip's head -----------------------------------------------------------------------------------
