@@ -15,10 +15,16 @@ from manipulators import (
     DiffusionConfig,
     DiffusionPolicy,
     DiffusionRgbEncoder,
+    LeRobotDataset,
+    LeRobotWriter,
     PolicyPipeline,
+    PolicyProcessor,
+    PolicyTrainer,
+    PolicyTrainingArguments,
 )
 from manipulators.errors import FeatureShapeError, InvalidConfigError, MissingFeatureError, MissingTokenizerError
 from manipulators.modeling.layers.text_encoder import build_text_encoder
+from manipulators.processing.registry import processor_class
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 TWO_CAMERAS = {"wrist": (3, 32, 32), "above": (3, 32, 32)}
@@ -423,12 +429,58 @@ def test_embedding_of_another_width(tiny_diffusion, clip_folder):
         DiffusionActionHead(config)
 
 
-# --- pipeline ---------------------------------------------------------------------------------------------
+# --- pipeline and trainer ---------------------------------------------------------------------------------
+
+
+def test_pipeline_reads_the_instruction(tiny, clip_folder, statistics_of, tmp_path):
+    policy = tiny(**language_fields(language_model_name=str(clip_folder)))
+    processor = processor_class(policy.config).from_config(policy.config, statistics_of(policy.config))
+    PolicyPipeline(model=policy, processor=processor, device="cpu").save_pretrained(tmp_path / "saved")
+    clip_folder.rename(tmp_path / "gone")  # tokenizer and text encoder are in the checkpoint
+    pipeline = PolicyPipeline.from_pretrained(tmp_path / "saved", device="cpu")
+    draws = policy.config.example_draws(1)
+    observation = {"observation.state": torch.zeros(3)}
+    chunks = [pipeline.predict_chunk(observation, task=task, **draws) for task in ("open it", "push the red button")]
+    assert chunks[0].shape == (4, 2) and not torch.allclose(*chunks, atol=1e-5)
+    with pytest.raises(MissingFeatureError, match="task"):
+        pipeline.predict_chunk(observation, **draws)
+
+
+def test_trainer_trains_on_windows_with_history(tiny, clip_folder, statistics_of, tmp_path):
+    """From recorded episodes: history and horizon of the config, no samples that start at an episode's end."""
+    policy = tiny(**language_fields(language_model_name=str(clip_folder)))
+    features = {"observation.state": {"dtype": "float32", "shape": [3]}, "action": {"dtype": "float32", "shape": [2]}}
+    with LeRobotWriter(tmp_path / "data", 10, features) as writer:
+        for task in ("open it", "push the red button"):
+            for step in range(9):
+                frame = {"observation.state": torch.full((3,), step / 10), "action": torch.full((2,), step / 10)}
+                writer.add_frame({name: value.numpy() for name, value in frame.items()}, task=task)
+            writer.end_episode()
+    config = policy.config
+    dataset = LeRobotDataset(
+        tmp_path / "data",
+        action_horizon=config.action_horizon,
+        n_obs_steps=config.n_obs_steps,
+        drop_n_last_frames=config.frames_without_start,
+    )
+    assert config.frames_without_start == 3 and len(dataset) == 2 * 6
+    processor = processor_class(config).from_config(config, dataset.statistics)
+    arguments = PolicyTrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    frozen = {n: p.clone() for n, p in policy.named_parameters() if not p.requires_grad}
+    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset)
+    trainer.train()
+    assert all({"loss", "mse"} <= entry.keys() for entry in trainer.state.log_history[:3])
+    assert frozen and all(torch.equal(policy.state_dict()[name], value) for name, value in frozen.items())
 
 
 def test_pipeline_executes_n_action_steps_of_each_sequence(tiny, statistics_of):
-    from manipulators import PolicyProcessor
-
     policy = tiny()
     processor = PolicyProcessor.from_config(policy.config, statistics_of(policy.config))
     pipeline = PolicyPipeline(model=policy, processor=processor, device="cpu")
