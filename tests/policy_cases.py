@@ -83,7 +83,7 @@ CLIP_TEXT = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 16,
     "projection_dim": 12,
@@ -91,15 +91,12 @@ CLIP_TEXT = {
 }
 
 
-def tiny_language(**fields):
-    """Return a `DiffusionConfig` that reads an instruction, with CLIP's text encoder made tiny."""
-    return tiny_diffusion(
-        use_language_conditioning=True,
-        language_config=CLIP_TEXT,
-        language_projection_dim=6,
-        language_dropout_prob=0.5,
-        **fields,
-    )
+LANGUAGE = {
+    "use_language_conditioning": True,
+    "language_config": CLIP_TEXT,
+    "language_projection_dim": 6,
+    "language_dropout_prob": 0.5,
+}
 
 
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
@@ -120,7 +117,9 @@ CASES = {
         lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
     ),
     "diffusion_states": Case(lambda: tiny_diffusion(environment=4)),
-    "diffusion_two_cameras": Case(lambda: tiny_diffusion(TWO_CAMERAS, environment=4), KEYPOINT_BIAS, complete=True),
+    "diffusion_two_cameras": Case(
+        lambda: tiny_diffusion(TWO_CAMERAS, environment=4, **LANGUAGE), KEYPOINT_BIAS, complete=True
+    ),
     "diffusion_camera_sizes": Case(
         lambda: tiny_diffusion(
             {"wrist": (3, 32, 32), "above": (3, 32, 64)},

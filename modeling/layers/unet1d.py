@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.diffusion import DiffusionConfig
+from .time_conv import TimeConv1d, TimeUpsample1d
 
 LAST_GROUPS = 8  # of the last convolution's norm, whatever `n_groups` says: published so
 
@@ -41,7 +42,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel_size: int, groups: int):
         super().__init__()
-        conv = nn.Conv1d(c_in, c_out, kernel_size, padding=kernel_size // 2)
+        conv = TimeConv1d(c_in, c_out, kernel_size, padding=kernel_size // 2)
         self.block = nn.Sequential(conv, nn.GroupNorm(groups, c_out), nn.Mish())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +66,7 @@ class ConditionalResidualBlock(nn.Module):
         film_width = 2 * c_out if self.scales else c_out
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(step_width + condition_width, film_width))
         self.conv2 = ConvBlock(c_out, c_out, config.kernel_size, config.n_groups)
-        self.residual_conv = nn.Conv1d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
+        self.residual_conv = TimeConv1d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
 
     def step_film(self, activated: torch.Tensor) -> torch.Tensor:
         """Return the timestep's half of the FiLM (n, 2c or c) for Mish(its encoding)."""
@@ -112,16 +113,15 @@ class ConditionalUnet1d(nn.Module):
         last = len(widths) - 1
         self.down_modules = nn.ModuleList()
         for level, (c_in, c) in enumerate(zip((config.action_dim, *widths), widths, strict=False)):
-            halve = nn.Conv1d(c, c, kernel_size=3, stride=2, padding=1) if level < last else nn.Identity()
+            halve = TimeConv1d(c, c, kernel_size=3, stride=2, padding=1) if level < last else nn.Identity()
             self.down_modules.append(nn.ModuleList([block(c_in, c), block(c, c), halve]))
         self.mid_modules = nn.ModuleList([block(widths[-1], widths[-1]), block(widths[-1], widths[-1])])
         self.up_modules = nn.ModuleList()
         for c_in, c in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            double = nn.ConvTranspose1d(c, c, kernel_size=4, stride=2, padding=1)
-            self.up_modules.append(nn.ModuleList([block(2 * c_in, c), block(c, c), double]))
+            self.up_modules.append(nn.ModuleList([block(2 * c_in, c), block(c, c), TimeUpsample1d(c)]))
         self.final_conv = nn.Sequential(
             ConvBlock(widths[0], widths[0], config.kernel_size, LAST_GROUPS),
-            nn.Conv1d(widths[0], config.action_dim, kernel_size=1),
+            TimeConv1d(widths[0], config.action_dim, kernel_size=1),
         )
 
     def blocks(self) -> list[ConditionalResidualBlock]:
