@@ -131,6 +131,8 @@ class EvaluationSummary:
         video (`str`, *optional*): file in the checkpoint folder that shows the first episodes.
         video_note (`str`, *optional*): what it shows, or why there is none.
         simulated (`bool`): False for episodes on a real robot.
+        task (`str`, *optional*): the instruction that the policy was given.
+        further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
     """
 
     environment: str
@@ -148,8 +150,11 @@ class EvaluationSummary:
     video: str | None = None
     video_note: str | None = None
     simulated: bool = True
+    task: str | None = None
+    further: Sequence[EvaluationSummary] = ()
 
     def __post_init__(self):
+        self.further = [_built(EvaluationSummary, other, allow_more=True) for other in self.further]
         if self.episodes < 1 or not 0 <= self.success_rate <= 1:
             raise InvalidCardError(
                 f"An evaluation needs at least 1 episode and a success_rate from 0 to 1; "

@@ -78,6 +78,7 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
+    reads_instruction = "max_instruction_tokens" in processor
     return CardData(
         policy_name=config["model_type"].removesuffix("_policy").replace("_", " ").upper(),
         model_type=config["model_type"],
@@ -88,6 +89,7 @@ def describe_policy(
         action_horizon=config.get("chunk_size") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),
         control_rate_hz=record.get("control_rate_hz"),
+        instruction=reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
         training=record.get("training"),
         log_history=record.get("log_history", ()),
