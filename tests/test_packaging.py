@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import importlib
 import shutil
 import subprocess
@@ -33,13 +34,18 @@ ROOMS = {
 }
 
 
+@functools.cache
 def shipped_modules():
     """Every Python file of the package: dotted name without `manipulators.` → path."""
+    # Not one rglob over the root: virtual environments stand in it, with ten thousands of files.
+    kept = [p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "build", "dist"))]
+    paths = [
+        *ROOT.glob("*.py"),
+        *(path for room in kept if room.name not in NOT_SHIPPED for path in room.rglob("*.py")),
+    ]
     modules = {}
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in sorted(paths):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] in NOT_SHIPPED or parts[0].startswith((".", "build", "dist")):
-            continue
         modules[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
     return modules
 
@@ -117,7 +123,7 @@ def wheel(tmp_path_factory):
     """Names of the files in a wheel that is built from a copy of the repository."""
     copy, built = tmp_path_factory.mktemp("copy") / "main", tmp_path_factory.mktemp("built")
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "outputs", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"
+        ".git", ".venv*", "outputs", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"
     )
     shutil.copytree(ROOT, copy, ignore=ignored)
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(built)!r}))"
