@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -95,6 +97,17 @@ def test_bounds_of_torch_and_transformers(setup):
     assert any(line.startswith("torch") and line.endswith("<2.14") for line in requirements)
     assert any(line.startswith("transformers>=5.20") and line.endswith("<6") for line in requirements)
     assert not any(line.startswith(("torchvision", "flash")) for line in requirements)
+
+
+def test_the_oldest_versions_tested_are_the_oldest_allowed(setup):
+    lines = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    requirements = [Requirement(line) for line in setup["options"]["install_requires"].split()]
+    lowest = {r.name: s.version for r in requirements for s in r.specifier if s.operator == ">="}
+    assert {"transformers", "huggingface_hub", "accelerate", "datasets", "diffusers", "peft"} <= tested.keys()
+    assert {name: Version(version) for name, version in tested.items()} == {
+        name: Version(lowest[name]) for name in tested
+    }
 
 
 def test_everything_imported_is_required(setup):
