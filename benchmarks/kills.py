@@ -66,6 +66,13 @@ SETTINGS = {
     "0-workers": {"save_steps": 1, "save_total_limit": 2},
     "2-workers": {"save_steps": 2, "save_total_limit": 1, "dataloader_num_workers": 2},
     "0-workers-best": {"save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": True},
+    "0-workers-epochs": {
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "max_steps": 6,
+    },
     "0-workers-ema": {"save_steps": 1, "save_total_limit": 2, "ema_decay": 0.99},
     "2-workers-ema": {"save_steps": 2, "save_total_limit": 2, "ema_decay": 0.99, "dataloader_num_workers": 2},
 }

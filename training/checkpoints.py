@@ -1,10 +1,12 @@
-"""Trainer checkpoints: which are kept, which tensors one must hold, and the losses that no log has told yet."""
+"""Trainer checkpoints: which are kept, which tensors one must hold, and how far the run was."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,15 +15,18 @@ from transformers.trainer_utils import sort_checkpoints
 
 from ..errors import CorruptFileError, MissingFileError, WeightsMismatchError
 
-LOSSES_FILE, EMA_FILE = "unlogged_losses.safetensors", "ema.safetensors"
+PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
 
 
-def surplus_checkpoints(run: str | os.PathLike, limit: int | None, best: str | None) -> list[Path]:
-    """Return the checkpoints of a run beyond `limit`, oldest first; the last and the best one always stay."""
+def surplus_checkpoints(
+    run: str | os.PathLike, limit: int | None, best: str | None, keep_last: bool = True
+) -> list[Path]:
+    """Return the checkpoints of a run beyond `limit`, oldest first; the best stays, and with `keep_last` the last."""
     checkpoints = [Path(path) for path in sort_checkpoints(str(run))]
     if not limit or limit < 0:
         return []
-    kept = {*checkpoints[-1:], *([Path(best)] if best is not None else [])}
+    kept = {*checkpoints[-1:]} if keep_last else set()
+    kept |= {Path(best)} if best is not None else set()
     removable = [path for path in checkpoints if path not in kept]
     return removable[: max(0, len(checkpoints) - max(limit, len(kept)))]
 
@@ -72,24 +77,24 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
     require_same_tensors(folder, read_shapes(paths), model.state_dict())
 
 
-def save_losses(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], logged_at: int) -> None:
-    """Write the sums of the losses since the last log, which was at step `logged_at`."""
+def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+    """Write the sums of the losses since the last log, and where in the run that is, as plain values."""
     tensors = {name: value.detach().cpu().clone() for name, value in losses.items()}
-    save_file(tensors, Path(folder, LOSSES_FILE), metadata={"format": "pt", "logged_at": str(logged_at)})
+    save_file(tensors, Path(folder, PROGRESS_FILE), metadata={"format": "pt", "progress": json.dumps(progress)})
 
 
-def load_losses(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], int] | None:
-    """Return what `save_losses` wrote; None for a checkpoint without it.
+def load_progress(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Return what `save_progress` wrote; None for a checkpoint without it.
 
     Raises:
         CorruptFileError: the file cannot be read.
     """
-    path = Path(folder, LOSSES_FILE)
+    path = Path(folder, PROGRESS_FILE)
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             losses = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return losses, int(file.metadata()["logged_at"])
+            return losses, json.loads(file.metadata()["progress"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(path, "safetensors file", error) from error

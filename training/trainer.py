@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .._files import replace_folder
@@ -26,7 +26,7 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
-from .checkpoints import EMA_FILE, load_losses, require_fitting_weights, save_losses, surplus_checkpoints
+from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
 from .collator import PolicyCollator
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class PolicyTrainer(Trainer):
         self._augmentation = augmentation
         self._staging: str | None = None
         self._resumed_from: str | None = None
+        self._epoch_has_ended, self._must_end_epoch = True, False
+        self._last_step: dict[str, float] = {}
         self._average: WeightAverage | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._batches_of_step = 0, 1
@@ -121,13 +123,16 @@ class PolicyTrainer(Trainer):
     def _begin(self) -> None:
         """Take up what a checkpoint holds beside transformers' own state."""
         folder = self._resumed_from
-        self._loss_parts, self._steps = {}, 0
-        if folder is not None and (unlogged := load_losses(folder)) is not None:
-            losses, self._globalstep_last_logged = unlogged
+        self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False
+        if folder is not None and (saved := load_progress(folder)) is not None:
+            losses, progress = saved
+            self._globalstep_last_logged, self._last_step = progress["logged_at"], progress["last_step"]
             self._steps = self.state.global_step - self._globalstep_last_logged
             self._loss_parts = {name: value.to(self.args.device) for name, value in losses.items()}
             self._tr_loss += self._loss_parts.pop("loss")
             self._total_loss_scalar -= self._tr_loss.item()  # `train_loss` is the mean of the steps taken here
+            is_last = self.state.global_step >= self.state.max_steps or self.state.epoch % 1 == 0
+            self._must_end_epoch = is_last and not progress["epoch_has_ended"]
         if self.args.ema_decay is not None:
             from .ema import WeightAverage  # only here: it brings diffusers' models along
 
@@ -137,23 +142,44 @@ class PolicyTrainer(Trainer):
         elif folder is not None and Path(folder, EMA_FILE).is_file():
             logger.warning(f"{folder} holds averaged weights, which end here: pass ema_decay to go on with them.")
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, model: nn.Module, trial: Any, start_time: float, **kwargs: Any) -> None:
+        if self._end_epoch(model, trial, start_time):
+            kwargs["resume_from_checkpoint"] = None  # whose random state is from before the evaluation just made
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: transformers would take one more step
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(model=model, trial=trial, start_time=start_time, **kwargs)
 
-    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any):
+    def _end_epoch(self, model: nn.Module, trial: Any, start_time: float) -> bool:
+        """Do what the end of an epoch asks for, where a run was killed between its last step's checkpoint and that."""
+        if not self._must_end_epoch:
+            return False
+        self._must_end_epoch = False
+        self._load_rng_state(self._resumed_from)
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        last = (self._last_step.get("grad_norm"), self._last_step.get("learning_rate"))
+        self._maybe_log_save_evaluate(
+            self._tr_loss, last[0], model, trial, None, None, start_time, learning_rate=last[1]
+        )
+        return True
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args: Any, learning_rate=None, **kwargs: Any) -> None:
+        known = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        self._last_step = {name: float(value) for name, value in known.items() if value is not None}
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float):
+        self._end_epoch(self.model_wrapped, trial, start_time)
         # transformers would delete the last checkpoint in place, file by file, when only the best one is to stay.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            result = super()._finalize_training(trial, *args, **kwargs)
+            result = super()._finalize_training(trial, num_train_samples, start_time)
         finally:
             self.args.save_total_limit = limit
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and best is not None and limit == 1:
-            run = self._get_output_dir(trial)
-            self._remove([path for path in map(Path, sort_checkpoints(run)) if path != Path(best)], run)
+        if self.args.should_save:  # also what a run that was killed after its last step had yet to delete
+            run, best = self._get_output_dir(trial), self.state.best_model_checkpoint
+            only_best = limit == 1 and best is not None
+            self._remove(surplus_checkpoints(run, limit, best, keep_last=not only_best), run)
         return result
 
     # --- averaged weights -----------------------------------------------------------------------------
@@ -244,7 +270,8 @@ class PolicyTrainer(Trainer):
         if "loss" in logs:
             parts = {name: (value / self._steps).item() for name, value in self._loss_parts.items()}
             now = time.perf_counter()
-            logs |= parts | {"data_wait": round(self._data_seconds / max(now - self._logged_at, 1e-9), 4)}
+            waited = self._data_seconds / max(now - (self._logged_at or now), 1e-9)
+            logs |= parts | {"data_wait": round(waited, 4)}
             self._loss_parts, self._steps = {}, 0
             self._data_seconds, self._logged_at = 0.0, now
         loss = logs.get("loss", logs.get("train_loss", 0.0))  # the latter is the whole run's, at its end
@@ -267,7 +294,12 @@ class PolicyTrainer(Trainer):
             loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
             if self.args.should_save:
                 folder = os.path.join(self._staging, name)
-                save_losses(folder, self._loss_parts | {"loss": loss}, self._globalstep_last_logged)
+                progress = {
+                    "logged_at": self._globalstep_last_logged,
+                    "last_step": self._last_step,
+                    "epoch_has_ended": self._epoch_has_ended,
+                }
+                save_progress(folder, self._loss_parts | {"loss": loss}, progress)
                 if self._average is not None:
                     self._average.save(folder)
             self.accelerator.wait_for_everyone()  # every process writes its own random state
@@ -285,8 +317,8 @@ class PolicyTrainer(Trainer):
     def _remove(self, checkpoints: list[Path], run: str) -> None:
         """Delete checkpoints, each under another name first: a kill leaves no half of one to resume from."""
         staging = Path(run, STAGING_FOLDER)
-        staging.mkdir(exist_ok=True)
         for path in checkpoints:
+            staging.mkdir(exist_ok=True)
             os.replace(path, staging / path.name)
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -326,6 +358,12 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._begin()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._epoch_has_ended = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer._epoch_has_ended = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer._average is not None:

@@ -361,7 +361,7 @@ def test_a_damaged_average(make_trainer, checkpoint, damage):
         resume(make_trainer, checkpoint)
 
 
-def test_damaged_unlogged_losses(make_trainer, checkpoint):
-    (checkpoint / "unlogged_losses.safetensors").write_bytes(b"{")
-    with pytest.raises(CorruptFileError, match=r"unlogged_losses\.safetensors"):
+def test_damaged_progress(make_trainer, checkpoint):
+    (checkpoint / "progress.safetensors").write_bytes(b"{")
+    with pytest.raises(CorruptFileError, match=r"progress\.safetensors"):
         resume(make_trainer, checkpoint)
