@@ -101,6 +101,7 @@ class TrainingSummary:
         seconds (`float`): wall-clock time.
         losses (`Mapping[str, float]`): the last logged loss and its named parts.
         command (`str`): the command line that repeats the run.
+        ema_decay (`float`): the weights are an exponential moving average over the steps, of at most this decay.
     """
 
     steps: int | None = None
@@ -110,6 +111,7 @@ class TrainingSummary:
     hardware: str | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
     command: str | None = None
+    ema_decay: float | None = None
 
 
 @dataclass

@@ -117,7 +117,7 @@ def _parameters(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*model*.safetensors")):  # not what a Trainer checkpoint holds beside them
         try:
             with safe_open(path, framework="np") as file:
                 total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -70,6 +70,8 @@ def training_rows(card: CardData) -> list[tuple[str, str]]:
         rows.append(("Batch size", wording.count(run.batch_size)))
     if run.learning_rate is not None:
         rows.append(("Learning rate", wording.rates(run.learning_rate)))
+    if run.ema_decay is not None:
+        rows.append(("Weights", f"Exponential moving average over the steps, decay up to {run.ema_decay}"))
     if run.seconds is not None:
         rows.append(("Time", wording.duration(run.seconds)))
     if run.hardware:

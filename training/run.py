@@ -88,6 +88,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
             "hardware": _hardware(),
             "losses": _last_losses(trainer.state.log_history),
             "command": command,
+            "ema_decay": arguments.ema_decay,
         },
         "log_history": trainer.state.log_history,
         "versions": {

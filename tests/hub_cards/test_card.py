@@ -86,6 +86,12 @@ def test_card_states_contract_training_and_limits(full_card):
     assert "Made with manipulators 0.1.0, torch 2.13.0." in text
 
 
+def test_averaged_weights_are_said(make_card):
+    text = render_card(make_card(training={"steps": 5, "ema_decay": 0.9999}))
+    assert "| Weights | Exponential moving average over the steps, decay up to 0.9999 |" in text
+    assert "moving average" not in render_card(make_card(training={"steps": 5, "ema_decay": None}))
+
+
 def test_unevaluated_card_claims_nothing(make_card):
     text = render_card(make_card())
     assert "**This policy has not been evaluated.**" in text

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from manipulators import PolicyPipeline
 from manipulators.errors import InvalidRecipeError, ManipulatorsError, OutputExistsError
@@ -253,6 +254,18 @@ def test_resuming_equals_an_uninterrupted_run(finished, recipe, tmp_path):
     resumed = PolicyPipeline.from_pretrained(output, device="cpu").predict_chunk(OBSERVATION)
     torch.testing.assert_close(resumed, finished[1])
     assert json.loads((output / "training.json").read_text())["training"]["steps"] == 5
+
+
+def test_averaged_weights_are_published_and_said(recipe):
+    saving = {"training__save_strategy": "steps", "training__save_steps": "5"}
+    output = run_recipe(recipe(evaluation="null", training__ema_decay="0.5", **saving))
+    published, checkpoint = load_file(output / "model.safetensors"), output / "checkpoint-5"
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert average.keys() <= published.keys()
+    assert all(torch.equal(published[name], value) for name, value in average.items())
+    assert not all(torch.equal(published[name], value) for name, value in last.items())
+    assert json.loads((output / "training.json").read_text())["training"]["ema_decay"] == 0.5
+    assert "Exponential moving average over the steps, decay up to 0.5" in (output / "README.md").read_text("utf-8")
 
 
 def test_resuming_from_nothing_is_one_of_our_errors(recipe):
