@@ -15,6 +15,10 @@ _EXPORTS = {
     "ACTBackbone": "modeling.backbones.act",
     "ACTConfig": "configuration.act",
     "ACTPolicy": "modeling.policies.act",
+    "DiffusionActionHead": "modeling.action_heads.diffusion",
+    "DiffusionConfig": "configuration.diffusion",
+    "DiffusionPolicy": "modeling.policies.diffusion",
+    "DiffusionRgbEncoder": "modeling.backbones.diffusion_rgb",
     # what they are made of
     "AutoPolicy": "auto",
     "BasePolicyModel": "modeling.custom",

@@ -18,11 +18,11 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
-    IMAGE_PREFIX,
     STATE,
     FeatureType,
     NormalizationMode,
     PolicyFeature,
+    is_camera_name,
 )
 from .typed_values import to_field_type
 
@@ -79,7 +79,7 @@ class PolicyConfig(PreTrainedConfig):
     optional_cameras: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
-    default_normalization: ClassVar[NormalizationMode] = NormalizationMode.MEAN_STD
+    default_normalization: ClassVar[Mapping[str, str]] = dict.fromkeys(FeatureType.__members__, "MEAN_STD")
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
@@ -113,7 +113,7 @@ class PolicyConfig(PreTrainedConfig):
         if name in ("input_features", "output_features") and value is None:
             return {}
         if name == "normalization_mapping" and (value is None or isinstance(value, Mapping)):
-            return dict.fromkeys(FeatureType.__members__, cls.default_normalization) | dict(value or {})
+            return dict(cls.default_normalization) | dict(value or {})
         return value
 
     @classmethod
@@ -177,7 +177,7 @@ class PolicyConfig(PreTrainedConfig):
                 if feature.type is FeatureType.VISUAL
                 else {FeatureType.STATE: STATE, FeatureType.ENV: ENVIRONMENT_STATE}.get(feature.type)
             )
-            fits = name.startswith(IMAGE_PREFIX) if feature.type is FeatureType.VISUAL else name == expected
+            fits = is_camera_name(name) if feature.type is FeatureType.VISUAL else name == expected
             if not fits:
                 raise InvalidConfigError(
                     f"Input feature {name!r} has type {feature.type.value}; "
@@ -254,6 +254,11 @@ class PolicyConfig(PreTrainedConfig):
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
 
+    @property
+    def frames_without_start(self) -> int:
+        """Frames at an episode's end from which training does not start: too little follows them."""
+        return 0
+
     def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]
@@ -287,6 +292,14 @@ class PolicyConfig(PreTrainedConfig):
         inputs["actions"] = random(batch_size, self.action_horizon, self.action_dim)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
         return inputs
+
+    def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:
+        """Return the random numbers of a forward pass as the arguments by which they can be given.
+
+        With them, `predict_action_chunk` (and with `training`, a training step without dropout) is a function of
+        its inputs. Empty where nothing is drawn.
+        """
+        return {}
 
 
 def stack_views(views: list) -> Any:

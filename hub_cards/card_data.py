@@ -197,6 +197,7 @@ class CardData:
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
         license (`str`): a licence id of the Hub; `other` needs `license_name`.
         action_horizon, n_action_steps (`int`, *optional*): actions predicted at once, and executed of those.
+        n_obs_steps (`int`): observations it looks at; the first predicted action belongs to the oldest of them.
         control_rate_hz (`float`, *optional*): actions per second in the training data.
         instruction (`bool` or `str`): whether it takes an instruction in words; a string is an example.
         dataset, training, evaluation: see `DatasetSummary`, `TrainingSummary`, `EvaluationSummary`.
@@ -220,6 +221,7 @@ class CardData:
     license_link: str | None = None
     action_horizon: int | None = None
     n_action_steps: int | None = None
+    n_obs_steps: int = 1
     control_rate_hz: float | None = None
     instruction: bool | str = False
     dataset: DatasetSummary | None = None

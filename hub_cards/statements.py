@@ -39,11 +39,15 @@ def timing(card: CardData) -> str:
             1: "executes the first one before it looks again",
             card.action_horizon: "executes all of them before it looks again",
         }.get(card.n_action_steps, f"executes the first {card.n_action_steps} before it looks again")
+        if card.n_obs_steps > 1:
+            executed = f"executes {card.n_action_steps} of them, from the current step on, before it looks again"
         actions = "one action" if card.action_horizon == 1 else f"{card.action_horizon} actions"
         sentences.append(
             f"The policy predicts {actions} at a time (`action_horizon`)"
             + (f" and {executed} (`n_action_steps`)." if card.action_horizon > 1 else ".")
         )
+    if card.n_obs_steps > 1:
+        sentences.append(f"It looks at the last {card.n_obs_steps} observations, which the pipeline keeps.")
     if card.control_rate_hz:
         rate = wording.number(card.control_rate_hz)
         sentences.append(f"Actions follow each other at {rate} Hz, the rate of the demonstrations.")

@@ -35,7 +35,7 @@ from .inputs import model_inputs
 
 logger = logging.get_logger(__name__)
 
-_LABELS = ("actions", "action_is_pad", "action_mask")
+LABELS = ("actions", "action_is_pad", "action_mask")
 
 
 @dataclass
@@ -45,7 +45,8 @@ class PolicyOutput(ModelOutput):
     Args:
         loss (scalar tensor): the training loss, when labels were given.
         losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
-        actions (tensor (b, h, a)): predicted, normalised.
+        actions (tensor (b, h, a)): predicted, normalised; None where a policy that samples computes its loss, which
+            needs no prediction.
     """
 
     loss: torch.Tensor | None = None
@@ -74,6 +75,9 @@ class PolicyModel(PreTrainedModel):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
             reset()
+
+    def freeze_parts(self) -> None:
+        """Mark the parameters that are never trained; called again after loading, which forgets the mark."""
 
     # --- inputs ---------------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class PolicyModel(PreTrainedModel):
         Policies that sample override this. The default suits those that decode deterministically: `noise`,
         `generator` and `num_steps` have nothing to change.
         """
-        observation = {name: value for name, value in inputs.items() if name not in _LABELS}
+        observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation).actions
 
     # --- loading and saving ---------------------------------------------------------------------------
@@ -167,6 +171,7 @@ class PolicyModel(PreTrainedModel):
             if not allow_partial:
                 raise mismatch
             logger.warning(f"allow_partial=True: {mismatch}")
+        policy.freeze_parts()
         return (policy, info) if wants_info else policy
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:

@@ -145,6 +145,7 @@ def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | Non
         n_obs_steps=config.n_obs_steps,
         features=features,
         episodes=recipe.data.episodes,
+        drop_n_last_frames=config.frames_without_start,
     )
     if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
         raise InvalidRecipeError(

@@ -274,6 +274,7 @@ def test_templates_are_package_data():
     assert {file.name for file in (ROOT / "hub_cards").glob("*.jinja")} >= {
         "policy_card.jinja",
         "act_policy.jinja",
+        "diffusion_policy.jinja",
     }
 
 
