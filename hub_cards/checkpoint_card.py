@@ -80,6 +80,7 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
+    reads_instruction = "max_instruction_tokens" in processor
     return CardData(
         policy_name=POLICY_NAMES.get(config["model_type"], _spoken(config["model_type"])),
         model_type=config["model_type"],
@@ -92,6 +93,7 @@ def describe_policy(
         n_obs_steps=config.get("n_obs_steps", 1),
         instruction="max_instruction_tokens" in processor,
         control_rate_hz=record.get("control_rate_hz"),
+        instruction=reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
         training=record.get("training"),
         log_history=record.get("log_history", ()),
@@ -123,7 +125,7 @@ def _parameters(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*model*.safetensors")):  # not what a Trainer checkpoint holds beside them
         try:
             with safe_open(path, framework="np") as file:
                 total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
