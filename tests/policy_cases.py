@@ -89,8 +89,6 @@ CLIP_TEXT = {
     "projection_dim": 12,
     "eos_token_id": 63,
 }
-
-
 LANGUAGE = {
     "use_language_conditioning": True,
     "language_config": CLIP_TEXT,
@@ -143,6 +141,6 @@ CASES = {
         ),
         KEYPOINT_BIAS,
     ),
-    "diffusion_language": Case(lambda: tiny_language(noise_scheduler_type="DDIM", clip_sample=False)),
+    "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
     "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
 }
