@@ -205,7 +205,8 @@ class DiffusionConfig(PolicyConfig):
         return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:
-        """Return `noise` (b, h, a), and for DDPM `step_noise` (steps − 1, b, h, a), in training `time` (b,)."""
+        """Return `noise` (b, h, a), and for DDPM `step_noise` (steps − 1, b, h, a); in training `time` (b,) and, where
+        crops are random, `crop_offsets` (encoder calls, 2), see `DiffusionActionHead.encode_images`."""
         import torch
 
         generator = torch.Generator().manual_seed(1)
@@ -213,6 +214,10 @@ class DiffusionConfig(PolicyConfig):
         draws = {"noise": torch.randn(shape, generator=generator)}
         if training:
             draws["time"] = torch.randint(self.num_train_timesteps, (batch_size,), generator=generator)
+            sizes = [feature.shape for feature in self.image_features.values()]
+            calls = len(sizes) if self.use_separate_rgb_encoder_per_camera else len(set(sizes))
+            if calls and self.crop_shape and self.crop_is_random:
+                draws["crop_offsets"] = torch.zeros(calls, 2, dtype=torch.long)
         elif self.noise_scheduler_type == "DDPM":
             draws["step_noise"] = torch.randn(self.denoising_steps - 1, *shape, generator=generator)
         return draws

@@ -78,14 +78,12 @@ class DiffusionActionHead(nn.Module):
     # --- observation → condition ----------------------------------------------------------------------
 
     def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return model inputs, with instructions tokenized."""
+        """Return model inputs, with instructions tokenized; one text for all becomes one row."""
         texts = batch.get("language", batch.get("task"))
         if self.config.reads_instruction and texts is not None and batch.get("input_ids") is None:
             self.tokenizer = self.tokenizer or load_tokenizer(self.config.language_model_name)
-            observed = model_inputs({**batch, "input_ids": texts, "attention_mask": texts}, self.config)
-            first = next(value for value in observed.values() if value is not texts)
-            texts = [texts] * len(first[0] if isinstance(first, list) else first) if isinstance(texts, str) else texts
-            tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+            texts = [texts] if isinstance(texts, str) else list(texts)
+            tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             device = self.language_projection.weight.device
             batch = {**batch, **{name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}}
         return model_inputs(batch, self.config)
@@ -107,7 +105,7 @@ class DiffusionActionHead(nn.Module):
             environment_state: (b, t, e).
             pixel_values: (b, t, v, c, h, w), or per camera (b, t, c, h, w) where sizes differ.
             pixel_mask: (b, v) bool, False where an optional camera is absent: its features are zero.
-            input_ids, attention_mask: (b, n).
+            input_ids, attention_mask: (b, n), or (1, n) for all.
             crop_offsets: (calls, 2), see `encode_images`.
         """
         parts = []
@@ -121,8 +119,13 @@ class DiffusionActionHead(nn.Module):
         if self.config.environment_state_dim:
             parts.append(self._with_history("environment_state", environment_state, 1))  # (b, t, e)
         if self.config.reads_instruction:
-            sentence = self.encode_language(input_ids, attention_mask)[:, None]  # (b, 1, language width)
-            parts.append(sentence.expand(-1, self.config.n_obs_steps, -1))
+            b, t = parts[0].shape[:2]
+            if len(input_ids) not in (1, b):
+                raise FeatureShapeError(
+                    "input_ids", tuple(input_ids.shape), f"one instruction, or one for each of {b}"
+                )
+            sentence = self.encode_language(input_ids, attention_mask)  # (b or 1, language width)
+            parts.append(sentence[:, None].expand(b, t, -1))
         return torch.cat(parts, dim=-1).flatten(1)  # (b, t, g / t) → (b, g)
 
     def encode_images(
@@ -260,22 +263,21 @@ class DiffusionActionHead(nn.Module):
             return torch.randn(shape, generator=generator, device=where).to(device)
 
         # Once per sequence: everything but the network itself. Actions stay in float32 between the steps.
-        step_films = self.unet.step_films(timesteps)  # (steps, c) per block
-        condition_films = self.unet.condition_films(condition)  # (b, c) per block
+        step_films = self.unet.step_films(timesteps)  # (steps, f)
+        condition_films = self.unet.condition_films(condition)  # (b, f)
         actions = draw() if noise is None else noise.to(device, torch.float32)
         for i in range(len(timesteps)):
             extra = None
             if i < draws:
                 extra = draw() if step_noise is None else step_noise[i].to(device, torch.float32)
-            films = [film[i] for film in step_films]
-            actions = self.denoise_step(actions, films, condition_films, coefficients[i], extra)
+            actions = self.denoise_step(actions, step_films[i], condition_films, coefficients[i], extra)
         return actions.to(dtype)
 
     def denoise_step(
         self,
         actions: torch.Tensor,
-        step_films: list[torch.Tensor],
-        condition_films: list[torch.Tensor],
+        step_film: torch.Tensor,
+        condition_films: torch.Tensor,
         coefficients: torch.Tensor,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -283,9 +285,9 @@ class DiffusionActionHead(nn.Module):
 
         Args:
             actions: (b, h, a), float32.
-            step_films, condition_films: per block of the U-Net (c,) and (b, c).
+            step_film, condition_films: (f,) and (b, f), the two halves of the U-Net's FiLM.
             coefficients: (5,), a row of `NoiseSchedule.steps`.
             noise: (b, h, a) to add, or None.
         """
-        prediction = self.unet.denoise(actions.to(condition_films[0].dtype), step_films, condition_films)
+        prediction = self.unet.denoise(actions.to(condition_films.dtype), step_film + condition_films)
         return self.noise_schedule.step(actions, prediction.float(), coefficients, noise)

@@ -1,7 +1,7 @@
 """The conditional U-Net over time that denoises action sequences (Chi et al. 2023, arXiv 2303.04137).
 
-Shapes: b batch, h horizon, a action width, c channels, g width of the condition, n timesteps. Inside, time is the
-last dimension. Parameter names are those that LeRobot and InternManip publish.
+Shapes: b batch, h horizon, a action width, c channels, g width of the condition, n timesteps, f width of all blocks'
+FiLM together. Inside, time is the last dimension. Parameter names are those that LeRobot and InternManip publish.
 
 The network is conditioned on the diffusion timestep and on the observation by FiLM (Perez et al. 2018, arXiv
 1709.07871): per block, Linear(Mish([timestep, observation])). Mish acts on each number alone, so the layer is the sum
@@ -62,9 +62,9 @@ class ConditionalResidualBlock(nn.Module):
         super().__init__()
         self.step_width = step_width
         self.scales = config.use_film_scale_modulation
+        self.film_width = 2 * c_out if self.scales else c_out
         self.conv1 = ConvBlock(c_in, c_out, config.kernel_size, config.n_groups)
-        film_width = 2 * c_out if self.scales else c_out
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(step_width + condition_width, film_width))
+        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(step_width + condition_width, self.film_width))
         self.conv2 = ConvBlock(c_out, c_out, config.kernel_size, config.n_groups)
         self.residual_conv = TimeConv1d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
 
@@ -129,29 +129,27 @@ class ConditionalUnet1d(nn.Module):
         stages = [*self.down_modules, self.mid_modules, *self.up_modules]
         return [stage[i] for stage in stages for i in (0, 1)]
 
-    def step_films(self, timesteps: torch.Tensor) -> list[torch.Tensor]:
-        """Return the timesteps' half of every block's FiLM, (n, c) each, for timesteps (n,)."""
+    def step_films(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the timesteps' half of all blocks' FiLM side by side, (n, f), for timesteps (n,)."""
         embedding, *layers = self.diffusion_step_encoder
         x = embedding(timesteps).to(layers[0].weight.dtype)  # (n, step width)
         for layer in layers:
             x = layer(x)
         activated = F.mish(x)
-        return [block.step_film(activated) for block in self.blocks()]
+        return torch.cat([block.step_film(activated) for block in self.blocks()], dim=1)
 
-    def condition_films(self, condition: torch.Tensor) -> list[torch.Tensor]:
-        """Return the observation's half of every block's FiLM, (b, c) each, for its encoding (b, g)."""
+    def condition_films(self, condition: torch.Tensor) -> torch.Tensor:
+        """Return the observation's half of all blocks' FiLM side by side, (b, f), for its encoding (b, g)."""
         activated = F.mish(condition)
-        return [block.condition_film(activated) for block in self.blocks()]
+        return torch.cat([block.condition_film(activated) for block in self.blocks()], dim=1)
 
     def forward(self, actions: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the prediction (b, h, a) for noisy actions (b, h, a) at timesteps (b,), given (b, g)."""
-        return self.denoise(actions, self.step_films(timesteps), self.condition_films(condition))
+        return self.denoise(actions, self.step_films(timesteps) + self.condition_films(condition))
 
-    def denoise(
-        self, actions: torch.Tensor, step_films: list[torch.Tensor], condition_films: list[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the prediction (b, h, a) with the FiLM's halves given, each (b, c) or, for one timestep, (c,)."""
-        films = iter([step + condition for step, condition in zip(step_films, condition_films, strict=True)])
+    def denoise(self, actions: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
+        """Return the prediction (b, h, a) for noisy actions (b, h, a), with both halves of the FiLM added, (b, f)."""
+        films = iter(films.split([block.film_width for block in self.blocks()], dim=1))
         x = actions.transpose(1, 2)  # (b, a, h)
         skips = []
         for first, second, halve in self.down_modules:

@@ -87,11 +87,11 @@ def test_lone_encoder_needs_a_camera():
 def test_crops_of_each_encoder_call_can_be_given(tiny):
     policy = tiny(TWO_CAMERAS, use_separate_rgb_encoder_per_camera=True).train()
     inputs = policy.config.example_inputs(2) | policy.config.example_draws(2, training=True)
+    assert inputs.pop("crop_offsets").shape == (2, 2)
     offsets = torch.tensor([[0, 0], [4, 8]])
-    assert torch.equal(policy(**inputs, crop_offsets=offsets).loss, policy(**inputs, crop_offsets=offsets).loss)
-    assert not torch.equal(
-        policy(**inputs, crop_offsets=offsets).loss, policy(**inputs, crop_offsets=offsets.flip(0)).loss
-    )
+    loss = policy(**inputs, crop_offsets=offsets).loss
+    assert torch.equal(policy(**inputs, crop_offsets=offsets).loss, loss)
+    assert not torch.equal(policy(**inputs, crop_offsets=offsets.flip(0)).loss, loss)
     with pytest.raises(FeatureShapeError, match=r"crop_offsets has shape \(1, 2\); expected \(2, 2\)"):
         policy(**inputs, crop_offsets=offsets[:1])
 
@@ -363,6 +363,8 @@ def test_texts_and_tokens_give_the_same(tiny_diffusion, clip_folder, tokenizer):
             torch.testing.assert_close(head.generate_actions(batch, **draws), expected)
         one = head.generate_actions({"state": state, "language": "open it"}, **draws)
     torch.testing.assert_close(one[1:], expected[1:])
+    with pytest.raises(FeatureShapeError, match="one instruction, or one for each of 2"):
+        head.generate_actions({"state": state, "language": ["open it"] * 3}, **draws)
     assert not torch.allclose(one[:1], expected[:1], atol=1e-4)
 
 

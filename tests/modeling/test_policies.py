@@ -28,11 +28,14 @@ def predict(policy, inputs, seed=0):
 
 
 def sample(inputs, i):
-    """Return sample i of a batch, still as a batch; per-step draws (steps, b, …) have theirs second."""
-    return {
-        name: value[:, i : i + 1] if name == "step_noise" else mapped(value, lambda x: x[i : i + 1])
-        for name, value in inputs.items()
-    }
+    """Return sample i of a batch, still as a batch."""
+    batch_dimension = {"step_noise": 1, "crop_offsets": None}  # per step (steps, b, …); one for the whole batch
+
+    def of(name, value):
+        dimension = batch_dimension.get(name, 0)
+        return value if dimension is None else mapped(value, lambda x: x.narrow(dimension, i, 1))
+
+    return {name: of(name, value) for name, value in inputs.items()}
 
 
 # --- forward and prediction -------------------------------------------------------------------------------

@@ -26,11 +26,8 @@ def test_halves_of_the_condition_make_the_published_layer(scales):
     unet = build(use_film_scale_modulation=scales)
     times, condition = torch.tensor([3, 50]), torch.randn(2, 5)
     steps = unet.diffusion_step_encoder(times)
-    for block, of_step, of_condition in zip(
-        unet.blocks(), unet.step_films(times), unet.condition_films(condition), strict=True
-    ):
-        expected = block.cond_encoder(torch.cat([steps, condition], dim=1))
-        torch.testing.assert_close(of_step + of_condition, expected)
+    expected = [block.cond_encoder(torch.cat([steps, condition], dim=1)) for block in unet.blocks()]
+    torch.testing.assert_close(unet.step_films(times) + unet.condition_films(condition), torch.cat(expected, dim=1))
 
 
 @pytest.mark.parametrize("widths", [(16,), (16, 32), (16, 32, 24, 8)])
@@ -64,5 +61,5 @@ def test_one_timestep_for_the_whole_batch_equals_one_each():
     unet = build()
     actions, condition = torch.randn(2, 16, 3), torch.randn(2, 5)
     each = unet(actions, torch.tensor([7, 7]), condition)
-    films = [film[0] for film in unet.step_films(torch.tensor([7]))]
-    torch.testing.assert_close(unet.denoise(actions, films, unet.condition_films(condition)), each)
+    films = unet.step_films(torch.tensor([7])) + unet.condition_films(condition)
+    torch.testing.assert_close(unet.denoise(actions, films), each)
