@@ -16,9 +16,11 @@ from .resnet import rename, resnet_fields, resnet_renames
 
 # The ResNet is a sequence there: 0 and 1 are its stem, 4 to 7 its stages.
 TRUNK = resnet_renames("", "", stem=("0", "1"), stages="")
-IN_TRUNK = re.compile(r"(?P<encoder>(?:diffusion\.)?(?:rgb_encoder\.)?(?:\d+\.)?backbone\.)(?P<name>.+)")
+IN_TRUNK = re.compile(r"(?P<encoder>(?:diffusion\.rgb_encoder\.)?(?:\d+\.)?backbone\.)(?P<name>.+)")
+# InternManip's head is what LeRobot's policy calls `diffusion`.
+IN_HEAD = re.compile(r"(?:rgb_encoder|unet|language_encoder|language_projection)\.")
 # InternManip publishes the whole CLIP; its vision half is never used.
-UNUSED = re.compile(r"(?:diffusion\.)?language_encoder\.(?:vision_model\.|visual_projection\.|logit_scale$)")
+UNUSED = re.compile(r"diffusion\.language_encoder\.(?:vision_model\.|visual_projection\.|logit_scale$)")
 # Fields whose defaults differ between LeRobot's releases: where one is absent, the others cannot be guessed.
 AMBIGUOUS = ("horizon", "n_action_steps", "crop_shape", "use_group_norm", "use_separate_rgb_encoder_per_camera")
 
@@ -28,6 +30,7 @@ def rename_diffusion_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {}
     for name, value in state_dict.items():
         name = name.replace("_orig_mod.", "")  # left in the names by torch.compile
+        name = f"diffusion.{name}" if IN_HEAD.match(name) else name
         if UNUSED.match(name):
             continue
         if match := IN_TRUNK.fullmatch(name):

@@ -304,6 +304,17 @@ def test_clip_weights_are_all_needed_but_its_vision(clip_golden):
     load_published(clip_golden.head, without_vision)
 
 
+def test_clip_weights_fill_a_whole_policy_and_a_lone_encoder(clip_golden):
+    head, weights = clip_golden.head, clip_golden.weights
+    policy = load_published(DiffusionPolicy(head.config), weights)
+    for name, value in policy.diffusion.state_dict().items():
+        assert torch.equal(value, head.state_dict()[name]), name
+    if not head.config.use_separate_rgb_encoder_per_camera:
+        encoder = load_published(DiffusionRgbEncoder(head.config), weights)
+        for name, value in encoder.state_dict().items():
+            assert torch.equal(value, head.rgb_encoder.state_dict()[name]), name
+
+
 # --- InternManip's encoder --------------------------------------------------------------------------------
 
 
