@@ -48,7 +48,9 @@ class DiffusionConfig(PolicyConfig):
             ±`clip_sample_range` at every step; the actions must be normalised into that range.
         num_inference_steps (`int`, *optional*): denoising steps of a prediction; by default `num_train_timesteps`.
         do_mask_loss_for_padding (`bool`, *optional*, defaults to False): leave steps beyond the episode out of the
-            loss. The paper keeps them: there the last action is repeated, which teaches to stay.
+            loss, and repeat the nearest real action in them before noise is added, as a LeRobot dataset holds them
+            anyway. The loss is then the mean over the real steps (LeRobot 0.3.3 still divided by all). The paper
+            keeps padded steps: they teach to stay where an episode ended.
         use_language_conditioning (`bool`, *optional*, defaults to False): condition on an instruction, encoded by a
             frozen CLIP text encoder.
         language_model_name (`str`, *optional*): Hub id or folder of the encoder and its tokenizer, such as

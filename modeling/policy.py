@@ -174,6 +174,12 @@ class PolicyModel(PreTrainedModel):
         policy.freeze_parts()
         return (policy, info) if wants_info else policy
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        # transformers excuses tensors that its own older models left in checkpoints; here nothing is left unread.
+        unexpected = set(loading_info.unexpected_keys)
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        loading_info.unexpected_keys = unexpected
+
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
 

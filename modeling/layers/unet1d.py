@@ -70,11 +70,17 @@ class ConditionalResidualBlock(nn.Module):
 
     def step_film(self, activated: torch.Tensor) -> torch.Tensor:
         """Return the timestep's half of the FiLM (n, 2c or c) for Mish(its encoding)."""
-        return F.linear(activated, self.cond_encoder[1].weight[:, : self.step_width])
+        linear = self.cond_encoder[1]
+        if type(linear) is not nn.Linear:  # wrapped by an adapter, which must be called
+            padded = F.pad(activated, (0, linear.in_features - self.step_width))
+            return linear(padded) - linear(torch.zeros_like(padded))
+        return F.linear(activated, linear.weight[:, : self.step_width])
 
     def condition_film(self, activated: torch.Tensor) -> torch.Tensor:
         """Return the observation's half of the FiLM (b, 2c or c), bias included, for Mish(its encoding)."""
         linear = self.cond_encoder[1]
+        if type(linear) is not nn.Linear:
+            return linear(F.pad(activated, (self.step_width, 0)))
         return F.linear(activated, linear.weight[:, self.step_width :], linear.bias)
 
     def forward(self, x: torch.Tensor, film: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from manipulators import DiffusionConfig
@@ -63,3 +64,24 @@ def test_one_timestep_for_the_whole_batch_equals_one_each():
     each = unet(actions, torch.tensor([7, 7]), condition)
     films = unet.step_films(torch.tensor([7])) + unet.condition_films(condition)
     torch.testing.assert_close(unet.denoise(actions, films), each)
+
+
+def test_adapters_are_called_and_trained():
+    unet = build()
+    inputs = torch.randn(2, 16, 3), torch.tensor([3, 50]), torch.randn(2, 5)
+    before = unet(*inputs)
+    adapted = inject_adapter_in_model(LoraConfig(r=2, target_modules=r".*(cond_encoder\.1|block\.0)"), unet)
+    torch.testing.assert_close(adapted(*inputs), before)
+    adapted(*inputs).square().sum().backward()
+    grown = {name: p for name, p in adapted.named_parameters() if "lora_B" in name}
+    assert {"cond_encoder", "conv1"} <= {part for name in grown for part in name.split(".")}
+    with torch.no_grad():
+        for name, parameter in grown.items():
+            assert parameter.grad.abs().sum() > 0, name
+            parameter.normal_()
+        expected = adapted(*inputs)
+        assert not torch.allclose(expected, before, atol=1e-3)
+        for module in adapted.modules():
+            if hasattr(module, "merge"):
+                module.merge()
+        torch.testing.assert_close(adapted(*inputs), expected, atol=1e-3, rtol=1e-3)
