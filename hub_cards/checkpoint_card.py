@@ -91,7 +91,6 @@ def describe_policy(
         action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),
         n_obs_steps=config.get("n_obs_steps", 1),
-        instruction="max_instruction_tokens" in processor,
         control_rate_hz=record.get("control_rate_hz"),
         instruction=reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
