@@ -40,6 +40,8 @@ _EXPORTS = {
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
+    "merge_and_save": "training.tuning",
+    "parameter_table": "training.tuning",
     "record_demonstrations": "evaluation.demonstrations",
     "register_environment": "evaluation.environments",
 }

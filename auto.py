@@ -16,6 +16,7 @@ from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
+from .modeling.adapters import ADAPTER_CONFIG
 from .modeling.policies import act, diffusion  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
 from .processing.processor import PolicyProcessor
@@ -35,9 +36,9 @@ class AutoPolicy:
         """Load a policy from a folder or Hub id, in our format or as another project published it.
 
         Args:
-            source: folder or Hub id.
-            kwargs: `dtype`, `device_map`, `allow_partial`, `revision`, `token`, `local_files_only`, …, and
-                config fields to override.
+            source: folder or Hub id, of a policy or of a LoRA adapter.
+            kwargs: `dtype`, `device_map`, `allow_partial`, `revision`, `token`, `local_files_only`, …, config fields
+                to override, and for an adapter `base`, where its base is now.
 
         Returns:
             The policy, in eval mode.
@@ -95,6 +96,9 @@ def read_config_json(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]
     """
     if Path(source).is_dir():
         path = Path(source) / "config.json"
+        if not path.is_file() and (adapter := Path(source, ADAPTER_CONFIG)).is_file():  # as peft itself saves one
+            base = kwargs.pop("base", None) or read_json(adapter).get("base_model_name_or_path")
+            return read_config_json(base, **kwargs)
         if not path.is_file():
             held = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
             raise MissingFileError(f"{source} holds no config.json, so it is no checkpoint; it holds {held}.")

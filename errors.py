@@ -87,6 +87,17 @@ def _listed(rows: list, title: str, describe, limit: int = 8) -> list[str]:
     return [f"  {len(rows)} {title}:"] + [f"    {describe(row)}" for row in rows[:limit]] + more
 
 
+class BaseMismatchError(CheckpointError, ValueError):
+    """An adapter whose base is not the one it was trained on."""
+
+    def __init__(self, adapter: str, base: str, recorded: str):
+        super().__init__(
+            f"The weights of {base!r} are not those that the adapter in {adapter!r} was trained on (then: "
+            f"{recorded!r}). On another base it would act at random. Pass base=folder_or_id of the right one, in the "
+            f"same dtype."
+        )
+
+
 class CorruptFileError(CheckpointError, OSError):
     """A file that exists but cannot be read as what its name says."""
 
@@ -191,6 +202,10 @@ class UnreliableExpertError(EvaluationError, RuntimeError):
 
 class InvalidRecipeError(ManipulatorsError, ValueError):
     """A recipe that does not exist, or a value in it that no field takes."""
+
+
+class InvalidTuningError(ManipulatorsError, ValueError):
+    """A part that a policy does not have, or cannot tune as asked."""
 
 
 class DivergedTrainingError(ManipulatorsError, FloatingPointError):

@@ -13,10 +13,12 @@ from .._files import read_json
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from .card import save_card
 from .card_data import CardData, ContractRow
+from .wording import is_hub_id
 
 # As people say them, where that is not the model type in capitals.
 POLICY_NAMES = {"diffusion_policy": "Diffusion"}
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
+BASE_FILE = "adapter_base.json"  # what it says: modeling/adapters.py
 
 
 def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -41,8 +43,15 @@ def checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Ca
     evaluation = _read(folder / EVALUATION_FILE)
     if evaluation.get("video") and not (folder / evaluation["video"]).is_file():
         evaluation |= {"video": None, "video_note": None}  # the folder was copied without it
+    base = _read(folder / BASE_FILE).get("base")  # of an adapter
     return describe_policy(
-        config, processor, _parameters(folder), record=record, evaluation=evaluation, repo_id=repo_id
+        config,
+        processor,
+        _parameters(folder),
+        record=record,
+        evaluation=evaluation,
+        repo_id=repo_id,
+        base_model=base if is_hub_id(base) else None,
     )
 
 
@@ -53,6 +62,7 @@ def describe_policy(
     record: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
+    base_model: str | None = None,
 ) -> CardData:
     """Return what a card states about a policy, from its config, processor and records as plain values.
 
@@ -63,6 +73,7 @@ def describe_policy(
         record: content of training.json.
         evaluation: content of evaluation.json.
         repo_id: where it is published.
+        base_model: what it was fine-tuned from.
     """
     record = record or {}
     for name in ("model_type", "input_features", "output_features"):
@@ -98,6 +109,7 @@ def describe_policy(
         log_history=record.get("log_history", ()),
         evaluation=evaluation or None,
         versions=record.get("versions", {}),
+        base_model=base_model,
     )
 
 

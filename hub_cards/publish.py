@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from .card import CARD_FILE, render_card
 from .checkpoint_card import describe_policy
 from .edits import keep_edited
+from .wording import is_hub_id
 
 
 def upload_checkpoint(
@@ -45,6 +46,7 @@ def upload_checkpoint(
             processor.to_dict() if processor is not None else {},
             sum(weight.numel() for weight in policy.state_dict().values()),
             repo_id=repo_id,
+            base_model=_base_of_adapter(policy),
         )
         card = render_card(described)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +64,11 @@ def upload_checkpoint(
             commit_description=commit_description,
         )
     return str(commit.commit_url)
+
+
+def _base_of_adapter(policy: Any) -> str | None:
+    base = getattr(policy, "_adapter_base", {}).get("base")
+    return base if is_hub_id(base) else None
 
 
 def _published_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:

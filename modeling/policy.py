@@ -31,6 +31,7 @@ from ..errors import (
     UnknownConfigFieldError,
     WeightsMismatchError,
 )
+from .adapters import find_adapter, has_adapter, load_adapted, save_base_record
 from .inputs import model_inputs
 
 logger = logging.get_logger(__name__)
@@ -67,8 +68,11 @@ class PolicyModel(PreTrainedModel):
     accepts_loss_kwargs = False  # forward returns a mean; Trainer must not rescale it
     _supports_sdpa = True
 
-    # Parameter-name prefixes of the parts that can be tuned apart, under the names of the `tune_*` arguments.
+    # Names of the modules that make up the parts that can be tuned apart, under the names of the `tune_*` arguments;
+    # where LoRA layers go in each (ends of module names); and modules that are trained whole if their part has LoRA.
     parameter_parts: ClassVar[dict[str, tuple[str, ...]]] = {}
+    lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {}
+    modules_to_save: ClassVar[tuple[str, ...]] = ()
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
@@ -78,6 +82,23 @@ class PolicyModel(PreTrainedModel):
 
     def freeze_parts(self) -> None:
         """Mark the parameters that are never trained; called again after loading, which forgets the mark."""
+
+    # --- parts ----------------------------------------------------------------------------------------
+
+    def part_modules(self, part: str) -> dict[str, nn.Module]:
+        """Return the modules of a part that this policy has, by name; a config may leave some out."""
+        modules = dict(self.named_modules())
+        return {name: modules[name] for name in self.parameter_parts.get(part, ()) if name in modules}
+
+    def train(self, mode: bool = True):
+        """Set training mode; a part's modules that are frozen whole stay as they are at inference."""
+        super().train(mode)
+        if mode:
+            for part in self.parameter_parts:
+                for module in self.part_modules(part).values():
+                    if not any(parameter.requires_grad for parameter in module.parameters()):
+                        module.eval()
+        return self
 
     # --- inputs ---------------------------------------------------------------------------------------
 
@@ -121,23 +142,36 @@ class PolicyModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, allow_partial: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args,
+        allow_partial: bool = False,
+        base: str | os.PathLike | None = None,
+        **kwargs,
     ):
         """Load a policy from a folder or Hub id in our format; every weight must be there and fit.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id; None with `config=` and `state_dict=`.
+            pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
+                `state_dict=`.
             allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
+            base: where the base of an adapter is now; by default where it was when the adapter was trained.
             kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
                 read from safetensors only.
 
         Raises:
             WeightsMismatchError: weights are missing, unexpected or of another shape.
             MissingFileError, CorruptFileError: there are no weights, or they cannot be read.
+            BaseMismatchError: an adapter's base is not the one it was trained on.
         """
         source = str(pretrained_model_name_or_path)
         if kwargs.pop("use_safetensors", True) is False:
             raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
+        # AutoModel has replaced an adapter's folder by its base's already, and says so.
+        given = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
+        adapter = find_adapter(given or pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            return load_adapted(cls, adapter, base, **kwargs)
         if pretrained_model_name_or_path is not None and os.path.isdir(source):
             _require_weights(Path(source) / kwargs.get("subfolder", ""))
         wants_info = kwargs.pop("output_loading_info", False)
@@ -180,6 +214,12 @@ class PolicyModel(PreTrainedModel):
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.unexpected_keys = unexpected
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if has_adapter(self) and kwargs.get("is_main_process", True):
+            save_base_record(self, save_directory)
+
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
 
@@ -217,7 +257,7 @@ def _require_weights(folder: Path) -> None:
     """Check that a folder holds weights, and every shard that its index names."""
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if SAFE_WEIGHTS_NAME in held or "adapter_config.json" in held:
+    if SAFE_WEIGHTS_NAME in held:
         return
     if not index.is_file():
         raise MissingFileError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from ..errors import InvalidConfigError
+
+PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 
 
 @dataclass
@@ -17,6 +20,10 @@ class PolicyTrainingArguments(TrainingArguments):
     Args:
         learning_rate_visual (`float`, *optional*): learning rate of the vision backbone; by default
             `learning_rate`.
+        tune_llm, tune_visual, tune_projector, tune_diffusion_model (`bool` or `"lora"`, *optional*): what happens to a
+            part of the policy: False freezes it, True trains it, "lora" trains low-rank layers in it; by default it is
+            as the policy's config says.
+        lora_rank, lora_alpha, lora_dropout, use_dora: of the low-rank layers, as in peft's `LoraConfig`.
         ema_decay (`float`, *optional*): average the weights over the steps, keeping at most this share of the average
             at each, such as 0.9999. Evaluation uses the average, and it is what a finished run publishes.
         ema_power, ema_inv_gamma (`float`, *optional*, defaults to 0.75 and 1.0): update t = 0, 1, … keeps
@@ -31,6 +38,16 @@ class PolicyTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate of the vision backbone; by default learning_rate."}
     )
 
+    tune_llm: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_visual: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_projector: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_diffusion_model: bool | Literal["lora"] | None = field(
+        default=None, metadata={"help": "false, true or lora."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA layers."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA layers are multiplied by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA layers."})
+    use_dora: bool = field(default=False, metadata={"help": "Train the weights' magnitudes too (DoRA)."})
     ema_decay: float | None = field(
         default=None, metadata={"help": "Average the weights over the steps, keeping at most this share, in [0, 1)."}
     )
@@ -51,6 +68,13 @@ class PolicyTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        for part, mode in self.tuning.items():
+            if mode not in (None, True, False, "lora"):
+                raise InvalidConfigError(f"{part}={mode!r} must be None, False, True or 'lora'.")
+        if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
+            raise InvalidConfigError(
+                f"lora_rank={self.lora_rank} must be at least 1, and lora_dropout={self.lora_dropout} in [0, 1)."
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InvalidConfigError(
                 f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None averages not."
@@ -60,6 +84,21 @@ class PolicyTrainingArguments(TrainingArguments):
                 raise InvalidConfigError(f"{name}={getattr(self, name)} must be greater than 0.")
         if self.ema_update_after_step < 0:
             raise InvalidConfigError(f"ema_update_after_step={self.ema_update_after_step} must be at least 0.")
+
+    @property
+    def tuning(self) -> dict[str, bool | str | None]:
+        """What happens to each part of the policy."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    @property
+    def lora_options(self) -> dict[str, Any]:
+        """What peft's `LoraConfig` takes."""
+        return {
+            "r": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "use_dora": self.use_dora,
+        }
 
     @property
     def ema_options(self) -> dict[str, float]:

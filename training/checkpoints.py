@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer_utils import sort_checkpoints
 
-from ..errors import CorruptFileError, MissingFileError, WeightsMismatchError
+from ..errors import CorruptFileError, MissingFileError
+from ..modeling.tensors import read_shapes, require_same_tensors
 
 PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
 
@@ -31,35 +33,6 @@ def surplus_checkpoints(
     return removable[: max(0, len(checkpoints) - max(limit, len(kept)))]
 
 
-def read_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in some safetensors files, from their headers.
-
-    Raises:
-        CorruptFileError: one cannot be read.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CorruptFileError(path, "safetensors file", error) from error
-    return found
-
-
-def require_same_tensors(source: object, found: Mapping[str, tuple], expected: Mapping[str, torch.Tensor]) -> None:
-    """Compare names and shapes of saved tensors with those that are to receive them.
-
-    Raises:
-        WeightsMismatchError: some are missing, unexpected or of another shape.
-    """
-    shapes = {name: tuple(value.shape) for name, value in expected.items()}
-    missing, unexpected = shapes.keys() - found.keys(), found.keys() - shapes.keys()
-    mismatched = [(n, s, shapes[n]) for n, s in found.items() if n in shapes and s != shapes[n]]
-    if missing or unexpected or mismatched:
-        raise WeightsMismatchError(str(source), missing, unexpected, mismatched)
-
-
 def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -> None:
     """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word.
 
@@ -67,9 +40,9 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
         MissingFileError, CorruptFileError, WeightsMismatchError: there are none, or they are not the model's.
     """
     paths = sorted(Path(folder).glob("model*.safetensors"))
+    if isinstance(model, PeftModel):
+        return  # wrapped by the caller, whose adapter peft compares and loads
     if not paths:
-        if any(Path(folder).glob("adapter_model*.safetensors")):
-            return  # peft compares an adapter's tensors itself
         held = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
         raise MissingFileError(
             f"{folder} holds no model.safetensors to resume from; it holds {held}. Pickled weights are never read."

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import CorruptFileError, MissingFileError
-from .checkpoints import EMA_FILE, read_shapes, require_same_tensors
+from ..modeling.tensors import read_shapes, require_same_tensors
+from .checkpoints import EMA_FILE
 
 
 class WeightAverage:

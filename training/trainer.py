@@ -22,12 +22,15 @@ from transformers.utils import logging
 
 from .._files import replace_folder
 from ..errors import DivergedTrainingError, InvalidConfigError
+from ..hub_cards.checkpoint_card import write_checkpoint_card
+from ..modeling.adapters import has_adapter, load_adapter_tensors
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
 from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
 from .collator import PolicyCollator
+from .tuning import apply_tuning, parameter_table
 
 if TYPE_CHECKING:
     from .ema import WeightAverage
@@ -65,6 +68,9 @@ class PolicyTrainer(Trainer):
             raise InvalidConfigError(
                 "augmentation= belongs to the collator; give it to yours: PolicyCollator(processor, augmentation)."
             )
+        if any(mode is not None for mode in args.tuning.values()):
+            apply_tuning(model, args.tuning, **args.lora_options)
+            logger.info(f"What is trained:\n{parameter_table(model)}")
         kwargs.setdefault("data_collator", PolicyCollator(processor))
         super().__init__(
             model,
@@ -336,16 +342,25 @@ class PolicyTrainer(Trainer):
         with self.averaged_weights() if self._staging is None else nullcontext():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            self.processor.save_pretrained(folder)
+            write_checkpoint_card(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._resumed_from = resume_from_checkpoint
-        require_fitting_weights(resume_from_checkpoint, self.model if model is None else model)
+        model = self.model if model is None else model
+        if has_adapter(model):
+            load_adapter_tensors(model, resume_from_checkpoint)
+            return
+        require_fitting_weights(resume_from_checkpoint, model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        require_fitting_weights(self.state.best_model_checkpoint, self.model)
-        super()._load_best_model()
+        if has_adapter(self.model):
+            load_adapter_tensors(self.model, self.state.best_model_checkpoint)
+        else:
+            require_fitting_weights(self.state.best_model_checkpoint, self.model)
+            super()._load_best_model()
         if self._average is not None:
             self._average.load(self.state.best_model_checkpoint)
 

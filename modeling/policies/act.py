@@ -23,7 +23,25 @@ class ACTPolicy(PolicyModel):
     """
 
     config_class = ACTConfig
-    parameter_parts = {"tune_visual": ("backbone.image_encoder",)}
+    parameter_parts = {
+        "tune_visual": ("backbone.image_encoder",),
+        "tune_projector": (
+            "backbone.encoder_img_feat_input_proj",
+            "backbone.encoder_latent_input_proj",
+            "backbone.encoder_robot_state_input_proj",
+            "backbone.encoder_env_state_input_proj",
+            "backbone.encoder_1d_feature_pos_embed",
+        ),
+        "tune_diffusion_model": ("backbone.encoder", "action_head"),
+    }
+    # Attention has none: torch's fused module holds queries, keys and values in one matrix, which peft would merge and
+    # take apart again at every pass.
+    lora_targets = {
+        "tune_visual": ("convolution",),
+        "tune_projector": ("_input_proj",),
+        "tune_diffusion_model": ("linear1", "linear2"),
+    }
+    modules_to_save = ("action_head.action_head",)
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
 
     def __init__(self, config: ACTConfig):

@@ -1,0 +1,313 @@
+"""What every policy promises about its parts and about LoRA adapters in them."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from manipulators import AutoPolicy, PolicyPipeline, merge_and_save, parameter_table
+from manipulators.errors import (
+    BaseMismatchError,
+    CorruptFileError,
+    InvalidConfigError,
+    InvalidTuningError,
+    MissingFileError,
+    WeightsMismatchError,
+)
+from manipulators.modeling.adapters import ADAPTER_WEIGHTS, BASE_FILE, is_adapter_parameter
+from manipulators.training.arguments import PARTS
+from manipulators.training.tuning import apply_tuning
+
+
+def parts_of(policy):
+    return [part for part in policy.parameter_parts if policy.part_modules(part)]
+
+
+def lora_everywhere(policy):
+    return dict.fromkeys((part for part in parts_of(policy) if part in policy.lora_targets), "lora")
+
+
+def observation(policy):
+    inputs = policy.config.example_inputs(2)
+    return {name: value for name, value in inputs.items() if not name.startswith("action")}
+
+
+def predict(policy):
+    torch.manual_seed(0)
+    return policy.predict_action_chunk(**observation(policy))
+
+
+def aligned(policy):
+    """A copy whose tensors begin anew in memory: where they lie in a file changes sums in their last bits."""
+    return copy.deepcopy(policy).eval()
+
+
+def assert_same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.fixture
+def base(policy, processor_of, tmp_path):
+    """The folder of a policy that an adapter can be trained on."""
+    policy.save_pretrained(tmp_path / "base")
+    processor_of(policy.config).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapted(base):
+    """A policy with LoRA in all its parts, of which no matrix is zero."""
+    policy = AutoPolicy.from_pretrained(base)
+    apply_tuning(policy, lora_everywhere(policy), r=2, lora_alpha=4)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.fixture
+def adapter(adapted, processor_of, tmp_path):
+    """The folder in which that adapter is saved."""
+    adapted.save_pretrained(tmp_path / "adapter")
+    processor_of(adapted.config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_named_like_the_arguments_and_hold_every_parameter_once(policy):
+    assert parts_of(policy)
+    assert set(policy.parameter_parts) <= set(PARTS)
+    assert set(policy.lora_targets) <= set(policy.parameter_parts)
+    modules = [name for part in parts_of(policy) for name in policy.part_modules(part)]
+    for name, _ in policy.named_parameters():
+        assert sum(name.startswith(module + ".") for module in modules) == 1, name
+
+
+def test_every_declared_module_exists(complete_case, build):
+    policy = build(complete_case)
+    names = dict(policy.named_modules())
+    for declared in (*policy.parameter_parts.values(), policy.modules_to_save):
+        assert [name for name in declared if name not in names] == []
+
+
+def test_a_frozen_part_has_no_gradients_and_stays_in_eval_mode(policy):
+    for part in parts_of(policy):
+        frozen = copy.deepcopy(policy)
+        apply_tuning(frozen, {part: False})
+        frozen.train()
+        held = frozen.part_modules(part).values()
+        assert not any(inner.training for module in held for inner in module.modules())
+        assert frozen.training
+        inside = {id(parameter) for module in held for parameter in module.parameters()}
+        others = [parameter for parameter in frozen.parameters() if id(parameter) not in inside]
+        assert all(parameter.requires_grad for parameter in others)
+        if others:
+            frozen(**frozen.config.example_inputs(2)).loss.backward()
+            assert all(parameter.grad is None for parameter in frozen.parameters() if id(parameter) in inside)
+        apply_tuning(frozen, {part: True})
+        frozen.train()
+        assert all(parameter.requires_grad for parameter in frozen.parameters())
+        assert all(inner.training for module in frozen.part_modules(part).values() for inner in module.modules())
+
+
+def test_nothing_changes_without_modes(policy):
+    before = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+    apply_tuning(policy, dict.fromkeys(PARTS))
+    assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == before
+
+
+@pytest.mark.parametrize("mode", [False, True, "lora"])
+def test_a_part_that_is_absent_is_named(policy, mode):
+    for part in set(PARTS) - set(parts_of(policy)):
+        with pytest.raises(InvalidTuningError, match=rf"{part}={mode!r}, but \w+ has no such part.*tune_"):
+            apply_tuning(policy, {part: mode})
+
+
+# --- LoRA -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_adapter_is_trained_and_gradients_reach_all_of_it(case, base):
+    policy = AutoPolicy.from_pretrained(base)
+    apply_tuning(policy, lora_everywhere(policy), r=2)
+    policy.train()(**policy.config.example_inputs(2)).loss.backward()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in policy.named_parameters() if is_adapter_parameter(name)}
+    assert any("lora_A" in name for name in trained)
+    reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    plain = {name.split(".lora_")[0] for name in trained - reached}
+    assert {f"{name}.weight" for name in plain} <= case.untrained
+
+
+def test_a_fresh_adapter_changes_nothing(base):
+    policy = AutoPolicy.from_pretrained(base)
+    before = predict(aligned(policy))
+    apply_tuning(policy, lora_everywhere(policy), r=2)
+    torch.testing.assert_close(predict(aligned(policy)), before)
+
+
+def test_parts_beside_lora_are_saved_whole(base, tmp_path):
+    first = next(iter(lora_everywhere(AutoPolicy.from_pretrained(base))))
+    policy = AutoPolicy.from_pretrained(base)
+    others = [part for part in parts_of(policy) if part != first]
+    if not others:
+        pytest.skip("the policy has one part only")
+    apply_tuning(policy, {first: "lora", others[0]: True} | dict.fromkeys(others[1:], False), r=2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    policy.save_pretrained(tmp_path / "adapter")
+    assert_same_weights(AutoPolicy.from_pretrained(tmp_path / "adapter"), policy)
+    shown = parameter_table(policy)
+    assert all(part in shown for part in parts_of(policy))
+    assert ("frozen" in shown) == bool(others[1:])
+
+
+def test_base_and_adapter_come_back_to_the_bit(adapted, adapter):
+    assert not (adapter / "model.safetensors").exists()
+    assert {ADAPTER_WEIGHTS, "adapter_config.json", BASE_FILE, "config.json"} <= {p.name for p in adapter.iterdir()}
+    for loaded in (AutoPolicy.from_pretrained(adapter), type(adapted).from_pretrained(adapter)):
+        assert not loaded.training
+        assert_same_weights(loaded, adapted)
+        assert torch.equal(predict(aligned(loaded)), predict(aligned(adapted)))
+    loaded = AutoModel.from_pretrained(adapter)
+    assert_same_weights(loaded, adapted)
+    pipeline = PolicyPipeline.from_pretrained(adapter, device="cpu")
+    assert_same_weights(pipeline.policy, adapted)
+
+
+def test_dora_comes_back_too(base, tmp_path):
+    policy = AutoPolicy.from_pretrained(base)
+    apply_tuning(policy, lora_everywhere(policy), r=2, use_dora=True)
+    assert any("magnitude" in name for name, p in policy.named_parameters() if p.requires_grad)
+    policy.save_pretrained(tmp_path / "adapter")
+    assert_same_weights(AutoPolicy.from_pretrained(tmp_path / "adapter"), policy)
+
+
+def test_merged_weights_act_the_same(adapted, adapter, tmp_path):
+    before = copy.deepcopy(adapted.state_dict())
+    processor = PolicyPipeline.from_pretrained(adapter, device="cpu").processor
+    whole = merge_and_save(adapted, tmp_path / "merged", processor)
+    assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+    assert not any(is_adapter_parameter(name) for name, _ in whole.named_parameters())
+    loaded = PolicyPipeline.from_pretrained(tmp_path / "merged", device="cpu").policy
+    expected = predict(aligned(adapted))
+    for policy in (whole, loaded):
+        torch.testing.assert_close(predict(aligned(policy)), expected, atol=1e-5, rtol=0)
+    assert (tmp_path / "merged" / "README.md").is_file()
+    assert (predict(AutoPolicy.from_pretrained(tmp_path / "base")) - expected).abs().max() > 1e-3
+
+
+def test_without_an_adapter_there_is_nothing_to_merge(policy, tmp_path):
+    with pytest.raises(InvalidConfigError, match="no adapter to merge"):
+        merge_and_save(policy, tmp_path)
+
+
+def test_a_policy_from_no_checkpoint_gets_no_adapter(policy):
+    with pytest.raises(InvalidConfigError, match="the base must be a checkpoint"):
+        apply_tuning(policy, lora_everywhere(policy))
+
+
+def test_a_second_adapter_is_refused(adapted):
+    with pytest.raises(InvalidConfigError, match="has an adapter already"):
+        apply_tuning(adapted, lora_everywhere(adapted))
+
+
+# --- adapters that do not fit -----------------------------------------------------------------------------
+
+
+def first_of(tensors):
+    return sorted(tensors)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(first_of(tensors)), "1 missing"),
+        (lambda tensors: tensors.update(stray=torch.zeros(1)), "1 unexpected:\n    stray"),
+        (lambda tensors: tensors.update({first_of(tensors): torch.zeros(1, 7)}), "1 of another shape"),
+    ],
+)
+def test_an_adapter_with_other_tensors_is_refused(adapter, change, message):
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    change(tensors)
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
+    for door in (AutoPolicy, AutoModel, PolicyPipeline):
+        with pytest.raises(WeightsMismatchError, match=message):
+            door.from_pretrained(adapter)
+
+
+def test_an_adapter_without_its_file_or_with_half_of_it(adapter):
+    path = adapter / ADAPTER_WEIGHTS
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CorruptFileError, match=ADAPTER_WEIGHTS):
+        AutoPolicy.from_pretrained(adapter)
+    path.unlink()
+    with pytest.raises(MissingFileError, match=rf"holds no {ADAPTER_WEIGHTS}"):
+        AutoPolicy.from_pretrained(adapter)
+
+
+def test_another_base_is_refused(adapter, base):
+    tensors = load_file(base / "model.safetensors")
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name].view(-1)[0] += 1e-4
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseMismatchError, match="are not those that the adapter"):
+        AutoPolicy.from_pretrained(adapter)
+
+
+def test_a_base_that_has_moved_can_be_said(adapted, adapter, base, tmp_path):
+    shutil.move(base, tmp_path / "elsewhere")
+    with pytest.raises(MissingFileError, match=r"needs its base .*base=folder_or_id"):
+        AutoPolicy.from_pretrained(adapter)
+    assert_same_weights(AutoPolicy.from_pretrained(adapter, base=tmp_path / "elsewhere"), adapted)
+    assert_same_weights(PolicyPipeline.from_pretrained(adapter, base=tmp_path / "elsewhere").policy, adapted)
+
+
+def test_the_same_base_in_half_precision_is_accepted(adapter):
+    loaded = AutoPolicy.from_pretrained(adapter, dtype=torch.bfloat16)
+    dtypes = {is_adapter_parameter(name): p.dtype for name, p in loaded.named_parameters() if "modules_to" not in name}
+    assert dtypes == {False: torch.bfloat16, True: torch.float32}
+
+
+def test_a_damaged_record_of_the_base(adapter):
+    (adapter / BASE_FILE).write_text(json.dumps({"base": json.loads((adapter / BASE_FILE).read_text())["base"]}))
+    with pytest.raises(CorruptFileError, match=BASE_FILE):
+        AutoPolicy.from_pretrained(adapter)
+
+
+# --- plain peft -------------------------------------------------------------------------------------------
+
+
+def test_plain_peft_wraps_a_policy(base, tmp_path, monkeypatch):
+    policy = AutoPolicy.from_pretrained(base)
+    ends = sorted({end for ends in policy.lora_targets.values() for end in ends})
+    targets = [
+        name
+        for name, module in policy.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith(tuple(ends))
+    ]
+    wrapped = get_peft_model(policy, LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+    wrapped.train()(**wrapped.config.example_inputs(2)).loss.backward()
+    assert all(p.grad is not None for n, p in wrapped.named_parameters() if "lora_B" in n and "vae" not in n)
+    wrapped.save_pretrained(tmp_path / "peft")
+
+    again = PeftModel.from_pretrained(AutoPolicy.from_pretrained(base), tmp_path / "peft")
+    assert_same_weights(again, wrapped)
+    torch.testing.assert_close(predict(again.eval()), predict(wrapped.eval()))
+    said = []
+    monkeypatch.setattr("manipulators.modeling.adapters.logger.warning", said.append)
+    ours = AutoPolicy.from_pretrained(tmp_path / "peft")
+    torch.testing.assert_close(predict(ours), predict(wrapped))
+    assert "is not known" in said[0]
