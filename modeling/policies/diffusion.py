@@ -29,6 +29,11 @@ class DiffusionPolicy(PolicyModel):
         "tune_projector": ("diffusion.language_projection",),
         "tune_diffusion_model": ("diffusion.unet",),
     }
+    lora_targets = {
+        "tune_visual": ("convolution",),
+        "tune_projector": ("language_projection",),
+        "tune_diffusion_model": ("cond_encoder.1",),  # how observations steer the denoising
+    }
     _no_split_modules = ["ConditionalResidualBlock", "CLIPEncoderLayer"]
 
     def __init__(self, config: DiffusionConfig):
