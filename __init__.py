@@ -15,6 +15,11 @@ _EXPORTS = {
     "ACTBackbone": "modeling.backbones.act",
     "ACTConfig": "configuration.act",
     "ACTPolicy": "modeling.policies.act",
+    "PI0FlowMatching": "modeling.action_heads.pi0",
+    "PI0Policy": "modeling.policies.pi0",
+    "PI0PolicyConfig": "configuration.pi0",
+    "PaliGemmaWithExpertConfig": "configuration.pi0",
+    "PaliGemmaWithExpertModel": "modeling.backbones.paligemma_with_expert",
     # what they are made of
     "AutoPolicy": "auto",
     "BasePolicyModel": "modeling.custom",

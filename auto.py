@@ -16,7 +16,7 @@ from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
-from .modeling.policies import act  # noqa: F401  (importing a policy registers it)
+from .modeling.policies import act, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
 from .processing.processor import PolicyProcessor
 

@@ -35,7 +35,7 @@ from .inputs import model_inputs
 
 logger = logging.get_logger(__name__)
 
-_LABELS = ("actions", "action_is_pad", "action_mask")
+LABELS = ("actions", "action_is_pad", "action_mask")
 
 
 @dataclass
@@ -45,7 +45,8 @@ class PolicyOutput(ModelOutput):
     Args:
         loss (scalar tensor): the training loss, when labels were given.
         losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
-        actions (tensor (b, h, a)): predicted, normalised.
+        actions (tensor (b, h, a)): predicted, normalised; None where a policy that samples computes its loss, which
+            needs no prediction.
     """
 
     loss: torch.Tensor | None = None
@@ -88,7 +89,7 @@ class PolicyModel(PreTrainedModel):
 
     def check_actions(self, actions: torch.Tensor, action_is_pad: torch.Tensor | None = None) -> None:
         """Check labels (b, h, a) against horizon and width of the config, and their padding (b, h)."""
-        horizon, width = self.config.action_horizon, self.config.action_dim
+        horizon, width = self.config.action_horizon, self.config.model_action_dim
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
             raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
         if action_is_pad is not None and action_is_pad.shape != actions.shape[:2]:
@@ -110,7 +111,7 @@ class PolicyModel(PreTrainedModel):
         Policies that sample override this. The default suits those that decode deterministically: `noise`,
         `generator` and `num_steps` have nothing to change.
         """
-        observation = {name: value for name, value in inputs.items() if name not in _LABELS}
+        observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation).actions
 
     # --- loading and saving ---------------------------------------------------------------------------

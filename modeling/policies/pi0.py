@@ -1,0 +1,183 @@
+"""PI0Policy: a vision-language-action policy that turns noise into actions (Black et al. 2024, arXiv 2410.24164)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+
+from ...configuration.pi0 import PI0PolicyConfig
+from ..action_heads.pi0 import PI0FlowMatching
+from ..backbones.paligemma_with_expert import JointLayer, PaliGemmaWithExpertModel
+from ..layers.masking import masked_mean
+from ..policy import LABELS, PolicyModel, PolicyOutput
+from ..registry import register_policy
+
+BACKBONE = "model.paligemma_with_expert."
+
+
+@register_policy("pi0_policy")
+class PI0Policy(PolicyModel):
+    """Map pictures, an instruction and the robot's state to a chunk of actions.
+
+    States and actions have the padded widths of the config: the processor pads and takes the padding off again.
+
+    Args:
+        config (`PI0PolicyConfig`): with input and output features set.
+    """
+
+    config_class = PI0PolicyConfig
+    supports_gradient_checkpointing = True
+    _supports_flex_attn = True
+    _no_split_modules = ["JointLayer", "SiglipEncoderLayer"]
+    # As LeRobot trains it in bfloat16. The heads too: noise, time and velocity are float32.
+    _keep_in_fp32_modules_strict = [
+        "vision_tower",
+        "multi_modal_projector",
+        "input_layernorm",
+        "post_attention_layernorm",
+        "language_norm",
+        "expert_norm",
+        "state_proj",
+        "action_in_proj",
+        "action_time_mlp_in",
+        "action_time_mlp_out",
+        "action_out_proj",
+    ]
+
+    def __init__(self, config: PI0PolicyConfig):
+        config.require_features()
+        super().__init__(config)
+        self.model = PI0FlowMatching(config)
+        self.parameter_parts = _parameter_parts(len(self.model.paligemma_with_expert.layers))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        action_is_pad: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        return_loss: bool = True,
+    ) -> PolicyOutput:
+        """Return the training loss for `actions`; without them (or with `return_loss=False`) a sampled chunk.
+
+        Args:
+            pixel_values: (b, v, 3, h, w) pictures in [-1, 1].
+            pixel_mask: (b, v) bool, False where a camera is absent.
+            input_ids: (b, n) tokens of the instruction.
+            attention_mask: (b, n) bool, False where they are padded.
+            state: (b, s) normalised, padded with zeros.
+            actions: (b, h, a) normalised labels, padded with zeros.
+            action_is_pad: (b, h) bool, True where a step lies beyond the episode.
+            action_mask: (b, h, a) bool, False in padded dimensions; by default those beyond the action's width.
+            noise: (b, h, a) to mix actions with, or to start sampling from; drawn when None.
+            time: (b,) flow times of the mixture; drawn when None.
+            num_steps: of sampling; by default the config's `num_inference_steps`.
+            return_loss: sample instead when False.
+
+        Returns:
+            `PolicyOutput` with `loss` and `losses` (`flow`), or with `actions` (b, h, a), normalised and padded.
+        """
+        observation = self.check_inputs(
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            state=state,
+        )
+        inputs = (
+            observation["pixel_values"],
+            observation.get("pixel_mask"),
+            observation["input_ids"],
+            observation["attention_mask"],
+            observation["state"],
+        )
+        if actions is not None:
+            self.check_actions(actions, action_is_pad)
+        if actions is None or not return_loss:
+            sampled = self.model.sample_actions(*inputs, noise=noise, num_steps=num_steps)
+            return PolicyOutput(actions=sampled.to(self.model.action_out_proj.weight.dtype))
+        error = self.model(*inputs, actions, noise, time)  # (b, h, a)
+        loss = self._mean(error, action_is_pad, action_mask)
+        return PolicyOutput(loss=loss, losses={"flow": loss.detach()})
+
+    def _mean(
+        self, error: torch.Tensor, is_pad: torch.Tensor | None, action_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the mean of the error (b, h, a) over what `loss_over` counts."""
+        if action_mask is None:
+            action_mask = torch.arange(error.shape[-1], device=error.device).expand_as(error) < self.config.action_dim
+        counted = self.config.loss_over
+        return masked_mean(
+            error, is_pad if counted == "real" else None, action_mask if counted in ("real", "steps") else None
+        )
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self,
+        *,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Return a sampled chunk (b, h, a), normalised and padded; labels among inputs are ignored.
+
+        Args:
+            noise: (b, h, a) to start from; drawn when None, with `generator` if given.
+            generator: of the noise.
+            num_steps: Euler steps; by default the config's.
+            inputs: as in `forward`.
+        """
+        if noise is None and generator is not None:
+            shape = (len(inputs["state"]), self.config.chunk_size, self.config.max_action_dim)
+            noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        observation = {name: value for name, value in inputs.items() if name not in LABELS}
+        return self(**observation, noise=noise, num_steps=num_steps).actions
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Choose the attention kernel of the vision tower and of the joint layers: eager, sdpa or flex_attention."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        self.config.attention_implementation = None
+        self.model.paligemma_with_expert.config = self.config.backbone_config()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GemmaRMSNorm):
+            init.zeros_(module.weight)  # Gemma's norms multiply by 1 + weight
+        elif isinstance(module, JointLayer):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.normal_(linear.weight, std=0.02)
+        elif isinstance(module, PaliGemmaWithExpertModel):
+            init.normal_(module.embed_tokens.weight, std=0.02)
+
+
+def _parameter_parts(depth: int) -> dict[str, tuple[str, ...]]:
+    """Return the prefixes of each part's parameters, for so many joint layers; what no loss depends on is in none."""
+    layers = [f"{BACKBONE}layers.{i}." for i in range(depth)]
+    last = [
+        f"{layers[-1]}language_model.{name}" for name in ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
+    ]
+    heads = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
+    return {
+        "tune_llm": (f"{BACKBONE}embed_tokens", *(f"{layer}language_model." for layer in layers[:-1]), *last),
+        "tune_visual": (f"{BACKBONE}vision_tower.",),
+        "tune_projector": (f"{BACKBONE}multi_modal_projector.",),
+        "tune_diffusion_model": (
+            *(f"model.{name}." for name in heads),
+            *(f"{layer}gemma_expert." for layer in layers),
+            f"{BACKBONE}expert_norm",
+        ),
+    }
