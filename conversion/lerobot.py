@@ -26,12 +26,13 @@ from ..errors import (
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .act import ACT
+from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-POLICIES: dict[str, PublishedPolicy] = {"act": ACT}
+POLICIES: dict[str, PublishedPolicy] = {"act": ACT, "pi0": PI0}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:

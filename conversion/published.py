@@ -15,10 +15,11 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from . import lerobot
 from .act import ACT
+from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
 # Whose names `load_published` can read.
-POLICIES: tuple[PublishedPolicy, ...] = (ACT,)
+POLICIES: tuple[PublishedPolicy, ...] = (ACT, PI0)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:
