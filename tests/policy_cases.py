@@ -48,10 +48,54 @@ def tiny_act(cameras: dict | None = None, state: int | None = 3, environment: in
     )
 
 
+GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 32,
+}
+SIGLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `PI0PolicyConfig` with cameras `{name: (c, h, w)}`, states of this width and actions of width 2."""
+    from manipulators import PI0PolicyConfig
+
+    inputs = {f"observation.images.{name}": ("VISUAL", shape) for name, shape in (cameras or TWO_CAMERAS).items()}
+    inputs["observation.state"] = ("STATE", (state,))
+    sizes = {
+        "chunk_size": 5,
+        "max_state_dim": 6,
+        "max_action_dim": 4,
+        "image_resolution": (28, 28),
+        "tokenizer_max_length": 6,
+        "num_inference_steps": 3,
+        "paligemma_config": {"projection_dim": 32, "text_config": GEMMA, "vision_config": SIGLIP},
+        "gemma_expert_config": GEMMA | {"hidden_size": 16, "intermediate_size": 24},
+    }
+    return PI0PolicyConfig(
+        input_features={name: {"type": kind, "shape": shape} for name, (kind, shape) in inputs.items()},
+        output_features={"action": {"type": "ACTION", "shape": (2,)}},
+        **(sizes | fields),
+    )
+
+
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
 ACT_EMPTY_LATENT = frozenset({"backbone.encoder_latent_input_proj.weight"})
+# A bias of the keys adds the same to every score of a query, and the softmax takes it off again.
+PI0_KEY_BIAS = frozenset({"model.paligemma_with_expert.vision_tower.encoder.layers.0.self_attn.k_proj.bias"})
 
 CASES = {
     "act_states": Case(lambda: tiny_act(environment=4)),
@@ -63,4 +107,7 @@ CASES = {
         lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
     ),
     "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
+    "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
+    "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
 }

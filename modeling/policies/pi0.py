@@ -11,8 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from ...configuration.pi0 import PI0PolicyConfig
 from ..action_heads.pi0 import PI0FlowMatching
-from ..backbones.paligemma_with_expert import JointLayer, PaliGemmaWithExpertModel
-from ..layers.masking import masked_mean
+from ..layers.masking import fill_padded, masked_mean
 from ..policy import LABELS, PolicyModel, PolicyOutput
 from ..registry import register_policy
 
@@ -52,7 +51,11 @@ class PI0Policy(PolicyModel):
         config.require_features()
         super().__init__(config)
         self.model = PI0FlowMatching(config)
-        self.parameter_parts = _parameter_parts(len(self.model.paligemma_with_expert.layers))
+        backbone = self.model.paligemma_with_expert
+        # As transformers' Gemma starts; torch's defaults everywhere else.
+        for module in (backbone.embed_tokens, *backbone.layers.modules()):
+            module.starts_as_gemma = isinstance(module, (nn.Linear, nn.Embedding))
+        self.parameter_parts = _parameter_parts(len(backbone.layers))
         self.post_init()
 
     def forward(
@@ -105,23 +108,23 @@ class PI0Policy(PolicyModel):
         )
         if actions is not None:
             self.check_actions(actions, action_is_pad)
+        # 1. Without labels, or where no loss is wanted: sample.
         if actions is None or not return_loss:
             sampled = self.model.sample_actions(*inputs, noise=noise, num_steps=num_steps)
             return PolicyOutput(actions=sampled.to(self.model.action_out_proj.weight.dtype))
-        error = self.model(*inputs, actions, noise, time)  # (b, h, a)
-        loss = self._mean(error, action_is_pad, action_mask)
-        return PolicyOutput(loss=loss, losses={"flow": loss.detach()})
-
-    def _mean(
-        self, error: torch.Tensor, is_pad: torch.Tensor | None, action_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the mean of the error (b, h, a) over what `loss_over` counts."""
-        if action_mask is None:
-            action_mask = torch.arange(error.shape[-1], device=error.device).expand_as(error) < self.config.action_dim
+        # 2. What counts, by `loss_over`.
         counted = self.config.loss_over
-        return masked_mean(
-            error, is_pad if counted == "real" else None, action_mask if counted in ("real", "steps") else None
-        )
+        if counted != "real":
+            action_is_pad = None
+        elif action_is_pad is not None:
+            # Actions of a chunk see each other: what stands in padding must not be chance.
+            actions = fill_padded(actions, action_is_pad)
+        if action_mask is None:
+            action_mask = torch.arange(actions.shape[-1], device=actions.device) < self.config.action_dim
+        # 3. The loss.
+        error = self.model(*inputs, actions, noise, time)  # (b, h, a)
+        loss = masked_mean(error, action_is_pad, None if counted == "all" else action_mask.expand_as(error))
+        return PolicyOutput(loss=loss, losses={"flow": loss.detach()})
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -156,12 +159,8 @@ class PI0Policy(PolicyModel):
         super()._init_weights(module)
         if isinstance(module, GemmaRMSNorm):
             init.zeros_(module.weight)  # Gemma's norms multiply by 1 + weight
-        elif isinstance(module, JointLayer):
-            for linear in module.modules():
-                if isinstance(linear, nn.Linear):
-                    init.normal_(linear.weight, std=0.02)
-        elif isinstance(module, PaliGemmaWithExpertModel):
-            init.normal_(module.embed_tokens.weight, std=0.02)
+        elif getattr(module, "starts_as_gemma", False):
+            init.normal_(module.weight, std=0.02)
 
 
 def _parameter_parts(depth: int) -> dict[str, tuple[str, ...]]:
