@@ -19,6 +19,7 @@ from .modeling import registry
 from .modeling.policies import act, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
 from .processing.processor import PolicyProcessor
+from .processing.registry import processor_class
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -66,8 +67,7 @@ def load_policy_and_processor(source: str | os.PathLike, **kwargs: Any) -> tuple
     if published_layout(config) is not None:
         return load_published_checkpoint(source, config, **kwargs)
     policy = _class_for(config, source).from_pretrained(source, **kwargs)
-    processor_class = registry.processor_class(policy.config.model_type, default=PolicyProcessor)
-    processor = processor_class.from_pretrained(source, **_hub_arguments(kwargs))
+    processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
     processor.check_agreement(policy.config)
     return policy, processor
 
@@ -121,10 +121,9 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def register_processors() -> None:
     """Make every registered policy's processor known to AutoProcessor; a name that is taken is skipped."""
-    for model_type, policy_class in registry.registered_policies().items():
+    for policy_class in registry.registered_policies().values():
         with suppress(ValueError):
-            processor_class = registry.processor_class(model_type, default=PolicyProcessor)
-            AutoProcessor.register(policy_class.config_class, processor_class)
+            AutoProcessor.register(policy_class.config_class, processor_class(policy_class.config_class))
 
 
 register_processors()

@@ -129,7 +129,9 @@ class PI0PolicyConfig(PolicyConfig):
             processor brings every picture, by resizing and padding.
         empty_cameras (`int`, *optional*, defaults to 0): cameras of the pretrained policy that this robot lacks. They
             are named `observation.images.empty_camera_0` and so on, and are optional.
-        tokenizer_max_length (`int`, *optional*, defaults to 48): tokens of the instruction, padding included.
+        tokenizer_name (`str`, *optional*, defaults to `"google/paligemma-3b-pt-224"`): Hub id or folder of PaliGemma's
+            tokenizer. The default is gated: ask for access, or pass `tokenizer=` where a processor is built.
+        max_instruction_tokens (`int`, *optional*, defaults to 48): tokens per instruction, padding included.
         paligemma_config (`dict` or `PaliGemmaConfig`, *optional*): fields in which it differs from PaliGemma-3B.
         gemma_expert_config (`dict` or `GemmaConfig`, *optional*): fields in which the expert differs from Gemma-300M.
         freeze_vision_encoder (`bool`, *optional*, defaults to False): leave the vision tower as it is in training.
@@ -146,6 +148,7 @@ class PI0PolicyConfig(PolicyConfig):
     """
 
     model_type = "pi0_policy"
+    reads_instruction: ClassVar[bool] = True
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = PolicyConfig.default_normalization | {"VISUAL": "IDENTITY"}
 
@@ -156,7 +159,8 @@ class PI0PolicyConfig(PolicyConfig):
     max_action_dim: int = 32
     image_resolution: tuple[int, int] = (224, 224)
     empty_cameras: int = 0
-    tokenizer_max_length: int = 48
+    tokenizer_name: str | None = "google/paligemma-3b-pt-224"
+    max_instruction_tokens: int = 48
 
     paligemma_config: dict[str, Any] | None = None
     gemma_expert_config: dict[str, Any] | None = None
@@ -204,11 +208,6 @@ class PI0PolicyConfig(PolicyConfig):
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts: `chunk_size`."""
         return self.chunk_size
-
-    @property
-    def reads_language(self) -> bool:
-        """π0 is told what to do in words: True."""
-        return True
 
     @property
     def model_state_dim(self) -> int:
@@ -293,12 +292,12 @@ class PI0PolicyConfig(PolicyConfig):
 
         inputs = super().example_inputs(batch_size)
         generator = torch.Generator().manual_seed(1)
-        views, n = len(self.image_features), self.tokenizer_max_length
+        views, n = len(self.image_features), self.max_instruction_tokens
         if views:
             inputs["pixel_values"] = torch.randn(batch_size, views, 3, *self.image_resolution, generator=generator)
         vocabulary = self.backbone_config().paligemma_config.text_config.vocab_size
         inputs["input_ids"] = torch.randint(0, vocabulary, (batch_size, n), generator=generator)
-        inputs["attention_mask"] = torch.ones(batch_size, n, dtype=torch.bool)
+        inputs["attention_mask"] = torch.ones(batch_size, n, dtype=torch.long)
         return inputs
 
     def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:

@@ -80,6 +80,9 @@ class PolicyConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     default_normalization: ClassVar[Mapping[str, str]] = dict.fromkeys(FeatureType.__members__, "MEAN_STD")
+    # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
+    # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
+    reads_instruction: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -245,11 +248,6 @@ class PolicyConfig(PreTrainedConfig):
         if ACTION not in self.output_features:
             raise InvalidConfigError("The action's width is unknown until output_features holds 'action'.")
         return self.output_features[ACTION].shape[0]
-
-    @property
-    def reads_language(self) -> bool:
-        """Whether the network reads an instruction: `input_ids` and `attention_mask`."""
-        return False
 
     @property
     def model_state_dim(self) -> int | None:

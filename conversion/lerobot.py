@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
+from ..processing.registry import processor_class
 from .act import ACT
 from .pi0 import PI0
 from .published_policy import PublishedPolicy
@@ -180,7 +181,7 @@ def _build_processor(
             raise (MissingStatisticsError if absent else CheckpointError)(
                 f"{source} normalises and un-normalises actions with different {which}: {told[0]} against {told[1]}."
             )
-    return PolicyProcessor.from_config(
+    return processor_class(config).from_config(
         config,
         statistics | {ACTION: actions},
         normalization_eps=normalizer.get("eps", 1e-8),

@@ -61,6 +61,8 @@ def rename_pi0_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names."""
     fields = known_fields(config, PI0PolicyConfig)
+    if "tokenizer_max_length" in config:
+        fields["max_instruction_tokens"] = config["tokenizer_max_length"]
     text = _variant(config, "paligemma_variant", "gemma_2b")
     fields["paligemma_config"] = {"text_config": text, "projection_dim": text["hidden_size"]}
     fields["gemma_expert_config"] = _variant(config, "action_expert_variant", "gemma_300m")

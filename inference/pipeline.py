@@ -15,6 +15,7 @@ from ..configuration.features import ACTION, IMAGE_PREFIX
 from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
+from ..processing.language import TASK
 from ..processing.processor import PolicyProcessor
 from .action_sources import ActionQueue, TemporalEnsembler
 
@@ -158,6 +159,7 @@ class PolicyPipeline(Pipeline):
             raise FeatureShapeError(
                 "The observation's batch", leading, f"{self._leading}, as in this episode's first; call reset() first"
             )
+        task = observation.get(TASK) if task is None else task  # history keeps features only
         history = None
         if self.model.config.n_obs_steps > 1:
             history = self._history_with(observation)

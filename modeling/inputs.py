@@ -33,7 +33,7 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
         elif cameras and all(name in inputs for name in cameras):
             inputs["pixel_values"] = [inputs[name] for name in cameras]
     widths = {"state": config.model_state_dim, "environment_state": config.environment_state_dim}
-    tokens = ["input_ids", "attention_mask"] if config.reads_language else []
+    tokens = ["input_ids", "attention_mask"] if config.reads_instruction else []
     needed = [name for name, width in widths.items() if width] + (["pixel_values"] if cameras else []) + tokens
     missing = [name for name in needed if inputs.get(name) is None]
     if missing:

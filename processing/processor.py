@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +67,7 @@ class PolicyProcessor(ProcessorMixin):
         embodiments (`dict[str, dict]`, *optional*): statistics per embodiment, where a policy knows several robots;
             then `statistics` is None.
         embodiment (`str`, *optional*): the one in use.
+        attributes: of subclasses, what `ProcessorMixin` saves in files of its own: `tokenizer`.
 
     Raises:
         MissingStatisticsError: a feature is to be normalised and its statistics are absent or do not fit.
@@ -89,6 +92,7 @@ class PolicyProcessor(ProcessorMixin):
         embodiments=None,
         embodiment=None,
         format_version=FORMAT_VERSION,
+        **attributes,
     ):
         inputs, outputs = _mapping("input_features", input_features), _mapping("output_features", output_features)
         self.input_features = {name: PolicyFeature.from_value(feature) for name, feature in inputs.items()}
@@ -109,7 +113,7 @@ class PolicyProcessor(ProcessorMixin):
         } or None
         self.embodiment = embodiment
         self.format_version = format_version
-        super().__init__()
+        super().__init__(**attributes)
         self._check_relative()
         self.statistics = None if self.embodiments else self._used(_mapping("statistics", statistics))
         self._normalizers: dict[str, Normalizer] | None = None
@@ -397,12 +401,22 @@ class PolicyProcessor(ProcessorMixin):
                     f"configured for {theirs.value}. Build it from the policy's config."
                 )
 
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names in processor_config.json: the constructor's arguments that have no file of their own."""
+        names: dict[str, None] = {}
+        for base in cls.__mro__:
+            if issubclass(base, PolicyProcessor) and "__init__" in vars(base):
+                parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+                names |= dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        return [name for name in names if name not in cls.get_attributes()]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = super().to_dict()
+        values = {name: getattr(self, name) for name in self.field_names()}
         for kind in ("input_features", "output_features"):
-            values[kind] = {name: feature.to_dict() for name, feature in getattr(self, kind).items()}
-        return values
+            values[kind] = {name: feature.to_dict() for name, feature in values[kind].items()}
+        return copy.deepcopy(values) | {"processor_class": type(self).__name__}
 
     def to_json_string(self) -> str:
         """Return the text of processor_config.json; keys keep their order, which is the order of the cameras."""
@@ -428,14 +442,19 @@ class PolicyProcessor(ProcessorMixin):
                 "There is no processor_config.json, without which a policy's numbers mean nothing. It is written by "
                 "PolicyPipeline.save_pretrained, or processor.save_pretrained beside the policy's."
             )
-        known = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
-        newer = processor_dict.get("format_version", FORMAT_VERSION) > FORMAT_VERSION
-        unknown = processor_dict.keys() - set(known) - {"processor_class", "auto_map"}
+        fields = {name: value for name, value in processor_dict.items() if name not in ("processor_class", "auto_map")}
+        known = cls.field_names()
+        newer = fields.get("format_version", FORMAT_VERSION) > FORMAT_VERSION
+        unknown = fields.keys() - set(known)
         if unknown and not newer:
             raise CheckpointError(
                 f"processor_config.json has unknown fields: {', '.join(sorted(unknown))}. Known: {', '.join(known)}."
             )
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        overrides = {name: value for name, value in kwargs.items() if name in known}
+        attributes = dict(zip(cls.get_attributes(), args, strict=True))  # loaded from files of their own
+        processor = cls(**attributes, **({n: v for n, v in fields.items() if n not in unknown} | overrides))
+        return (processor, {n: v for n, v in kwargs.items() if n not in known}) if return_unused else processor
 
 
 def _now(state: torch.Tensor) -> torch.Tensor:

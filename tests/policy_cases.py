@@ -78,7 +78,7 @@ def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
         "max_state_dim": 6,
         "max_action_dim": 4,
         "image_resolution": (28, 28),
-        "tokenizer_max_length": 6,
+        "max_instruction_tokens": 6,
         "num_inference_steps": 3,
         "paligemma_config": {"projection_dim": 32, "text_config": GEMMA, "vision_config": SIGLIP},
         "gemma_expert_config": GEMMA | {"hidden_size": 16, "intermediate_size": 24},

@@ -28,6 +28,7 @@ from ..modeling import registry
 from ..modeling.policy import PolicyModel
 from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
+from ..processing.registry import processor_class
 from ..processing.relative_actions import match_dimensions
 from .arguments import PolicyTrainingArguments
 from .recipe import Recipe
@@ -167,7 +168,7 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
         relative_to = _relative_to(recipe, dataset)
         plain = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: nothing is decoded
         statistics[ACTION] = relative_action_statistics(plain, relative_to)
-    processor = PolicyProcessor.from_config(
+    processor = processor_class(config).from_config(
         config,
         statistics,
         relative_to=relative_to,

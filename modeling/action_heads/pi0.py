@@ -144,7 +144,7 @@ class PI0FlowMatching(nn.Module):
             images: one (b, 3, h, w) in [-1, 1] per camera, or (b, v, 3, h, w).
             img_masks: one (b,) bool per camera, or (b, v), False where it is absent; None: all are there.
             lang_tokens: (b, n) token ids.
-            lang_masks: (b, n) bool, False where padded; None: nowhere.
+            lang_masks: (b, n), 0 or False where padded; None: nowhere.
             state: (b, s), or with history (b, t, s), of which the last is read.
             actions: (b, h, a) normalised labels.
             noise: (b, h, a) standard normal numbers; drawn when None.

@@ -79,7 +79,7 @@ class PI0Policy(PolicyModel):
             pixel_values: (b, v, 3, h, w) pictures in [-1, 1].
             pixel_mask: (b, v) bool, False where a camera is absent.
             input_ids: (b, n) tokens of the instruction.
-            attention_mask: (b, n) bool, False where they are padded.
+            attention_mask: (b, n), 0 where they are padded.
             state: (b, s) normalised, padded with zeros.
             actions: (b, h, a) normalised labels, padded with zeros.
             action_is_pad: (b, h) bool, True where a step lies beyond the episode.

@@ -64,7 +64,7 @@ def core(shared):
         chunk_size=case["chunk_size"],
         max_state_dim=case["max_state_dim"],
         max_action_dim=case["max_action_dim"],
-        tokenizer_max_length=7,
+        max_instruction_tokens=7,
     )
 
     def build(kind=PI0FlowMatching, attention="eager"):

@@ -58,7 +58,7 @@ def ours(native):
         paligemma_config=PALIGEMMA,
         gemma_expert_config=EXPERT,
         image_resolution=(28, 28),
-        tokenizer_max_length=5,
+        max_instruction_tokens=5,
         input_features={
             "observation.images.left": {"type": "VISUAL", "shape": (3, 28, 28)},
             "observation.images.right": {"type": "VISUAL", "shape": (3, 28, 28)},
