@@ -42,15 +42,24 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(
-    folder: Path, config: Mapping[str, Any], source: str, dtype: torch.dtype | str = torch.float32, **overrides: Any
-) -> tuple[PolicyModel, PolicyProcessor]:
+    folder: Path,
+    config: Mapping[str, Any],
+    source: str,
+    dtype: torch.dtype | str | None = None,
+    tokenizer: Any = None,
+    with_processor: bool = True,
+    **overrides: Any,
+) -> tuple[PolicyModel, PolicyProcessor | None]:
     """Load policy and processor from a folder as LeRobot publishes it.
 
     Args:
         folder: with config.json, model.safetensors and the two processors.
         config: the parsed config.json.
         source: for messages.
-        dtype: of the weights; LeRobot runs them in float32, whatever the file holds.
+        dtype: of the weights; by default the config's `dtype` where it names one, else float32, in which LeRobot runs
+            them whatever the file holds.
+        tokenizer: of a policy that reads instructions, see `LanguageProcessor.from_config`; the config only names it.
+        with_processor: leave the processor out when False.
         overrides: fields of our config.
 
     Raises:
@@ -68,18 +77,23 @@ def read_checkpoint(
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
         normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
-        rename_map: dict[str, str] = {}
+        general = {}
     else:
-        normalizer, unnormalizer, rename_map = _read_processors(folder)
+        normalizer, unnormalizer, general = _read_processors(folder)
     weights = kind.rename(published)
     fields = kind.fields(config, weights)
     fields["normalization_mapping"] = {
         feature: normalizer["norm_map"].get(feature, "IDENTITY") for feature in FeatureType.__members__
     }
     policy_config = kind.policy_class.config_class.from_dict(fields, **overrides)
+    dtype = dtype or config.get("dtype") or torch.float32
     policy = kind.policy_class.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
     policy.config.name_or_path = source
-    return policy, _build_processor(policy_config, normalizer, unnormalizer, rename_map, source)
+    if not with_processor:
+        return policy, None
+    if policy_config.reads_instruction:
+        general["tokenizer"] = tokenizer
+    return policy, _build_processor(policy_config, normalizer, unnormalizer, general, source)
 
 
 # --- weights ----------------------------------------------------------------------------------------------
@@ -97,8 +111,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 # --- processors -------------------------------------------------------------------------------------------
 
 
-def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, str]]:
-    """Return normalizer and unnormalizer (their config and `statistics`) and the map of renamed observations."""
+def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, Any]]:
+    """Return normalizer and unnormalizer (their config and `statistics`), and the other fields of our processor."""
     if not (folder / PREPROCESSOR).is_file() or not (folder / POSTPROCESSOR).is_file():
         raise MissingFileError(
             f"{folder} holds no {PREPROCESSOR} and {POSTPROCESSOR}, where LeRobot 0.4 and later keep the "
@@ -107,8 +121,19 @@ def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, str]]:
         )
     before, after = _read_steps(folder / PREPROCESSOR), _read_steps(folder / POSTPROCESSOR)
     renames = [step["config"].get("rename_map", {}) for step in before if "rename" in step["registry_name"]]
-    rename_map = {old: new for renamed in renames for old, new in renamed.items()}
-    return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), rename_map
+    general: dict[str, Any] = {"rename_map": {old: new for renamed in renames for old, new in renamed.items()}}
+    relative = [step["config"] for step in before if step["registry_name"] == "relative_actions_processor"]
+    if relative and relative[0].get("enabled"):
+        general["relative_to"] = relative[0]
+    return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), general
+
+
+def _relative_to(step: Mapping[str, Any], width: int) -> list[int | None]:
+    """Return the state dimension that each action dimension is relative to: its own, unless its name is excluded."""
+    excluded = [str(name).lower() for name in step.get("exclude_joints") or () if name]
+    names = [str(name).lower() for name in step.get("action_names") or ()]
+    names += [""] * (width - len(names))
+    return [None if any(word in names[i] for word in excluded) else i for i in range(width)]
 
 
 def _read_steps(path: Path) -> list[dict]:
@@ -168,8 +193,10 @@ def _normalizer(folder: Path, steps: list[dict], kind: str) -> dict:
 
 
 def _build_processor(
-    config: PolicyConfig, normalizer: dict, unnormalizer: dict, rename_map: dict[str, str], source: str
+    config: PolicyConfig, normalizer: dict, unnormalizer: dict, general: dict[str, Any], source: str
 ) -> PolicyProcessor:
+    if "relative_to" in general:
+        general = general | {"relative_to": _relative_to(general["relative_to"], config.action_dim)}
     statistics = normalizer["statistics"]
     actions = unnormalizer["statistics"].get(ACTION, statistics.get(ACTION, {}))
     mode = config.normalization_mode(config.output_features[ACTION])
@@ -185,7 +212,7 @@ def _build_processor(
         config,
         statistics | {ACTION: actions},
         normalization_eps=normalizer.get("eps", 1e-8),
-        rename_map=rename_map,
+        **general,
     )
 
 

@@ -29,14 +29,15 @@ def published_layout(config: Mapping[str, Any]) -> Callable | None:
 
 def read_published(
     folder: str | os.PathLike, config: Mapping[str, Any], source: str | None = None, **overrides: Any
-) -> tuple[PolicyModel, PolicyProcessor]:
+) -> tuple[PolicyModel, PolicyProcessor | None]:
     """Load a published checkpoint folder, strictly.
 
     Args:
         folder: holds config.json, weights and processors.
         config: the parsed config.json.
         source: what the user asked for, for messages; by default the folder.
-        overrides: `dtype`, and config fields to change.
+        overrides: `dtype`, `tokenizer`, config fields to change, and `with_processor=False` where only the policy is
+            wanted, which then needs no tokenizer.
 
     Returns:
         The policy, in eval mode, and its processor.

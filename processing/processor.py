@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -75,6 +75,14 @@ class PolicyProcessor(ProcessorMixin):
 
     # transformers' Trainer looks for special tokens here, whatever it trains; there are none.
     tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
+
+    # The fields that the policy's config has too, and in which the two must agree.
+    compared_fields: ClassVar[tuple[str, ...]] = (
+        "input_features",
+        "output_features",
+        "n_obs_steps",
+        "optional_cameras",
+    )
 
     def __init__(
         self,
@@ -384,14 +392,14 @@ class PolicyProcessor(ProcessorMixin):
         Raises:
             CheckpointError: features, their order, or the history differ.
         """
-        for kind in ("input_features", "output_features", "n_obs_steps", "optional_cameras"):
+        for kind in self.compared_fields:
             mine, theirs = getattr(self, kind), getattr(config, kind)
-            theirs = list(theirs) if kind == "optional_cameras" else theirs
+            theirs = list(theirs) if isinstance(theirs, tuple) else theirs
             same = mine == theirs and (kind != "input_features" or list(mine) == list(theirs))
             if not same:
                 raise CheckpointError(
                     f"The processor's {kind} differ from the policy's: {mine} against {theirs}. "
-                    f"Build it from the policy's config: PolicyProcessor.from_config(config, statistics)."
+                    f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
                 )
         for feature in (self.input_features | self.output_features).values():
             mine, theirs = self.normalization_mode(feature), config.normalization_mode(feature)

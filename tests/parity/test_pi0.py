@@ -1,14 +1,25 @@
 """LeRobot's π0 (0.6.1, in float32) gives its numbers here: the network alone, and a whole checkpoint."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from manipulators import PaliGemmaWithExpertModel, PI0FlowMatching, PI0Policy, PI0PolicyConfig, load_published
+from manipulators import (
+    AutoPolicy,
+    PaliGemmaWithExpertModel,
+    PI0FlowMatching,
+    PI0Policy,
+    PI0PolicyConfig,
+    PolicyPipeline,
+    load_published,
+)
+from manipulators.auto import load_policy_and_processor
 from manipulators.conversion.pi0 import rename_pi0_weights
+from manipulators.errors import FeatureShapeError, MissingFeatureError, MissingTokenizerError
 from manipulators.modeling.action_heads.pi0 import block_mask
 
 VARIANTS = ("all_present", "last_camera_masked", "lang_padded", "camera_and_lang_masked")
@@ -194,3 +205,158 @@ def test_prefix_output_does_not_depend_on_the_suffix(core):
     close(both, alone)
     close(expert, cached)
     close(expert, skipped)
+
+
+# --- a whole checkpoint -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    """LeRobot's checkpoint folder, its inputs and outputs, and how it is loaded."""
+    folder = shared / "golden" / "pi0_lerobot_ckpt"
+    case = json.loads((folder / "case.json").read_text())
+    inputs = load_file(folder / "inputs.safetensors")
+    return SimpleNamespace(
+        checkpoint=folder / "checkpoint",
+        sizes=sizes(case["config"]),
+        loading=sizes(case["config"]) | {"tokenizer": folder / "tokenizer"},
+        tasks=case["tasks"],
+        inputs=inputs,
+        observation={name: x for name, x in inputs.items() if name.startswith("observation.")},
+        outputs=load_file(folder / "outputs.safetensors"),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(golden):
+    return PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.loading)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_episode(request):
+    if "pipeline" in request.fixturenames:
+        request.getfixturevalue("pipeline").reset()
+
+
+def test_processed_inputs(golden, pipeline):
+    found = pipeline.processor(golden.observation, task=golden.tasks, actions=golden.inputs["action"])
+    outputs = golden.outputs
+    for view in range(3):  # the third is an empty camera
+        close(found["pixel_values"][:, view], outputs[f"processed.images.{view}"], atol=1e-6)
+        assert torch.equal(found["pixel_mask"][:, view], outputs[f"processed.img_masks.{view}"])
+    close(found["state"], outputs["processed.state"])
+    close(found["actions"], outputs["processed.action"])
+    assert torch.equal(found["input_ids"], outputs["processed.lang_tokens"])
+    assert torch.equal(found["attention_mask"].bool(), outputs["processed.lang_masks"])
+    assert found["action_mask"].shape == (2, 6, 8) and found["action_mask"].sum(-1).unique().tolist() == [5]
+
+
+def test_pictures_as_bytes_in_any_order_of_axes(golden, pipeline):
+    expected = pipeline.processor(golden.observation, task=golden.tasks)["pixel_values"]
+    cameras = [name for name in golden.observation if "images" in name]
+    pictures = {name: (golden.observation[name].movedim(1, -1) * 255).round().to(torch.uint8) for name in cameras}
+    found = pipeline.processor(golden.observation | pictures, task=golden.tasks)["pixel_values"]
+    torch.testing.assert_close(found, expected, atol=0.6 * 2 / 255, rtol=0)
+
+
+def test_chunk(golden, pipeline):
+    inputs = pipeline.processor(golden.observation, task=golden.tasks)
+    normalised = pipeline.policy.predict_action_chunk(**inputs, noise=golden.inputs["noise"])
+    assert normalised.shape == (2, 6, 8)
+    close(normalised[..., :5], golden.outputs["chunk_normalized"])
+    chunk = pipeline.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
+    close(chunk, golden.outputs["chunk"])
+
+
+def test_select_action(golden, pipeline):
+    actions = [pipeline(golden.observation, task=golden.tasks, noise=golden.inputs["noise"]) for _ in range(6)]
+    close(torch.stack(actions), golden.outputs["select_action_6"])
+
+
+def test_one_robot(golden, pipeline):
+    observation = {name: x[1] for name, x in golden.observation.items()}
+    chunk = pipeline.predict_chunk(observation, task=golden.tasks[1], noise=golden.inputs["noise"][1:])
+    close(chunk, golden.outputs["chunk"][1])
+
+
+def test_training_loss(golden, pipeline):
+    batch = pipeline.processor(golden.observation, task=golden.tasks, actions=golden.inputs["action"])
+    draws = {name: golden.inputs[name] for name in ("noise", "time")}
+    with torch.no_grad():
+        output = pipeline.policy(**batch, **draws)
+        alone = [pipeline.policy(**{n: x[i : i + 1] for n, x in (batch | draws).items()}).loss for i in range(2)]
+    close(output.loss, golden.outputs["loss"][0])
+    close(output.losses["flow"], output.loss)
+    close(torch.stack(alone), golden.outputs["loss_per_sample"])
+
+
+def test_empty_camera_may_be_absent_and_others_not(golden, pipeline):
+    assert pipeline.policy.config.optional_cameras == ("observation.images.empty_camera_0",)
+    observation = {name: x for name, x in golden.observation.items() if "wrist" not in name}
+    with pytest.raises(MissingFeatureError, match=r"lacks observation\.images\.wrist"):
+        pipeline.processor(observation, task=golden.tasks)
+
+
+def test_written_as_ours(golden, pipeline, tmp_path):
+    """Tokenizer and sizes included: nothing else is needed to load it."""
+    pipeline.save_pretrained(tmp_path)
+    again = PolicyPipeline.from_pretrained(tmp_path, device="cpu")
+    assert again.processor.to_dict() == pipeline.processor.to_dict()
+    chunk = again.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
+    close(chunk, golden.outputs["chunk"])
+
+
+def test_policy_without_a_tokenizer(golden):
+    policy = AutoPolicy.from_pretrained(golden.checkpoint, **golden.sizes)
+    assert type(policy) is PI0Policy and not policy.training
+    assert policy.dtype == torch.float32
+
+
+def test_gated_tokenizer(golden, monkeypatch):
+    """LeRobot's processor names PaliGemma's tokenizer only, which is gated."""
+
+    def refuse(source, **kwargs):
+        raise OSError(f"{source} is a gated repository")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    message = r"'google/paligemma-3b-pt-224' cannot be had.*tokenizer="
+    with pytest.raises(MissingTokenizerError, match=message):
+        PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.sizes)
+
+
+def test_dtype_of_the_published_config(golden, tmp_path):
+    shutil.copytree(golden.checkpoint, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "config.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    policy, processor = load_policy_and_processor(tmp_path / "checkpoint", **golden.loading)
+    assert policy.model.paligemma_with_expert.embed_tokens.weight.dtype == torch.bfloat16
+    assert policy.model.state_proj.weight.dtype == torch.float32
+    inputs = processor(golden.observation, task=golden.tasks)
+    chunk = policy.predict_action_chunk(**inputs, noise=golden.inputs["noise"])
+    torch.testing.assert_close(chunk[..., :5], golden.outputs["chunk_normalized"], atol=0.1, rtol=0)
+
+
+def test_relative_actions(golden, tmp_path):
+    """Actions that the network knows as differences to the state come out absolute."""
+    shutil.copytree(golden.checkpoint, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "policy_preprocessor.json"
+    path.chmod(0o644)
+    values = json.loads(path.read_text())
+    (step,) = (step for step in values["steps"] if step["registry_name"] == "relative_actions_processor")
+    step["config"] |= {"enabled": True, "action_names": ["a", "b", "gripper", "d", "e"]}
+    path.write_text(json.dumps(values))
+    _, processor = load_policy_and_processor(tmp_path / "checkpoint", **golden.loading)
+    assert processor.relative_to == [0, 1, None, 3, 4]
+    state = golden.observation["observation.state"]
+    chunk = torch.zeros(2, 6, 8)
+    chunk[..., :5] = golden.outputs["chunk_normalized"]
+    expected = golden.outputs["chunk"] + torch.where(torch.arange(5) == 2, 0, state)[:, None]
+    close(processor.decode_actions(chunk, state=state), expected)
+
+
+def test_chunk_without_its_padding_is_refused(golden, pipeline):
+    with pytest.raises(
+        FeatureShapeError, match=r"shape \(2, 6, 5\); expected a last dimension of 8, padding included"
+    ):
+        pipeline.processor.decode_actions(golden.outputs["chunk_normalized"])
