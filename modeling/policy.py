@@ -170,6 +170,9 @@ class PolicyModel(PreTrainedModel):
             logger.warning(f"allow_partial=True: {mismatch}")
         return (policy, info) if wants_info else policy
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
+
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
 
