@@ -81,7 +81,7 @@ class PaliGemmaWithExpertModel(nn.Module):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, n, d) of pictures (b, 3, h, w) in [-1, 1]; they are not scaled as words are."""
-        image = image.to(self.multi_modal_projector.linear.weight.dtype)
+        image = image.to(self.vision_tower.dtype)
         return self.multi_modal_projector(self.vision_tower(image).last_hidden_state)
 
     def embed_language_tokens(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..policy import LABELS, PolicyModel, PolicyOutput
 from ..registry import register_policy
 
 BACKBONE = "model.paligemma_with_expert."
+HEADS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
 
 
 @register_policy("pi0_policy")
@@ -40,12 +42,10 @@ class PI0Policy(PolicyModel):
         "post_attention_layernorm",
         "language_norm",
         "expert_norm",
-        "state_proj",
-        "action_in_proj",
-        "action_time_mlp_in",
-        "action_time_mlp_out",
-        "action_out_proj",
+        *HEADS,
     ]
+    # Small, and what a robot's own states and actions go through: trained in full beside any adapter.
+    modules_to_save = HEADS
 
     def __init__(self, config: PI0PolicyConfig):
         config.require_features()
@@ -56,6 +56,7 @@ class PI0Policy(PolicyModel):
         for module in (backbone.embed_tokens, *backbone.layers.modules()):
             module.starts_as_gemma = isinstance(module, (nn.Linear, nn.Embedding))
         self.parameter_parts = _parameter_parts(len(backbone.layers))
+        self.lora_targets = _lora_targets(len(backbone.layers))
         self.post_init()
 
     def forward(
@@ -169,14 +170,27 @@ def _parameter_parts(depth: int) -> dict[str, tuple[str, ...]]:
     last = [
         f"{layers[-1]}language_model.{name}" for name in ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
     ]
-    heads = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
     return {
         "tune_llm": (f"{BACKBONE}embed_tokens", *(f"{layer}language_model." for layer in layers[:-1]), *last),
         "tune_visual": (f"{BACKBONE}vision_tower.",),
         "tune_projector": (f"{BACKBONE}multi_modal_projector.",),
         "tune_diffusion_model": (
-            *(f"model.{name}." for name in heads),
+            *(f"model.{name}." for name in HEADS),
             *(f"{layer}gemma_expert." for layer in layers),
             f"{BACKBONE}expert_norm",
         ),
+    }
+
+
+def _lora_targets(depth: int) -> dict[str, str]:
+    """Return for each part the regular expression of the linear maps that adapters go to, for so many joint layers."""
+    backbone, last = re.escape(BACKBONE), depth - 1
+    linear = r"(?:self_attn|mlp)\.\w+_proj"
+    return {
+        # Of the last layer's prefix only keys and values matter.
+        "tune_llm": rf"{backbone}layers\.(?:(?!{last}\.)\d+\.language_model\.{linear}"
+        rf"|{last}\.language_model\.self_attn\.[kv]_proj)",
+        "tune_visual": rf"{backbone}vision_tower\.encoder\.layers\.\d+\.(?:self_attn\.\w+_proj|mlp\.fc\d)",
+        "tune_projector": rf"{backbone}multi_modal_projector\.linear",
+        "tune_diffusion_model": rf"{backbone}layers\.\d+\.gemma_expert\.{linear}",
     }

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from manipulators import PaliGemmaWithExpertModel, PI0FlowMatching, PI0Policy
@@ -169,6 +170,29 @@ def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen):
     assert backbone.layers[0].language_model.training == (len(frozen) < 2)
     assert backbone.layers[0].gemma_expert.training and policy.model.state_proj.training
     assert not policy.eval().model.paligemma_with_expert.layers[0].gemma_expert.training
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_are_trained(policy, inputs, checkpointing):
+    """In every part; beside them only the projections of states and actions."""
+    given = draws(policy, training=True)
+    before = policy(**inputs, **given).loss
+    targets = "|".join(f"(?:{pattern})" for pattern in policy.lora_targets.values())
+    config = LoraConfig(r=2, target_modules=targets, modules_to_save=list(policy.modules_to_save))
+    adapted = get_peft_model(policy, config)
+    adapters = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" in name}
+    # Per part: keys and values of two layers and the rest of one; vision; projector; two expert layers.
+    assert len(adapters) == 2 * ((7 + 2) + 6 + 1 + 2 * 7)
+    torch.testing.assert_close(adapted(**inputs, **given).loss, before)
+    if checkpointing:
+        policy.gradient_checkpointing_enable()
+    with torch.no_grad():
+        for name in adapters:
+            adapted.get_parameter(name).add_(0.1)
+    adapted.train()(**inputs, **given).loss.backward()
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(adapted.get_parameter(name).grad.norm() > 0 for name in trained)
+    assert {name.split(".")[-4] for name in trained - adapters} == set(policy.modules_to_save)
 
 
 def test_loss_over(tiny_pi0):
