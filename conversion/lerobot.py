@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .._files import read_json
 from ..configuration.features import ACTION, FeatureType, NormalizationMode
@@ -28,7 +26,7 @@ from ..processing.processor import PolicyProcessor
 from ..processing.registry import processor_class
 from .act import ACT
 from .pi0 import PI0
-from .published_policy import PublishedPolicy
+from .published_policy import PublishedPolicy, listing, read_weights
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
@@ -73,7 +71,7 @@ def read_checkpoint(
         if not isinstance(config.get(features), Mapping):
             raise InvalidConfigError(f"The config.json of {source} has no {features}; published ones list them all.")
     kind = POLICIES[config["type"]]
-    published = _read_weights(folder / "model.safetensors")
+    published = read_weights(folder / "model.safetensors")
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
         normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
@@ -96,18 +94,6 @@ def read_checkpoint(
     return policy, _build_processor(policy_config, normalizer, unnormalizer, general, source)
 
 
-# --- weights ----------------------------------------------------------------------------------------------
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; it holds {_listing(path.parent)}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(path, "safetensors file", error) from error
-
-
 # --- processors -------------------------------------------------------------------------------------------
 
 
@@ -116,7 +102,7 @@ def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, Any]]:
     if not (folder / PREPROCESSOR).is_file() or not (folder / POSTPROCESSOR).is_file():
         raise MissingFileError(
             f"{folder} holds no {PREPROCESSOR} and {POSTPROCESSOR}, where LeRobot 0.4 and later keep the "
-            f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {_listing(folder)}. "
+            f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {listing(folder)}. "
             f"Without statistics a policy's actions mean nothing."
         )
     before, after = _read_steps(folder / PREPROCESSOR), _read_steps(folder / POSTPROCESSOR)
@@ -186,7 +172,7 @@ def _normalizer(folder: Path, steps: list[dict], kind: str) -> dict:
     # A file name only: a checkpoint must not reach outside its folder.
     path = folder / Path(state_file).name
     statistics: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in _read_weights(path).items():
+    for key, value in read_weights(path).items():
         feature, _, which = key.rpartition(".")
         statistics.setdefault(feature, {})[which] = value.float().flatten()
     return found[0]["config"] | {"statistics": statistics}
@@ -214,7 +200,3 @@ def _build_processor(
         normalization_eps=normalizer.get("eps", 1e-8),
         **general,
     )
-
-
-def _listing(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()) or "nothing"

@@ -63,13 +63,20 @@ def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     fields = known_fields(config, PI0PolicyConfig)
     if "tokenizer_max_length" in config:
         fields["max_instruction_tokens"] = config["tokenizer_max_length"]
-    text = _variant(config, "paligemma_variant", "gemma_2b")
-    fields["paligemma_config"] = {"text_config": text, "projection_dim": text["hidden_size"]}
-    fields["gemma_expert_config"] = _variant(config, "action_expert_variant", "gemma_300m")
+    fields |= variant_fields(config)
     # LeRobot lists the cameras that a robot lacks among the features, and masks whichever is absent.
     empty = [name for name in fields["input_features"] if name.startswith(f"{IMAGE_PREFIX}empty_camera_")]
     fields["optional_cameras"] = empty
     return fields
+
+
+def variant_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes that the variants named by a LeRobot or openpi config stand for."""
+    text = _variant(config, "paligemma_variant", "gemma_2b")
+    return {
+        "paligemma_config": {"text_config": text, "projection_dim": text["hidden_size"]},
+        "gemma_expert_config": _variant(config, "action_expert_variant", "gemma_300m"),
+    }
 
 
 def _variant(config: Mapping[str, Any], field: str, default: str) -> dict[str, Any]:

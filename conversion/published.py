@@ -13,18 +13,20 @@ from torch import nn
 from ..errors import UnknownPolicyError, WeightsMismatchError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
-from . import lerobot
+from . import lerobot, openpi
 from .act import ACT
 from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
+# The layouts of whole checkpoints.
+LAYOUTS = (lerobot, openpi)
 # Whose names `load_published` can read.
 POLICIES: tuple[PublishedPolicy, ...] = (ACT, PI0)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:
     """Return the reader of the layout that a config.json is written in, or None when it is ours."""
-    return lerobot.read_checkpoint if lerobot.is_config(config) else None
+    return next((layout.read_checkpoint for layout in LAYOUTS if layout.is_config(config)), None)
 
 
 def read_published(

@@ -27,6 +27,8 @@ class PI0Processor(LanguageProcessor):
         image_resolution (`tuple[int, int]`): height and width of the pictures that the network sees.
         max_state_dim (`int`): width of its states.
         max_action_dim (`int`): width of its actions.
+        clean_instructions (`bool`, *optional*, defaults to False): trim instructions, and read underscores and line
+            breaks in them as spaces, as openpi does and LeRobot does not.
         kwargs: what `LanguageProcessor` takes.
     """
 
@@ -38,11 +40,20 @@ class PI0Processor(LanguageProcessor):
     )
 
     # transformers finds what has files of its own, the tokenizer, by the names in this signature.
-    def __init__(self, tokenizer=None, image_resolution=(224, 224), max_state_dim=32, max_action_dim=32, **kwargs):
+    def __init__(
+        self,
+        tokenizer=None,
+        image_resolution=(224, 224),
+        max_state_dim=32,
+        max_action_dim=32,
+        clean_instructions=False,
+        **kwargs,
+    ):
         super().__init__(tokenizer=tokenizer, **kwargs)
         self.image_resolution = list(image_resolution)
         self.max_state_dim = max_state_dim
         self.max_action_dim = max_action_dim
+        self.clean_instructions = clean_instructions
 
     @classmethod
     def from_config(cls, config: PI0PolicyConfig, statistics: Mapping | None = None, **kwargs: Any) -> PI0Processor:
@@ -58,6 +69,8 @@ class PI0Processor(LanguageProcessor):
 
     def prompt(self, task: str) -> str:
         """Return the instruction and a line break, by which PaliGemma knows that it ends."""
+        if self.clean_instructions:
+            task = task.strip().replace("_", " ").replace("\n", " ")
         return task if task.endswith("\n") else f"{task}\n"
 
     def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -79,6 +79,11 @@ def test_prompt_ends_with_one_line_break(processor, task, prompt):
     assert processor.prompt(task) == prompt
 
 
+def test_instructions_cleaned_as_openpi_does(processor):
+    processor.clean_instructions = True
+    assert processor.prompt(" press_it\nnow\n") == "press it now\n"
+
+
 # --- vectors ----------------------------------------------------------------------------------------------
 
 
