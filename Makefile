@@ -1,16 +1,22 @@
-# `make demo` trains and measures a policy; `make test` runs the checks. Both install what they need into .venv.
+# `make demo` trains and measures a policy; `make test` runs the checks; `make test-oldest` runs the tests with the oldest
+# transformers and neighbours that setup.cfg allows (.ci/oldest.txt). Each installs what it needs, into .venv or .venv-oldest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+OLDEST_INSTALLED := $(OLDEST)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-oldest lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/manipulators train act_metaworld --output outputs/demo
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+test-oldest: $(OLDEST_INSTALLED)
+	$(OLDEST)/bin/python -m pytest -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,5 +32,11 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --editable ".[sim,dev]"
 	touch $(INSTALLED)
 
+$(OLDEST_INSTALLED): setup.cfg pyproject.toml .ci/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		--constraint .ci/oldest.txt --editable ".[sim,dev]"
+	touch $(OLDEST_INSTALLED)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

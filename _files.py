@@ -35,9 +35,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 def replace_folder(finished: str | os.PathLike, path: str | os.PathLike) -> None:
     """Give a finished folder its name, in place of what has it: after a power cut either is there, and whole."""
     finished, path = Path(finished), Path(path)
-    for file in finished.rglob("*"):
-        if file.is_file():
-            _flush(file)
+    for written in (*finished.rglob("*"), finished):
+        _flush(written)
     replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if path.exists():

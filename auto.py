@@ -16,7 +16,7 @@ from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
-from .modeling.policies import act, pi0  # noqa: F401  (importing a policy registers it)
+from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
 from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
 from .processing.processor import PolicyProcessor

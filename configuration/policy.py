@@ -18,11 +18,11 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
-    IMAGE_PREFIX,
     STATE,
     FeatureType,
     NormalizationMode,
     PolicyFeature,
+    is_camera_name,
 )
 from .typed_values import to_field_type
 
@@ -177,7 +177,7 @@ class PolicyConfig(PreTrainedConfig):
                 if feature.type is FeatureType.VISUAL
                 else {FeatureType.STATE: STATE, FeatureType.ENV: ENVIRONMENT_STATE}.get(feature.type)
             )
-            fits = name.startswith(IMAGE_PREFIX) if feature.type is FeatureType.VISUAL else name == expected
+            fits = is_camera_name(name) if feature.type is FeatureType.VISUAL else name == expected
             if not fits:
                 raise InvalidConfigError(
                     f"Input feature {name!r} has type {feature.type.value}; "
@@ -263,6 +263,11 @@ class PolicyConfig(PreTrainedConfig):
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+
+    @property
+    def frames_without_start(self) -> int:
+        """Frames at an episode's end from which training does not start: too little follows them."""
+        return 0
 
     def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how `feature` is normalised."""

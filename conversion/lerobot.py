@@ -25,13 +25,14 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from ..processing.registry import processor_class
 from .act import ACT
+from .diffusion import DIFFUSION
 from .pi0 import PI0
 from .published_policy import PublishedPolicy, listing, read_weights
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-POLICIES: dict[str, PublishedPolicy] = {"act": ACT, "pi0": PI0}
+POLICIES: dict[str, PublishedPolicy] = {"act": ACT, "diffusion": DIFFUSION, "pi0": PI0}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:

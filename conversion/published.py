@@ -15,13 +15,14 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from . import lerobot, openpi
 from .act import ACT
+from .diffusion import DIFFUSION
 from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
 # The layouts of whole checkpoints.
 LAYOUTS = (lerobot, openpi)
 # Whose names `load_published` can read.
-POLICIES: tuple[PublishedPolicy, ...] = (ACT, PI0)
+POLICIES: tuple[PublishedPolicy, ...] = (ACT, DIFFUSION, PI0)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:

@@ -14,6 +14,8 @@ from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from .card import save_card
 from .card_data import CardData, ContractRow
 
+# As people say them, where that is not the model type in capitals.
+POLICY_NAMES = {"diffusion_policy": "Diffusion"}
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 
 
@@ -78,22 +80,29 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
+    reads_instruction = "max_instruction_tokens" in processor
     return CardData(
-        policy_name=config["model_type"].removesuffix("_policy").replace("_", " ").upper(),
+        policy_name=POLICY_NAMES.get(config["model_type"], _spoken(config["model_type"])),
         model_type=config["model_type"],
         parameters=parameters,
         inputs=[_row(name, f, processor) for name, f in config["input_features"].items()],
         outputs=[_row(name, f, processor) for name, f in config["output_features"].items()],
         repo_id=repo_id,
-        action_horizon=config.get("chunk_size") or config.get("action_horizon"),
+        action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),
+        n_obs_steps=config.get("n_obs_steps", 1),
         control_rate_hz=record.get("control_rate_hz"),
+        instruction=reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
         training=record.get("training"),
         log_history=record.get("log_history", ()),
         evaluation=evaluation or None,
         versions=record.get("versions", {}),
     )
+
+
+def _spoken(model_type: str) -> str:
+    return model_type.removesuffix("_policy").replace("_", " ").upper()
 
 
 def _row(name: str, feature: Mapping[str, Any], processor: Mapping[str, Any]) -> ContractRow:
@@ -115,7 +124,7 @@ def _parameters(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*model*.safetensors")):  # not what a Trainer checkpoint holds beside them
         try:
             with safe_open(path, framework="np") as file:
                 total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

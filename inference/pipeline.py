@@ -11,7 +11,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import load_policy_and_processor
-from ..configuration.features import ACTION, IMAGE_PREFIX
+from ..configuration.features import ACTION, IMAGE_PREFIX, is_camera_name
 from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
@@ -260,7 +260,7 @@ def _widened(limits: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Te
 def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:
     renamed = {}
     for yours, theirs in camera_map.items():
-        full = {name: name if name.startswith(IMAGE_PREFIX) else IMAGE_PREFIX + name for name in (yours, theirs)}
+        full = {name: name if is_camera_name(name) else IMAGE_PREFIX + name for name in (yours, theirs)}
         if full[theirs] not in cameras:
             raise InvalidConfigError(
                 f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"

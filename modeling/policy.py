@@ -76,6 +76,9 @@ class PolicyModel(PreTrainedModel):
         if reset is not None:
             reset()
 
+    def freeze_parts(self) -> None:
+        """Mark the parameters that are never trained; called again after loading, which forgets the mark."""
+
     # --- inputs ---------------------------------------------------------------------------------------
 
     def check_inputs(self, **observation: Any) -> dict[str, Any]:
@@ -168,6 +171,7 @@ class PolicyModel(PreTrainedModel):
             if not allow_partial:
                 raise mismatch
             logger.warning(f"allow_partial=True: {mismatch}")
+        policy.freeze_parts()
         return (policy, info) if wants_info else policy
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import importlib
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -33,13 +36,18 @@ ROOMS = {
 }
 
 
+@functools.cache
 def shipped_modules():
     """Every Python file of the package: dotted name without `manipulators.` → path."""
+    # Not one rglob over the root: virtual environments stand in it, with ten thousands of files.
+    kept = [p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "build", "dist"))]
+    paths = [
+        *ROOT.glob("*.py"),
+        *(path for room in kept if room.name not in NOT_SHIPPED for path in room.rglob("*.py")),
+    ]
     modules = {}
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in sorted(paths):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] in NOT_SHIPPED or parts[0].startswith((".", "build", "dist")):
-            continue
         modules[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
     return modules
 
@@ -91,6 +99,17 @@ def test_bounds_of_torch_and_transformers(setup):
     assert not any(line.startswith(("torchvision", "flash")) for line in requirements)
 
 
+def test_the_oldest_versions_tested_are_the_oldest_allowed(setup):
+    lines = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    requirements = [Requirement(line) for line in setup["options"]["install_requires"].split()]
+    lowest = {r.name: s.version for r in requirements for s in r.specifier if s.operator == ">="}
+    assert {"transformers", "huggingface_hub", "accelerate", "datasets", "diffusers", "peft"} <= tested.keys()
+    assert {name: Version(version) for name, version in tested.items()} == {
+        name: Version(lowest[name]) for name in tested
+    }
+
+
 def test_everything_imported_is_required(setup):
     """A third-party module that the library imports is among the requirements, or in the extra for simulators."""
     section = setup["options"]["install_requires"] + setup["options.extras_require"]["sim"]
@@ -117,7 +136,7 @@ def wheel(tmp_path_factory):
     """Names of the files in a wheel that is built from a copy of the repository."""
     copy, built = tmp_path_factory.mktemp("copy") / "main", tmp_path_factory.mktemp("built")
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "outputs", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"
+        ".git", ".venv*", "outputs", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"
     )
     shutil.copytree(ROOT, copy, ignore=ignored)
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(built)!r}))"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from ..errors import InvalidConfigError
+
 
 @dataclass
 class PolicyTrainingArguments(TrainingArguments):
@@ -15,11 +17,26 @@ class PolicyTrainingArguments(TrainingArguments):
     Args:
         learning_rate_visual (`float`, *optional*): learning rate of the vision backbone; by default
             `learning_rate`.
+        ema_decay (`float`, *optional*): average the weights over the steps, keeping at most this share of the average
+            at each, such as 0.9999. Evaluation uses the average, and it is what a finished run publishes.
+        ema_power, ema_inv_gamma (`float`, *optional*, defaults to 0.75 and 1.0): update t = 0, 1, … keeps
+            1 - (1 + t / ema_inv_gamma) ** -ema_power, until that exceeds `ema_decay`.
+        ema_update_after_step (`int`, *optional*, defaults to 0): steps before, whose weights are not averaged.
+
+    Raises:
+        InvalidConfigError: a decay outside [0, 1), a power or inv_gamma that is not positive, a negative step.
     """
 
     learning_rate_visual: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision backbone; by default learning_rate."}
     )
+
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights over the steps, keeping at most this share, in [0, 1)."}
+    )
+    ema_power: float = field(default=0.75, metadata={"help": "Exponent of the average's warm-up."})
+    ema_inv_gamma: float = field(default=1.0, metadata={"help": "Steps in which the average's warm-up begins."})
+    ema_update_after_step: int = field(default=0, metadata={"help": "Steps whose weights are not averaged."})
 
     # The processor's output is exactly what a policy's forward names; there is nothing to remove.
     remove_unused_columns: bool = False
@@ -31,3 +48,25 @@ class PolicyTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     max_grad_norm: float = 10.0
     weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InvalidConfigError(
+                f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None averages not."
+            )
+        for name in ("ema_power", "ema_inv_gamma"):
+            if getattr(self, name) <= 0:
+                raise InvalidConfigError(f"{name}={getattr(self, name)} must be greater than 0.")
+        if self.ema_update_after_step < 0:
+            raise InvalidConfigError(f"ema_update_after_step={self.ema_update_after_step} must be at least 0.")
+
+    @property
+    def ema_options(self) -> dict[str, float]:
+        """What `WeightAverage` takes."""
+        return {
+            "decay": self.ema_decay,
+            "power": self.ema_power,
+            "inv_gamma": self.ema_inv_gamma,
+            "update_after_step": self.ema_update_after_step,
+        }

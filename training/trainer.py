@@ -6,31 +6,33 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from .._files import replace_folder
-from ..errors import (
-    CorruptFileError,
-    DivergedTrainingError,
-    InvalidConfigError,
-    MissingFileError,
-    WeightsMismatchError,
-)
+from ..errors import DivergedTrainingError, InvalidConfigError
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
+from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
 from .collator import PolicyCollator
+
+if TYPE_CHECKING:
+    from .ema import WeightAverage
+
+logger = logging.get_logger(__name__)
 
 STAGING_FOLDER = ".incomplete"  # in the output folder; resuming looks only at finished checkpoints beside it
 
@@ -55,6 +57,7 @@ class PolicyTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         augmentation: Augmentation | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ):
         processor.check_agreement(model.config)
@@ -63,11 +66,27 @@ class PolicyTrainer(Trainer):
                 "augmentation= belongs to the collator; give it to yours: PolicyCollator(processor, augmentation)."
             )
         kwargs.setdefault("data_collator", PolicyCollator(processor))
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[_Steps(self), *(callbacks or ())],  # first: yours see the averaged weights of the step
+            **kwargs,
+        )
+        if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InvalidConfigError(
+                "ema_decay averages whole parameters, which FSDP and DeepSpeed split among processes. Leave it out, "
+                "or train with DDP."
+            )
         # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
         self.processor = processor
         self._augmentation = augmentation
         self._staging: str | None = None
+        self._resumed_from: str | None = None
+        self._epoch_has_ended, self._must_end_epoch = True, False
+        self._last_step: dict[str, float] = {}
+        self._average: WeightAverage | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._batches_of_step = 0, 1
         self._data_seconds, self._logged_at = 0.0, None
@@ -84,6 +103,100 @@ class PolicyTrainer(Trainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = plain
+
+    # --- the run --------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """Train; with `ema_decay` the policy holds the averaged weights afterwards.
+
+        Arguments as in `transformers.Trainer.train`. A run that is resumed equals one that was not interrupted.
+        """
+        self._resumed_from = None
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+            if self._average is not None:
+                self._average.copy_to_weights()
+            return result
+        finally:
+            self._average = None
+
+    def _begin(self) -> None:
+        """Take up what a checkpoint holds beside transformers' own state."""
+        folder = self._resumed_from
+        self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False
+        if folder is not None and (saved := load_progress(folder)) is not None:
+            losses, progress = saved
+            self._globalstep_last_logged, self._last_step = progress["logged_at"], progress["last_step"]
+            self._steps = self.state.global_step - self._globalstep_last_logged
+            self._loss_parts = {name: value.to(self.args.device) for name, value in losses.items()}
+            self._tr_loss += self._loss_parts.pop("loss")
+            self._total_loss_scalar -= self._tr_loss.item()  # `train_loss` is the mean of the steps taken here
+            is_last = self.state.global_step >= self.state.max_steps or self.state.epoch % 1 == 0
+            self._must_end_epoch = is_last and not progress["epoch_has_ended"]
+        if self.args.ema_decay is not None:
+            from .ema import WeightAverage  # only here: it brings diffusers' models along
+
+            self._average = WeightAverage(self.model, **self.args.ema_options)
+            if folder is not None:
+                self._average.load(folder)
+        elif folder is not None and Path(folder, EMA_FILE).is_file():
+            logger.warning(f"{folder} holds averaged weights, which end here: pass ema_decay to go on with them.")
+
+    def _run_epoch(self, model: nn.Module, trial: Any, start_time: float, **kwargs: Any) -> None:
+        if self._end_epoch(model, trial, start_time):
+            kwargs["resume_from_checkpoint"] = None  # whose random state is from before the evaluation just made
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: transformers would take one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(model=model, trial=trial, start_time=start_time, **kwargs)
+
+    def _end_epoch(self, model: nn.Module, trial: Any, start_time: float) -> bool:
+        """Do what the end of an epoch asks for, where a run was killed between its last step's checkpoint and that."""
+        if not self._must_end_epoch:
+            return False
+        self._must_end_epoch = False
+        self._load_rng_state(self._resumed_from)
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        last = (self._last_step.get("grad_norm"), self._last_step.get("learning_rate"))
+        self._maybe_log_save_evaluate(
+            self._tr_loss, last[0], model, trial, None, None, start_time, learning_rate=last[1]
+        )
+        return True
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args: Any, learning_rate=None, **kwargs: Any) -> None:
+        known = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        self._last_step = {name: float(value) for name, value in known.items() if value is not None}
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float):
+        self._end_epoch(self.model_wrapped, trial, start_time)
+        # transformers would delete the last checkpoint in place, file by file, when only the best one is to stay.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            result = super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:  # also what a run that was killed after its last step had yet to delete
+            run, best = self._get_output_dir(trial), self.state.best_model_checkpoint
+            only_best = limit == 1 and best is not None
+            self._remove(surplus_checkpoints(run, limit, best, keep_last=not only_best), run)
+        return result
+
+    # --- averaged weights -----------------------------------------------------------------------------
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Let the policy act with its averaged weights inside the block; without `ema_decay`, with its own."""
+        return self._average.applied() if self._average is not None else nullcontext()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the evaluation's metrics, of the averaged weights where there are any."""
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any):
+        """Return predictions, by the averaged weights where there are any."""
+        with self.averaged_weights():
+            return super().predict(*args, **kwargs)
 
     # --- optimizer ------------------------------------------------------------------------------------
 
@@ -157,7 +270,8 @@ class PolicyTrainer(Trainer):
         if "loss" in logs:
             parts = {name: (value / self._steps).item() for name, value in self._loss_parts.items()}
             now = time.perf_counter()
-            logs |= parts | {"data_wait": round(self._data_seconds / max(now - self._logged_at, 1e-9), 4)}
+            waited = self._data_seconds / max(now - (self._logged_at or now), 1e-9)
+            logs |= parts | {"data_wait": round(waited, 4)}
             self._loss_parts, self._steps = {}, 0
             self._data_seconds, self._logged_at = 0.0, now
         loss = logs.get("loss", logs.get("train_loss", 0.0))  # the latter is the whole run's, at its end
@@ -177,16 +291,36 @@ class PolicyTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
+            loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
+            if self.args.should_save:
+                folder = os.path.join(self._staging, name)
+                progress = {
+                    "logged_at": self._globalstep_last_logged,
+                    "last_step": self._last_step,
+                    "epoch_has_ended": self._epoch_has_ended,
+                }
+                save_progress(folder, self._loss_parts | {"loss": loss}, progress)
+                if self._average is not None:
+                    self._average.save(folder)
             self.accelerator.wait_for_everyone()  # every process writes its own random state
             if self.args.should_save:
                 self._name_best_checkpoint(run)
                 self.state.save_to_json(os.path.join(self._staging, name, TRAINER_STATE_NAME))
                 replace_folder(os.path.join(self._staging, name), os.path.join(run, name))
-                rotate_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+                surplus = surplus_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+                self._remove(surplus, run)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
+
+    def _remove(self, checkpoints: list[Path], run: str) -> None:
+        """Delete checkpoints, each under another name first: a kill leaves no half of one to resume from."""
+        staging = Path(run, STAGING_FOLDER)
+        for path in checkpoints:
+            staging.mkdir(exist_ok=True)
+            os.replace(path, staging / path.name)
+        shutil.rmtree(staging, ignore_errors=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -198,17 +332,42 @@ class PolicyTrainer(Trainer):
             self.state.best_model_checkpoint = os.path.join(run, best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        # A checkpoint goes on with the weights as they are; everything else that is saved is published.
+        with self.averaged_weights() if self._staging is None else nullcontext():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        _require_fitting_weights(resume_from_checkpoint, self.model if model is None else model)
+        self._resumed_from = resume_from_checkpoint
+        require_fitting_weights(resume_from_checkpoint, self.model if model is None else model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        _require_fitting_weights(self.state.best_model_checkpoint, self.model)
+        require_fitting_weights(self.state.best_model_checkpoint, self.model)
         super()._load_best_model()
+        if self._average is not None:
+            self._average.load(self.state.best_model_checkpoint)
+
+
+class _Steps(TrainerCallback):
+    """Let a trainer begin where its checkpoint ended, and average the weights of every step."""
+
+    def __init__(self, trainer: PolicyTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._begin()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._epoch_has_ended = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer._epoch_has_ended = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer._average is not None:
+            self.trainer._average.update()
 
 
 class PolicyProgressCallback(ProgressCallback):
@@ -223,27 +382,3 @@ class PolicyProgressCallback(ProgressCallback):
                 if isinstance(value, (int, float)) and name not in ("epoch", "grad_norm", "step", "data_wait")
             }
             self.training_bar.set_postfix(shown, refresh=False)
-
-
-def _require_fitting_weights(folder: str | os.PathLike, model: nn.Module) -> None:
-    """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word."""
-    paths = sorted(Path(folder).glob("model*.safetensors"))
-    if not paths:
-        if any(Path(folder).glob("adapter_model*.safetensors")):
-            return  # peft compares an adapter's tensors itself
-        held = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
-        raise MissingFileError(
-            f"{folder} holds no model.safetensors to resume from; it holds {held}. Pickled weights are never read."
-        )
-    found: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CorruptFileError(path, "safetensors file", error) from error
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
-    mismatched = [(n, s, expected[n]) for n, s in found.items() if n in expected and s != expected[n]]
-    if missing or unexpected or mismatched:
-        raise WeightsMismatchError(str(folder), missing, unexpected, mismatched)

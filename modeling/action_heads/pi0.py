@@ -70,7 +70,14 @@ class PI0FlowMatching(nn.Module):
         self.action_time_mlp_out = nn.Linear(w, w)
         self.action_out_proj = nn.Linear(w, config.max_action_dim)
         self.paligemma_with_expert = PaliGemmaWithExpertModel(backbone)
-        # No loss depends on these, and data-parallel training waits for the gradient of every trained parameter.
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Mark what is never trained, besides what the config says: the backbone's parts that no loss depends on.
+
+        Data-parallel training waits for the gradient of every parameter that is.
+        """
+        self.paligemma_with_expert.freeze()
         for module in self.paligemma_with_expert.prefix_tail():
             module.requires_grad_(False)
 

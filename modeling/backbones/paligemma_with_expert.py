@@ -7,7 +7,7 @@ openpi; the layers are transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,7 @@ class PaliGemmaWithExpertModel(nn.Module):
         self.layers = nn.ModuleList(JointLayer(text, expert, i) for i in range(text.num_hidden_layers))
         self.language_norm = GemmaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
         self.expert_norm = GemmaRMSNorm(expert.hidden_size, eps=expert.rms_norm_eps)
-        for parameter in self._frozen_parameters():
-            parameter.requires_grad_(False)
+        self.freeze()
         self.train()
 
     def _frozen_modules(self) -> list[nn.Module]:
@@ -63,8 +62,10 @@ class PaliGemmaWithExpertModel(nn.Module):
             return own + [layer.language_model for layer in self.layers]
         return [self.vision_tower] if self.config.freeze_vision_encoder else []
 
-    def _frozen_parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for module in self._frozen_modules() for parameter in module.parameters())
+    def freeze(self) -> None:
+        """Mark what the config says is not trained."""
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
 
     def prefix_tail(self) -> list[nn.Module]:
         """Return what only the prefix's own output depends on: in the last layer all but its keys and values."""

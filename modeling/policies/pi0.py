@@ -150,6 +150,10 @@ class PI0Policy(PolicyModel):
         observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation, noise=noise, num_steps=num_steps).actions
 
+    def freeze_parts(self) -> None:
+        """Freeze what the config says, and what no loss depends on."""
+        self.model.freeze()
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Choose the attention kernel of the vision tower and of the joint layers: eager, sdpa or flex_attention."""
         super().set_attn_implementation(attn_implementation, *args, **kwargs)

@@ -157,7 +157,7 @@ def test_parts_hold_every_trained_parameter_once(policy):
         ({"train_expert_only": True, "freeze_vision_encoder": True}, ("tune_visual", "tune_projector", "tune_llm")),
     ],
 )
-def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen):
+def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen, tmp_path):
     policy = PI0Policy(tiny_pi0(**fields))
     assert policy.train() is policy
     assert policy.model.paligemma_with_expert.train() is policy.model.paligemma_with_expert
@@ -170,6 +170,10 @@ def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen):
     assert backbone.layers[0].language_model.training == (len(frozen) < 2)
     assert backbone.layers[0].gemma_expert.training and policy.model.state_proj.training
     assert not policy.eval().model.paligemma_with_expert.layers[0].gemma_expert.training
+    policy.save_pretrained(tmp_path)
+    loaded = PI0Policy.from_pretrained(tmp_path)
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == trained
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

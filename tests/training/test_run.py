@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from manipulators import PolicyPipeline
 from manipulators.errors import InvalidRecipeError, ManipulatorsError, OutputExistsError
@@ -255,6 +256,18 @@ def test_resuming_equals_an_uninterrupted_run(finished, recipe, tmp_path):
     assert json.loads((output / "training.json").read_text())["training"]["steps"] == 5
 
 
+def test_averaged_weights_are_published_and_said(recipe):
+    saving = {"training__save_strategy": "steps", "training__save_steps": "5"}
+    output = run_recipe(recipe(evaluation="null", training__ema_decay="0.5", **saving))
+    published, checkpoint = load_file(output / "model.safetensors"), output / "checkpoint-5"
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert average.keys() <= published.keys()
+    assert all(torch.equal(published[name], value) for name, value in average.items())
+    assert not all(torch.equal(published[name], value) for name, value in last.items())
+    assert json.loads((output / "training.json").read_text())["training"]["ema_decay"] == 0.5
+    assert "Exponential moving average over the steps, decay up to 0.5" in (output / "README.md").read_text("utf-8")
+
+
 def test_resuming_from_nothing_is_one_of_our_errors(recipe):
     with pytest.raises(ManipulatorsError):
         run_recipe(recipe(evaluation="null"), resume=True)
@@ -267,3 +280,22 @@ def test_an_edited_card_is_kept(finished, tmp_path):
     (folder / "README.md").write_text(edited, encoding="utf-8")
     write_checkpoint_card(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == edited
+
+
+def test_further_evaluations_stand_beside_the_first(finished, tmp_path):
+    folder = finished[0]
+    text = (
+        (folder / "tiny.yaml")
+        .read_text()
+        .replace("horizon: 12}", "horizon: 12,\n  further: [{environment: metaworld/reach-v3}, {task: Do nothing.}]}")
+    )
+    (tmp_path / "further.yaml").write_text(text)
+    output = run_recipe(load_recipe(tmp_path / "further.yaml", [("output", str(tmp_path / "trained"))]))
+    result = json.loads((output / "evaluation.json").read_text())
+    assert result["environment"] == "metaworld/pick-place-v3"
+    assert [(other["environment"], other["task"]) for other in result["further"]] == [
+        ("metaworld/reach-v3", "Move the hand to the goal."),
+        ("metaworld/pick-place-v3", "Do nothing."),
+    ]
+    assert all(other["seeds"] == result["seeds"] for other in result["further"])
+    assert "| metaworld/reach-v3 |" in (output / "README.md").read_text()

@@ -1,0 +1,100 @@
+"""Trainer checkpoints: which are kept, which tensors one must hold, and how far the run was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.trainer_utils import sort_checkpoints
+
+from ..errors import CorruptFileError, MissingFileError, WeightsMismatchError
+
+PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
+
+
+def surplus_checkpoints(
+    run: str | os.PathLike, limit: int | None, best: str | None, keep_last: bool = True
+) -> list[Path]:
+    """Return the checkpoints of a run beyond `limit`, oldest first; the best stays, and with `keep_last` the last."""
+    checkpoints = [Path(path) for path in sort_checkpoints(str(run))]
+    if not limit or limit < 0:
+        return []
+    kept = {*checkpoints[-1:]} if keep_last else set()
+    kept |= {Path(best)} if best is not None else set()
+    removable = [path for path in checkpoints if path not in kept]
+    return removable[: max(0, len(checkpoints) - max(limit, len(kept)))]
+
+
+def read_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in some safetensors files, from their headers.
+
+    Raises:
+        CorruptFileError: one cannot be read.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(path, "safetensors file", error) from error
+    return found
+
+
+def require_same_tensors(source: object, found: Mapping[str, tuple], expected: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes of saved tensors with those that are to receive them.
+
+    Raises:
+        WeightsMismatchError: some are missing, unexpected or of another shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    missing, unexpected = shapes.keys() - found.keys(), found.keys() - shapes.keys()
+    mismatched = [(n, s, shapes[n]) for n, s in found.items() if n in shapes and s != shapes[n]]
+    if missing or unexpected or mismatched:
+        raise WeightsMismatchError(str(source), missing, unexpected, mismatched)
+
+
+def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -> None:
+    """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word.
+
+    Raises:
+        MissingFileError, CorruptFileError, WeightsMismatchError: there are none, or they are not the model's.
+    """
+    paths = sorted(Path(folder).glob("model*.safetensors"))
+    if not paths:
+        if any(Path(folder).glob("adapter_model*.safetensors")):
+            return  # peft compares an adapter's tensors itself
+        held = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
+        raise MissingFileError(
+            f"{folder} holds no model.safetensors to resume from; it holds {held}. Pickled weights are never read."
+        )
+    require_same_tensors(folder, read_shapes(paths), model.state_dict())
+
+
+def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+    """Write the sums of the losses since the last log, and where in the run that is, as plain values."""
+    tensors = {name: value.detach().cpu().clone() for name, value in losses.items()}
+    save_file(tensors, Path(folder, PROGRESS_FILE), metadata={"format": "pt", "progress": json.dumps(progress)})
+
+
+def load_progress(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Return what `save_progress` wrote; None for a checkpoint without it.
+
+    Raises:
+        CorruptFileError: the file cannot be read.
+    """
+    path = Path(folder, PROGRESS_FILE)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            losses = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return losses, json.loads(file.metadata()["progress"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(path, "safetensors file", error) from error

@@ -1,0 +1,116 @@
+"""WeightAverage: the exponential moving average of a policy's weights, which acts better than the last weights do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..errors import CorruptFileError, MissingFileError
+from .checkpoints import EMA_FILE, read_shapes, require_same_tensors
+
+
+class WeightAverage:
+    """Average a module's trainable parameters over the steps of training, in float32.
+
+    Update t = 0, 1, … keeps 1 − (1 + t / inv_gamma)^(−power) of the average, at most `decay`: the first one takes the
+    weights as they are, later ones look further and further back. Buffers and frozen parameters are not averaged: they
+    are the module's own.
+
+    Args:
+        module: whose parameters are trained.
+        decay: the largest share of the average that an update keeps, in [0, 1).
+        power, inv_gamma: how fast the share grows.
+        update_after_step: updates before that only take the weights as they are.
+
+    Source: Chi et al. 2023 (arXiv 2303.04137), with power 0.75, decay 0.9999; the arithmetic is diffusers' `EMAModel`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        decay: float,
+        power: float = 0.75,
+        inv_gamma: float = 1.0,
+        update_after_step: int = 0,
+    ):
+        self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self._average = EMAModel(
+            self._weights.values(),
+            decay=decay,
+            power=power,
+            inv_gamma=inv_gamma,
+            update_after_step=update_after_step,
+            use_ema_warmup=True,
+            foreach=True,
+        )
+        self._average.to(dtype=torch.float32)
+        self._is_applied = False
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The average, by parameter name."""
+        return dict(zip(self._weights, self._average.shadow_params, strict=True))
+
+    @property
+    def updates(self) -> int:
+        """Number of steps averaged so far."""
+        return self._average.optimization_step
+
+    def update(self) -> None:
+        """Take in the weights of another step."""
+        self._average.step(self._weights.values())
+
+    def copy_to_weights(self) -> None:
+        """Give the parameters the average's values, in their own type."""
+        self._average.copy_to(self._weights.values())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the module compute with the average inside the block; its own weights come back, whatever happens."""
+        if self._is_applied:  # by a block around this one
+            yield
+            return
+        self._average.store(self._weights.values())
+        self._is_applied = True
+        try:
+            self.copy_to_weights()
+            yield
+        finally:
+            self._average.restore(self._weights.values())
+            self._is_applied = False
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write ema.safetensors."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
+        save_file(tensors, Path(folder, EMA_FILE), metadata={"format": "pt", "updates": str(self.updates)})
+
+    def load(self, folder: str | os.PathLike) -> None:
+        """Go on from a checkpoint's average.
+
+        Raises:
+            MissingFileError, CorruptFileError, WeightsMismatchError: it has none, or not of these parameters.
+        """
+        path = Path(folder, EMA_FILE)
+        if not path.is_file():
+            raise MissingFileError(
+                f"{folder} holds no {EMA_FILE}: that run did not average its weights. Resume without ema_decay, or "
+                f"start a new run with it."
+            )
+        require_same_tensors(path, read_shapes([path]), self._weights)
+        try:
+            with safe_open(path, framework="pt") as file:
+                updates = int(file.metadata()["updates"])
+            saved = load_file(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(path, "average of weights", error) from error
+        for name, value in self.tensors.items():
+            value.copy_(saved[name])
+        self._average.optimization_step = updates
