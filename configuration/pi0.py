@@ -127,6 +127,8 @@ class PI0PolicyConfig(PolicyConfig):
         max_action_dim (`int`, *optional*, defaults to 32): width of an action as the network sees it.
         image_resolution (`tuple[int, int]`, *optional*, defaults to (224, 224)): height and width to which the
             processor brings every picture, by resizing and padding.
+        image_padding (`str`, *optional*, defaults to `"centered"`): where a picture of another aspect is padded: on
+            both sides, or `"top_left"`, above and to the left only, as LeRobot 0.1 to 0.3 did.
         empty_cameras (`int`, *optional*, defaults to 0): cameras of the pretrained policy that this robot lacks. They
             are named `observation.images.empty_camera_0` and so on, and are optional.
         tokenizer_name (`str`, *optional*, defaults to `"google/paligemma-3b-pt-224"`): Hub id or folder of PaliGemma's
@@ -158,6 +160,7 @@ class PI0PolicyConfig(PolicyConfig):
     max_state_dim: int = 32
     max_action_dim: int = 32
     image_resolution: tuple[int, int] = (224, 224)
+    image_padding: Literal["centered", "top_left"] = "centered"
     empty_cameras: int = 0
     tokenizer_name: str | None = "google/paligemma-3b-pt-224"
     max_instruction_tokens: int = 48
@@ -265,7 +268,9 @@ class PI0PolicyConfig(PolicyConfig):
                 )
 
     def validate_inputs(self) -> None:
-        """Check that there are cameras and a state, without which π0 has no tokens for them."""
+        """Check that there are cameras and a state, and nothing that π0 has no tokens for."""
+        if self.input_features and not self.image_features:
+            raise InvalidConfigError("π0 needs a camera; input_features holds no 'observation.images.<camera>'.")
         if self.input_features and self.state_dim is None:
             raise InvalidConfigError("π0 needs the robot's state; input_features holds no 'observation.state'.")
         if self.environment_state_dim:

@@ -58,12 +58,30 @@ def rename_pi0_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in renamed.items() if name not in UNUSED}
 
 
+# LeRobot's fields under other names than ours; `num_steps` and `resize_imgs_with_padding` are those of 0.1 to 0.3.
+_FIELDS = {
+    "tokenizer_max_length": "max_instruction_tokens",
+    "num_steps": "num_inference_steps",
+    "resize_imgs_with_padding": "image_resolution",
+}
+
+
 def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names."""
-    fields = known_fields(config, PI0PolicyConfig)
-    if "tokenizer_max_length" in config:
-        fields["max_instruction_tokens"] = config["tokenizer_max_length"]
-    fields |= variant_fields(config)
+    """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names.
+
+    Raises:
+        InvalidConfigError: an unknown variant, or a conversion of joints that is done in LeRobot's code.
+    """
+    if config.get("adapt_to_pi_aloha"):
+        raise InvalidConfigError(
+            "adapt_to_pi_aloha=True: LeRobot converts the joints of this checkpoint's robot in its own code, which is "
+            "not done here. Convert them yourself and set adapt_to_pi_aloha to false in config.json."
+        )
+    fields = known_fields(config, PI0PolicyConfig) | variant_fields(config)
+    fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
+    fields.pop("attention_implementation", None)  # a matter of the machine
+    if "resize_imgs_with_padding" in config:
+        fields["image_padding"] = "top_left"
     # LeRobot lists the cameras that a robot lacks among the features, and masks whichever is absent.
     empty = [name for name in fields["input_features"] if name.startswith(f"{IMAGE_PREFIX}empty_camera_")]
     fields["optional_cameras"] = empty

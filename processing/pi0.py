@@ -25,6 +25,7 @@ class PI0Processor(LanguageProcessor):
     Args:
         tokenizer (`PreTrainedTokenizerBase`): PaliGemma's.
         image_resolution (`tuple[int, int]`): height and width of the pictures that the network sees.
+        image_padding (`str`, *optional*, defaults to `"centered"`): or `"top_left"`, see `PI0PolicyConfig`.
         max_state_dim (`int`): width of its states.
         max_action_dim (`int`): width of its actions.
         clean_instructions (`bool`, *optional*, defaults to False): trim instructions, and read underscores and line
@@ -35,6 +36,7 @@ class PI0Processor(LanguageProcessor):
     compared_fields: ClassVar[tuple[str, ...]] = (
         *LanguageProcessor.compared_fields,
         "image_resolution",
+        "image_padding",
         "max_state_dim",
         "max_action_dim",
     )
@@ -44,6 +46,7 @@ class PI0Processor(LanguageProcessor):
         self,
         tokenizer=None,
         image_resolution=(224, 224),
+        image_padding="centered",
         max_state_dim=32,
         max_action_dim=32,
         clean_instructions=False,
@@ -51,6 +54,7 @@ class PI0Processor(LanguageProcessor):
     ):
         super().__init__(tokenizer=tokenizer, **kwargs)
         self.image_resolution = list(image_resolution)
+        self.image_padding = image_padding
         self.max_state_dim = max_state_dim
         self.max_action_dim = max_action_dim
         self.clean_instructions = clean_instructions
@@ -62,6 +66,7 @@ class PI0Processor(LanguageProcessor):
             config,
             statistics,
             image_resolution=config.image_resolution,
+            image_padding=config.image_padding,
             max_state_dim=config.max_state_dim,
             max_action_dim=config.max_action_dim,
             **kwargs,
@@ -81,7 +86,7 @@ class PI0Processor(LanguageProcessor):
         if name == ACTION:
             return F.pad(x, (0, self.max_action_dim - x.shape[-1]))
         if self.input_features[name].type is FeatureType.VISUAL:
-            return resize_with_padding(x, *self.image_resolution) * 2 - 1
+            return resize_with_padding(x, *self.image_resolution, centered=self.image_padding == "centered") * 2 - 1
         return x
 
     def absent_picture(self, name: str) -> torch.Tensor:
@@ -101,8 +106,10 @@ class PI0Processor(LanguageProcessor):
         return super().decode_actions(chunk[..., : self.output_features[ACTION].shape[0]], state)
 
 
-def resize_with_padding(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Return pictures (b, c, h, w) in [0, 1] at another size, their aspect kept and the rest black on both sides.
+def resize_with_padding(images: torch.Tensor, height: int, width: int, centered: bool = True) -> torch.Tensor:
+    """Return pictures (b, c, h, w) in [0, 1] at another size, their aspect kept and the rest black.
+
+    The black is on both sides, or, not `centered`, above and to the left.
 
     Bilinear and without smoothing, as openpi's PyTorch port and LeRobot do, so that trained weights see what they
     were trained on. Source: openpi's `resize_with_pad`.
@@ -113,7 +120,9 @@ def resize_with_padding(images: torch.Tensor, height: int, width: int) -> torch.
     ratio = max(w / width, h / height)
     new_h, new_w = int(h / ratio), int(w / ratio)
     resized = F.interpolate(images, size=(new_h, new_w), mode="bilinear", align_corners=False).clamp(0, 1)
-    top, left = (height - new_h) // 2, (width - new_w) // 2
+    top, left = height - new_h, width - new_w
+    if centered:
+        top, left = top // 2, left // 2
     return F.pad(resized, (left, width - new_w - left, top, height - new_h - top))
 
 

@@ -95,8 +95,10 @@ def test_empty_cameras():
         ({"max_action_dim": 6}, "max_action_dim=6, but the features have width 7"),
         ({"max_state_dim": 6}, "max_state_dim=6, but the features have width 7"),
         ({"input_features": CAMERA}, "needs the robot's state"),
+        ({"input_features": STATE}, "needs a camera"),
+        ({"image_padding": "left"}, "image_padding"),
         (
-            {"input_features": STATE | {"observation.environment_state": {"type": "ENV", "shape": (2,)}}},
+            {"input_features": CAMERA | STATE | {"observation.environment_state": {"type": "ENV", "shape": (2,)}}},
             "does not read 'observation.environment_state'",
         ),
         (

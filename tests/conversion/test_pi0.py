@@ -14,7 +14,10 @@ EMBEDDING = f"{BACKBONE}embed_tokens.weight"
 LAYOUTS = ("openpi", "lerobot_pi0_base", "lerobot_save", "lerobot_pi0_old2025", "transformers_native_5_23")
 CONFIG = {
     "type": "pi0",
-    "input_features": {"observation.state": {"type": "STATE", "shape": [7]}},
+    "input_features": {
+        "observation.state": {"type": "STATE", "shape": [7]},
+        "observation.images.base": {"type": "VISUAL", "shape": [3, 480, 640]},
+    },
     "output_features": {"action": {"type": "ACTION", "shape": [7]}},
 }
 
@@ -110,11 +113,8 @@ def test_fields():
                 "image_resolution": [224, 224],
                 "empty_cameras": 1,
                 "tokenizer_max_length": 48,
-                "input_features": {
-                    "observation.images.base": {"type": "VISUAL", "shape": [3, 480, 640]},
-                    "observation.images.empty_camera_0": {"type": "VISUAL", "shape": [3, 224, 224]},
-                    **CONFIG["input_features"],
-                },
+                "input_features": CONFIG["input_features"]
+                | {"observation.images.empty_camera_0": {"type": "VISUAL", "shape": [3, 224, 224]}},
             },
             {},
         )
@@ -135,3 +135,23 @@ def test_variants_of_other_sizes():
     assert backbone.paligemma_config.projection_dim == 1024
     with pytest.raises(InvalidConfigError, match=r"paligemma_variant='gemma_2'.*gemma_2b"):
         pi0_fields(CONFIG | {"paligemma_variant": "gemma_2"}, {})
+
+
+def test_fields_of_the_first_generation():
+    """LeRobot 0.1 to 0.3: other names, pictures padded above and to the left."""
+    old = {
+        "resize_imgs_with_padding": [224, 224],
+        "num_steps": 8,
+        "tokenizer_max_length": 40,
+        "proj_width": 1024,
+        "attention_implementation": "fa2",
+        "freeze_vision_encoder": True,
+        "adapt_to_pi_aloha": False,
+    }
+    config = PI0PolicyConfig.from_dict(pi0_fields(CONFIG | old, {}))
+    assert (config.num_inference_steps, config.max_instruction_tokens) == (8, 40)
+    assert (config.image_resolution, config.image_padding) == ((224, 224), "top_left")
+    assert config.freeze_vision_encoder and config.attention_implementation is None
+    assert PI0PolicyConfig.from_dict(pi0_fields(CONFIG, {})).image_padding == "centered"
+    with pytest.raises(InvalidConfigError, match="adapt_to_pi_aloha=True"):
+        pi0_fields(CONFIG | {"adapt_to_pi_aloha": True}, {})

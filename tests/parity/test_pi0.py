@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from manipulators import (
     AutoPolicy,
@@ -360,3 +360,34 @@ def test_chunk_without_its_padding_is_refused(golden, pipeline):
         FeatureShapeError, match=r"shape \(2, 6, 5\); expected a last dimension of 8, padding included"
     ):
         pipeline.processor.decode_actions(golden.outputs["chunk_normalized"])
+
+
+def test_checkpoint_of_the_first_generation(golden, pipeline, tmp_path, monkeypatch):
+    """LeRobot 0.1 to 0.3: transformers' older names, statistics among the weights, pictures padded top left."""
+    config = json.loads((golden.checkpoint / "config.json").read_text())
+    config["resize_imgs_with_padding"], config["num_steps"] = config.pop("image_resolution"), 10
+    for name in ("paligemma_variant", "action_expert_variant", "dtype", "num_inference_steps"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inner = "model.paligemma_with_expert.paligemma."
+    weights = {
+        name.replace(f"{inner}model.language_model.", f"{inner}language_model.model.")
+        .replace(f"{inner}model.", inner)
+        .replace(f"{inner}lm_head.", f"{inner}language_model.lm_head."): weight
+        for name, weight in load_file(golden.checkpoint / "model.safetensors").items()
+    }
+    statistics = load_file(golden.checkpoint / "policy_preprocessor_step_6_normalizer_processor.safetensors")
+    for which in ("mean", "std"):
+        state, action = statistics[f"observation.state.{which}"], statistics[f"action.{which}"]
+        weights[f"normalize_inputs.buffer_observation_state.{which}"] = state
+        for module in ("normalize_targets", "unnormalize_outputs"):
+            weights[f"{module}.buffer_action.{which}"] = action.clone()
+    save_file(weights, tmp_path / "model.safetensors")
+
+    old = PolicyPipeline.from_pretrained(tmp_path, device="cpu", **golden.loading)
+    assert all(torch.equal(a, b) for a, b in zip(old.policy.parameters(), pipeline.policy.parameters(), strict=True))
+    request = {"task": golden.tasks, "noise": golden.inputs["noise"]}
+    chunk = old.predict_chunk(golden.observation, **request)
+    assert not torch.allclose(chunk, golden.outputs["chunk"], atol=1e-3)
+    monkeypatch.setattr(pipeline.processor, "image_padding", "top_left")
+    assert torch.equal(chunk, pipeline.predict_chunk(golden.observation, **request))

@@ -42,6 +42,12 @@ def test_tall_picture_is_padded_left_and_right():
     assert resized[0, 0].tolist() == [[0, 1, 1, 1, 0, 0]] * 7
 
 
+def test_picture_padded_above_and_to_the_left_only():
+    wide, tall = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 1)
+    assert resize_with_padding(wide, 4, 4, centered=False)[0, 0].tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
+    assert resize_with_padding(tall, 3, 3, centered=False)[0, 0].tolist() == [[0, 0, 1]] * 3
+
+
 def test_sizes_are_cut_not_rounded():
     """480 × 640 at 224 is 168 high; 479 is 167.65, which becomes 167."""
     for height, inside in ((480, 168), (479, 167)):
@@ -109,7 +115,13 @@ def test_round_trip(processor, config, observation, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("max_state_dim", 7), ("max_action_dim", 5), ("max_instruction_tokens", 9), ("image_resolution", (56, 56))],
+    [
+        ("max_state_dim", 7),
+        ("max_action_dim", 5),
+        ("max_instruction_tokens", 9),
+        ("image_resolution", (56, 56)),
+        ("image_padding", "top_left"),
+    ],
 )
 def test_processor_of_another_policy(processor, tiny_pi0, field, value):
     fields = {field: value}
