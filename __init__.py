@@ -19,6 +19,11 @@ _EXPORTS = {
     "DiffusionConfig": "configuration.diffusion",
     "DiffusionPolicy": "modeling.policies.diffusion",
     "DiffusionRgbEncoder": "modeling.backbones.diffusion_rgb",
+    "PI0FlowMatching": "modeling.action_heads.pi0",
+    "PI0Policy": "modeling.policies.pi0",
+    "PI0PolicyConfig": "configuration.pi0",
+    "PaliGemmaWithExpertConfig": "configuration.pi0",
+    "PaliGemmaWithExpertModel": "modeling.backbones.paligemma_with_expert",
     # what they are made of
     "AutoPolicy": "auto",
     "BasePolicyModel": "modeling.custom",

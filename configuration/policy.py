@@ -250,6 +250,16 @@ class PolicyConfig(PreTrainedConfig):
         return self.output_features[ACTION].shape[0]
 
     @property
+    def model_state_dim(self) -> int | None:
+        """Width of the state as the network sees it: with padding, for policies that pad."""
+        return self.state_dim
+
+    @property
+    def model_action_dim(self) -> int:
+        """Width of an action as the network sees it: with padding, for policies that pad."""
+        return self.action_dim
+
+    @property
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
@@ -269,9 +279,10 @@ class PolicyConfig(PreTrainedConfig):
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
             (b, t, v, c, h, w), `pixel_mask` (b, v), as far as the config has them; `actions` (b, h, a),
-            `action_is_pad` (b, h).
+            `action_is_pad` (b, h), and where actions are padded `action_mask` (b, h, a), False in padded dimensions.
         """
         import torch
+        from torch.nn.functional import pad
 
         generator = torch.Generator().manual_seed(0)
         lead = (batch_size, self.n_obs_steps) if self.n_obs_steps > 1 else (batch_size,)
@@ -286,11 +297,15 @@ class PolicyConfig(PreTrainedConfig):
         if self.optional_cameras:
             inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
         if self.state_dim:
-            inputs["state"] = random(*lead, self.state_dim)
+            inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:
             inputs["environment_state"] = random(*lead, self.environment_state_dim)
-        inputs["actions"] = random(batch_size, self.action_horizon, self.action_dim)
+        actions = random(batch_size, self.action_horizon, self.action_dim)
+        padding = (0, self.model_action_dim - self.action_dim)
+        inputs["actions"] = pad(actions, padding)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
+        if padding != (0, 0):
+            inputs["action_mask"] = pad(torch.ones_like(actions, dtype=torch.bool), padding)
         return inputs
 
     def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:

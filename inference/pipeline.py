@@ -86,7 +86,8 @@ class PolicyPipeline(Pipeline):
             camera_map: your camera's name → the policy's, with or without `observation.images.`.
             embodiment: which statistics to use, where a checkpoint has several.
             clamp_actions: keep actions inside the range of the training data.
-            overrides: `revision`, `token`, `local_files_only`, …, and config fields to change.
+            overrides: `revision`, `token`, `local_files_only`, …, `tokenizer` where a published checkpoint names one
+                that is gated, and config fields to change.
 
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.

@@ -113,7 +113,7 @@ class PolicyModel(PreTrainedModel):
 
     def check_actions(self, actions: torch.Tensor, action_is_pad: torch.Tensor | None = None) -> None:
         """Check labels (b, h, a) against horizon and width of the config, and their padding (b, h)."""
-        horizon, width = self.config.action_horizon, self.config.action_dim
+        horizon, width = self.config.action_horizon, self.config.model_action_dim
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
             raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
         if action_is_pad is not None and action_is_pad.shape != actions.shape[:2]:
@@ -209,10 +209,7 @@ class PolicyModel(PreTrainedModel):
         return (policy, info) if wants_info else policy
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        # transformers excuses tensors that its own older models left in checkpoints; here nothing is left unread.
-        unexpected = set(loading_info.unexpected_keys)
-        super()._adjust_missing_and_unexpected_keys(loading_info)
-        loading_info.unexpected_keys = unexpected
+        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
@@ -29,6 +29,8 @@ class LanguageProcessor(PolicyProcessor):
     Raises:
         MissingTokenizerError: there is no tokenizer.
     """
+
+    compared_fields: ClassVar[tuple[str, ...]] = (*PolicyProcessor.compared_fields, "max_instruction_tokens")
 
     def __init__(self, tokenizer=None, max_instruction_tokens=None, **kwargs):
         if tokenizer is None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -75,6 +75,14 @@ class PolicyProcessor(ProcessorMixin):
 
     # transformers' Trainer looks for special tokens here, whatever it trains; there are none.
     tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
+
+    # The fields that the policy's config has too, and in which the two must agree.
+    compared_fields: ClassVar[tuple[str, ...]] = (
+        "input_features",
+        "output_features",
+        "n_obs_steps",
+        "optional_cameras",
+    )
 
     def __init__(
         self,
@@ -233,14 +241,15 @@ class PolicyProcessor(ProcessorMixin):
         """
         raw = self.read_observation(observation, self.n_obs_steps)
         batch_size = len(next(iter(raw.values())))
-        values = {name: self.normalizer(name).normalize(x) for name, x in raw.items()}
+        values = {name: self.encode(name, x) for name, x in raw.items()}
 
         inputs: dict[str, Any] = {}
         cameras = [n for n, f in self.input_features.items() if f.type is FeatureType.VISUAL]
         if cameras:
             leading = next(iter(raw.values())).shape[: 1 if self.n_obs_steps == 1 else 2]
-            absent = {name: torch.zeros(*leading, *self.input_features[name].shape) for name in cameras}
-            inputs["pixel_values"] = stack_views([values.get(name, absent[name]) for name in cameras])
+            absent = {name: self.absent_picture(name) for name in cameras if name not in values}
+            absent = {name: x.expand(*leading, *x.shape) for name, x in absent.items()}
+            inputs["pixel_values"] = stack_views([(values | absent)[name] for name in cameras])
         if self.optional_cameras:
             mask = torch.tensor([name in values for name in cameras])
             inputs["pixel_mask"] = mask.expand(batch_size, -1).clone()  # (b, v)
@@ -251,6 +260,14 @@ class PolicyProcessor(ProcessorMixin):
         if actions is not None:
             inputs |= self._labels(actions, action_is_pad, batch_size, raw.get(STATE))
         return BatchFeature(data=inputs)
+
+    def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Return a feature's raw values as the network sees them: here, normalised."""
+        return self.normalizer(name).normalize(x)
+
+    def absent_picture(self, name: str) -> torch.Tensor:
+        """Return what stands in the place of an absent camera's picture (c, h, w); the network does not see it."""
+        return torch.zeros(self.input_features[name].shape)
 
     def read_observation(self, observation: Mapping[str, Any], steps: int) -> dict[str, torch.Tensor]:
         """Return an observation's features as checked float32 tensors in raw units: (b, …), with history (b, t, …).
@@ -314,7 +331,7 @@ class PolicyProcessor(ProcessorMixin):
             raise FeatureShapeError("action_is_pad", tuple(is_pad.shape), f"{tuple(x.shape[:2])}")
         if self.relative_to is not None:
             x = to_relative(x, _now(state), self.relative_to)
-        return {"actions": self.normalizer(ACTION).normalize(x), "action_is_pad": is_pad}
+        return {"actions": self.encode(ACTION, x), "action_is_pad": is_pad}
 
     # --- chunk → robot units --------------------------------------------------------------------------
 
@@ -375,14 +392,14 @@ class PolicyProcessor(ProcessorMixin):
         Raises:
             CheckpointError: features, their order, or the history differ.
         """
-        for kind in ("input_features", "output_features", "n_obs_steps", "optional_cameras"):
+        for kind in self.compared_fields:
             mine, theirs = getattr(self, kind), getattr(config, kind)
-            theirs = list(theirs) if kind == "optional_cameras" else theirs
+            theirs = list(theirs) if isinstance(theirs, tuple) else theirs
             same = mine == theirs and (kind != "input_features" or list(mine) == list(theirs))
             if not same:
                 raise CheckpointError(
                     f"The processor's {kind} differ from the policy's: {mine} against {theirs}. "
-                    f"Build it from the policy's config: PolicyProcessor.from_config(config, statistics)."
+                    f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
                 )
         for feature in (self.input_features | self.output_features).values():
             mine, theirs = self.normalization_mode(feature), config.normalization_mode(feature)

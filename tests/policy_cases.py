@@ -97,6 +97,42 @@ LANGUAGE = {
 }
 
 
+GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 32,
+}
+SIGLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `PI0PolicyConfig`, arguments as in `tiny_act`."""
+    from manipulators import PI0PolicyConfig
+
+    sizes = {
+        "chunk_size": 5,
+        "max_state_dim": 6,
+        "max_action_dim": 4,
+        "image_resolution": (28, 28),
+        "max_instruction_tokens": 6,
+        "num_inference_steps": 3,
+        "paligemma_config": {"projection_dim": 32, "text_config": GEMMA, "vision_config": SIGLIP},
+        "gemma_expert_config": GEMMA | {"hidden_size": 16, "intermediate_size": 24},
+    }
+    return PI0PolicyConfig(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
+
+
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
@@ -104,6 +140,8 @@ ACT_EMPTY_LATENT = frozenset({"backbone.encoder_latent_input_proj.weight"})
 # A softmax over pixels does not change when every pixel is raised by the same bias.
 KEYPOINT_BIAS = frozenset({"diffusion.rgb_encoder.pool.nets.bias"})
 KEYPOINT_BIASES = frozenset({f"diffusion.rgb_encoder.{i}.pool.nets.bias" for i in (0, 1)})
+# A bias of the keys adds the same to every score of a query, and the softmax takes it off again.
+PI0_KEY_BIAS = frozenset({"model.paligemma_with_expert.vision_tower.encoder.layers.0.self_attn.k_proj.bias"})
 
 CASES = {
     "act_states": Case(lambda: tiny_act(environment=4)),
@@ -114,6 +152,7 @@ CASES = {
     "act_optional_camera": Case(
         lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
     ),
+    "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
     "diffusion_states": Case(lambda: tiny_diffusion(environment=4)),
     "diffusion_two_cameras": Case(
         lambda: tiny_diffusion(TWO_CAMERAS, environment=4, **LANGUAGE), KEYPOINT_BIAS, complete=True
@@ -142,5 +181,7 @@ CASES = {
         KEYPOINT_BIAS,
     ),
     "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
-    "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
+    "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
+    "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
 }

@@ -101,3 +101,48 @@ def test_diffusion_action_head(blocks, language):
     exec(inference, scope)
     assert scope["all_actions"].shape == (2, 16, 7)
     assert scope["executable_actions"].shape == (2, 8, 7)
+
+
+def filled(block, **values):
+    """Return a block whose `name=...` arguments, which the document leaves open, read `name=name`."""
+    names = re.findall(r"(\w+)=\.\.\.", block)
+    assert names and set(names) <= values.keys()
+    return re.sub(r"(\w+)=\.\.\.", r"\1=\1", block)
+
+
+def test_paligemma_with_expert_model(blocks, tiny_pi0):
+    initialization, forward = blocks("PaliGemmaWithExpertModel")
+    tiny = tiny_pi0()
+    sizes = {name: getattr(tiny, name) for name in ("paligemma_config", "gemma_expert_config")}
+    scope = dict(sizes)
+    exec(filled(initialization, **sizes), scope)
+    assert scope["config"].attention_implementation == "eager" and scope["config"].freeze_vision_encoder
+    arguments = {
+        "attention_mask": torch.ones(2, 7, 7, dtype=torch.bool),
+        "position_ids": torch.arange(7).expand(2, -1),
+        "past_key_values": None,
+    }
+    # What the document calls language embeddings are the tokens of the expert, of its own width.
+    scope |= arguments | {"vision_embeds": torch.randn(2, 4, 32), "language_embeds": torch.randn(2, 3, 16)}
+    exec(filled(forward, **arguments), scope)
+    assert [output.shape for output in scope["outputs"]] == [(2, 4, 32), (2, 3, 16)]
+    assert scope["cache"] is None  # nothing was cached before, and nothing was to be
+
+
+def test_pi0_flow_matching(blocks, tiny_pi0):
+    from manipulators import PI0FlowMatching
+
+    training, sampling = blocks("PI0FlowMatching")
+    scope = {
+        "policy": PI0FlowMatching(tiny_pi0()),
+        "images": [torch.rand(2, 3, 28, 28) for _ in range(2)],
+        "img_masks": [torch.ones(2, dtype=torch.bool) for _ in range(2)],
+        "lang_tokens": torch.randint(0, 32, (2, 6)),
+        "lang_masks": torch.ones(2, 6, dtype=torch.bool),
+        "state": torch.randn(2, 1, 6),
+        "actions": torch.randn(2, 5, 4),
+    }
+    exec(training, scope)
+    assert scope["loss"].shape == (2, 5, 4)
+    exec(sampling, scope)
+    assert scope["actions"].shape == (2, 5, 4)

@@ -47,7 +47,7 @@ def test_example_inputs_fit_forward(policy):
     assert output.loss.shape == () and torch.isfinite(output.loss)
     assert output.losses and all(part.shape == () for part in output.losses.values())
     chunk = policy(**observation_inputs(config, 3)).actions
-    assert chunk.shape == (3, config.action_horizon, config.action_dim)
+    assert chunk.shape == (3, config.action_horizon, config.model_action_dim)
     # A policy that samples its actions does not sample them to compute a loss.
     assert output.actions is None if config.example_draws(3) else output.actions.shape == chunk.shape
 
@@ -79,7 +79,7 @@ def test_each_draw_matters(policy, training):
 def test_example_inputs_fit_prediction(policy):
     config = policy.config
     chunk = policy.predict_action_chunk(**config.example_inputs(1))
-    assert chunk.shape[0] == 1 and chunk.shape[2] == config.action_dim
+    assert chunk.shape[0] == 1 and chunk.shape[2] == config.model_action_dim
     assert config.n_action_steps <= chunk.shape[1] <= config.action_horizon
     assert not chunk.requires_grad and torch.isfinite(chunk).all()
 
