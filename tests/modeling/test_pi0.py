@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from manipulators import PaliGemmaWithExpertModel, PI0FlowMatching, PI0Policy
 from manipulators.errors import FeatureShapeError, InvalidConfigError
 from manipulators.modeling.action_heads.pi0 import block_mask, encode_time
+from manipulators.training.tuning import lora_modules
 
 BACKBONE = "model.paligemma_with_expert."
 TAIL = {  # of the second and last layer: nothing that is computed from it is used
@@ -181,7 +182,7 @@ def test_adapters_are_trained(policy, inputs, checkpointing):
     """In every part; beside them only the projections of states and actions."""
     given = draws(policy, training=True)
     before = policy(**inputs, **given).loss
-    targets = "|".join(f"(?:{pattern})" for pattern in policy.lora_targets.values())
+    targets = [name for part in policy.lora_targets for name in lora_modules(policy, part)]
     config = LoraConfig(r=2, target_modules=targets, modules_to_save=list(policy.modules_to_save))
     adapted = get_peft_model(policy, config)
     adapters = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" in name}
@@ -196,7 +197,7 @@ def test_adapters_are_trained(policy, inputs, checkpointing):
     adapted.train()(**inputs, **given).loss.backward()
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert all(adapted.get_parameter(name).grad.norm() > 0 for name in trained)
-    assert {name.split(".")[-4] for name in trained - adapters} == set(policy.modules_to_save)
+    assert {f"model.{name.split('.')[-4]}" for name in trained - adapters} == set(policy.modules_to_save)
 
 
 def test_loss_over(tiny_pi0):
