@@ -17,9 +17,11 @@ from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
 from .modeling.adapters import ADAPTER_CONFIG
-from .modeling.policies import act  # noqa: F401  (importing a policy registers it)
+from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
+from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
 from .processing.processor import PolicyProcessor
+from .processing.registry import processor_class
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -48,7 +50,7 @@ class AutoPolicy:
         """
         config = read_config_json(source, **kwargs)
         if published_layout(config) is not None:
-            return load_published_checkpoint(source, config, **kwargs)[0]
+            return load_published_checkpoint(source, config, with_processor=False, **kwargs)[0]
         return _class_for(config, source).from_pretrained(source, **kwargs)
 
     @staticmethod
@@ -57,25 +59,31 @@ class AutoPolicy:
         return registry.policy_class(config.model_type)(config, **kwargs)
 
 
-def load_policy_and_processor(source: str | os.PathLike, **kwargs: Any) -> tuple[PolicyModel, PolicyProcessor]:
-    """Load a policy and the processor saved with it; arguments as `AutoPolicy.from_pretrained`.
+def load_policy_and_processor(
+    source: str | os.PathLike, tokenizer: Any = None, **kwargs: Any
+) -> tuple[PolicyModel, PolicyProcessor]:
+    """Load a policy and the processor saved with it; other arguments as `AutoPolicy.from_pretrained`.
+
+    Args:
+        source: folder or Hub id.
+        tokenizer: of a published policy that reads instructions, where its own cannot be had: a tokenizer, or a
+            folder or Hub id that holds one. Our checkpoints hold theirs.
 
     Raises:
         CheckpointError: the processor feeds another policy than the one beside it.
     """
     config = read_config_json(source, **kwargs)
     if published_layout(config) is not None:
-        return load_published_checkpoint(source, config, **kwargs)
+        return load_published_checkpoint(source, config, tokenizer=tokenizer, **kwargs)
     policy = _class_for(config, source).from_pretrained(source, **kwargs)
-    processor_class = registry.processor_class(policy.config.model_type, default=PolicyProcessor)
-    processor = processor_class.from_pretrained(source, **_hub_arguments(kwargs))
+    processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
     processor.check_agreement(policy.config)
     return policy, processor
 
 
 def load_published_checkpoint(
     source: str | os.PathLike, config: dict[str, Any], **kwargs: Any
-) -> tuple[PolicyModel, PolicyProcessor]:
+) -> tuple[PolicyModel, PolicyProcessor | None]:
     """Load another project's checkpoint from a folder or Hub id."""
     folder = Path(source)
     if not folder.is_dir():
@@ -125,10 +133,9 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def register_processors() -> None:
     """Make every registered policy's processor known to AutoProcessor; a name that is taken is skipped."""
-    for model_type, policy_class in registry.registered_policies().items():
+    for policy_class in registry.registered_policies().values():
         with suppress(ValueError):
-            processor_class = registry.processor_class(model_type, default=PolicyProcessor)
-            AutoProcessor.register(policy_class.config_class, processor_class)
+            AutoProcessor.register(policy_class.config_class, processor_class(policy_class.config_class))
 
 
 register_processors()

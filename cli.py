@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("record", help="record a scripted expert's demonstrations in simulation")
-    command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
+    command.add_argument(
+        "--env", required=True, nargs="+", help=f"{ENVIRONMENT_HELP}; several for several instructions"
+    )
     command.add_argument("--episodes", type=int, default=50, help="successful episodes to record (default: 50)")
     command.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
@@ -67,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--num-envs", type=int, default=10, help="environments that step together (default: 10)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
+    command.add_argument("--task", help="the instruction (default: the environment's own)")
     command.add_argument("--output", type=Path, help="write the result to this JSON file")
     command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, where something draws")
     command.set_defaults(command=evaluate)
@@ -129,7 +132,13 @@ def evaluate(options: argparse.Namespace) -> None:
     pipeline = PolicyPipeline.from_pretrained(options.source, device=options.device)
     seeds = range(options.seed, options.seed + options.episodes)
     result = run_evaluation(
-        pipeline, options.env, seeds, num_envs=options.num_envs, horizon=options.horizon, video=options.video
+        pipeline,
+        options.env,
+        seeds,
+        num_envs=options.num_envs,
+        horizon=options.horizon,
+        video=options.video,
+        task=options.task,
     )
     if options.output:
         result.save(options.output)

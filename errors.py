@@ -242,6 +242,17 @@ class EmbodimentError(ProcessingError):
         )
 
 
+class MissingTokenizerError(ProcessingError, OSError):
+    """A policy that reads instructions, without the tokenizer of its language model."""
+
+    def __init__(self, source: str | None, reason: object = "none was given"):
+        wanted = f"The tokenizer {source!r} cannot be had" if source else "The policy reads an instruction"
+        super().__init__(
+            f"{wanted}: {reason}. Pass one, or a folder or Hub id that holds one: "
+            f"tokenizer=AutoTokenizer.from_pretrained(folder). Gated repositories need `hf auth login` first."
+        )
+
+
 class MissingFeatureError(ProcessingError, KeyError):
     """An observation without a state, camera or instruction that the policy needs."""
 

@@ -65,7 +65,7 @@ def alternate(
     for _ in range(warmup):
         ours()
         theirs()
-    return _alternate(name, lambda: _seconds(ours), lambda: _seconds(theirs), rounds, items)
+    return _alternate(name, lambda: seconds_of(ours), lambda: seconds_of(theirs), rounds, items)
 
 
 def alternate_processes(name: str, ours: str, theirs: str, rounds: int) -> Comparison:
@@ -96,7 +96,8 @@ def _alternate(
     return Comparison(name, seconds["ours"], seconds["theirs"], items)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return how long one call takes [s], with garbage collection left out."""
     gc.collect()
     gc.disable()
     try:

@@ -73,6 +73,14 @@ class ACTConfig(PolicyConfig):
         """Actions that one forward pass predicts: `chunk_size`."""
         return self.chunk_size
 
+    def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:
+        """Return the latent's draw `noise` (b, L), which only training needs; always the same."""
+        import torch
+
+        if not (training and self.use_vae):
+            return {}
+        return {"noise": torch.randn(batch_size, self.latent_dim, generator=torch.Generator().manual_seed(1))}
+
     def validate_history(self) -> None:
         """Check that no observation history is asked for: ACT looks at the current observation only."""
         if self.n_obs_steps != 1:

@@ -12,7 +12,13 @@ from ..errors import InvalidConfigError, nearest
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 IMAGE_PREFIX = "observation.images."
+ONLY_IMAGE = "observation.image"  # what LeRobot's oldest datasets call their only camera
 ACTION = "action"
+
+
+def is_camera_name(name: str) -> bool:
+    """Tell whether a feature may be a camera by its name."""
+    return name.startswith(IMAGE_PREFIX) or name == ONLY_IMAGE
 
 
 class FeatureType(str, Enum):

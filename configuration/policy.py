@@ -18,11 +18,11 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
-    IMAGE_PREFIX,
     STATE,
     FeatureType,
     NormalizationMode,
     PolicyFeature,
+    is_camera_name,
 )
 from .typed_values import to_field_type
 
@@ -79,7 +79,10 @@ class PolicyConfig(PreTrainedConfig):
     optional_cameras: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
-    default_normalization: ClassVar[NormalizationMode] = NormalizationMode.MEAN_STD
+    default_normalization: ClassVar[Mapping[str, str]] = dict.fromkeys(FeatureType.__members__, "MEAN_STD")
+    # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
+    # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
+    reads_instruction: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -110,7 +113,7 @@ class PolicyConfig(PreTrainedConfig):
         if name in ("input_features", "output_features") and value is None:
             return {}
         if name == "normalization_mapping" and (value is None or isinstance(value, Mapping)):
-            return dict.fromkeys(FeatureType.__members__, cls.default_normalization) | dict(value or {})
+            return dict(cls.default_normalization) | dict(value or {})
         return value
 
     @classmethod
@@ -174,7 +177,7 @@ class PolicyConfig(PreTrainedConfig):
                 if feature.type is FeatureType.VISUAL
                 else {FeatureType.STATE: STATE, FeatureType.ENV: ENVIRONMENT_STATE}.get(feature.type)
             )
-            fits = name.startswith(IMAGE_PREFIX) if feature.type is FeatureType.VISUAL else name == expected
+            fits = is_camera_name(name) if feature.type is FeatureType.VISUAL else name == expected
             if not fits:
                 raise InvalidConfigError(
                     f"Input feature {name!r} has type {feature.type.value}; "
@@ -247,9 +250,24 @@ class PolicyConfig(PreTrainedConfig):
         return self.output_features[ACTION].shape[0]
 
     @property
+    def model_state_dim(self) -> int | None:
+        """Width of the state as the network sees it: with padding, for policies that pad."""
+        return self.state_dim
+
+    @property
+    def model_action_dim(self) -> int:
+        """Width of an action as the network sees it: with padding, for policies that pad."""
+        return self.action_dim
+
+    @property
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+
+    @property
+    def frames_without_start(self) -> int:
+        """Frames at an episode's end from which training does not start: too little follows them."""
+        return 0
 
     def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how `feature` is normalised."""
@@ -261,9 +279,10 @@ class PolicyConfig(PreTrainedConfig):
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
             (b, t, v, c, h, w), `pixel_mask` (b, v), as far as the config has them; `actions` (b, h, a),
-            `action_is_pad` (b, h).
+            `action_is_pad` (b, h), and where actions are padded `action_mask` (b, h, a), False in padded dimensions.
         """
         import torch
+        from torch.nn.functional import pad
 
         generator = torch.Generator().manual_seed(0)
         lead = (batch_size, self.n_obs_steps) if self.n_obs_steps > 1 else (batch_size,)
@@ -278,12 +297,24 @@ class PolicyConfig(PreTrainedConfig):
         if self.optional_cameras:
             inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
         if self.state_dim:
-            inputs["state"] = random(*lead, self.state_dim)
+            inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:
             inputs["environment_state"] = random(*lead, self.environment_state_dim)
-        inputs["actions"] = random(batch_size, self.action_horizon, self.action_dim)
+        actions = random(batch_size, self.action_horizon, self.action_dim)
+        padding = (0, self.model_action_dim - self.action_dim)
+        inputs["actions"] = pad(actions, padding)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
+        if padding != (0, 0):
+            inputs["action_mask"] = pad(torch.ones_like(actions, dtype=torch.bool), padding)
         return inputs
+
+    def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:
+        """Return the random numbers of a forward pass as the arguments by which they can be given.
+
+        With them, `predict_action_chunk` (and with `training`, a training step without dropout) is a function of
+        its inputs. Empty where nothing is drawn.
+        """
+        return {}
 
 
 def stack_views(views: list) -> Any:

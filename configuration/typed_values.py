@@ -93,7 +93,7 @@ def parse_text(text: str, annotation: Any) -> Any:
                 return option(text)
             except ValueError:
                 continue
-        elif get_origin(option) in (tuple, list):
+        elif get_origin(option) in (tuple, list) and (str not in options or text.startswith(("[", "("))):
             inner = get_args(option)[0]
             items = text.strip("[]() ").split(",")
             return to_field_type([parse_text(item.strip(), inner) for item in items if item.strip()], option)

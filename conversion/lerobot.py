@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .._files import read_json
 from ..configuration.features import ACTION, FeatureType, NormalizationMode
@@ -25,13 +23,16 @@ from ..errors import (
 )
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
+from ..processing.registry import processor_class
 from .act import ACT
-from .published_policy import PublishedPolicy
+from .diffusion import DIFFUSION
+from .pi0 import PI0
+from .published_policy import PublishedPolicy, listing, read_weights
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-POLICIES: dict[str, PublishedPolicy] = {"act": ACT}
+POLICIES: dict[str, PublishedPolicy] = {"act": ACT, "diffusion": DIFFUSION, "pi0": PI0}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -40,15 +41,24 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(
-    folder: Path, config: Mapping[str, Any], source: str, dtype: torch.dtype | str = torch.float32, **overrides: Any
-) -> tuple[PolicyModel, PolicyProcessor]:
+    folder: Path,
+    config: Mapping[str, Any],
+    source: str,
+    dtype: torch.dtype | str | None = None,
+    tokenizer: Any = None,
+    with_processor: bool = True,
+    **overrides: Any,
+) -> tuple[PolicyModel, PolicyProcessor | None]:
     """Load policy and processor from a folder as LeRobot publishes it.
 
     Args:
         folder: with config.json, model.safetensors and the two processors.
         config: the parsed config.json.
         source: for messages.
-        dtype: of the weights; LeRobot runs them in float32, whatever the file holds.
+        dtype: of the weights; by default the config's `dtype` where it names one, else float32, in which LeRobot runs
+            them whatever the file holds.
+        tokenizer: of a policy that reads instructions, see `LanguageProcessor.from_config`; the config only names it.
+        with_processor: leave the processor out when False.
         overrides: fields of our config.
 
     Raises:
@@ -62,51 +72,55 @@ def read_checkpoint(
         if not isinstance(config.get(features), Mapping):
             raise InvalidConfigError(f"The config.json of {source} has no {features}; published ones list them all.")
     kind = POLICIES[config["type"]]
-    published = _read_weights(folder / "model.safetensors")
+    published = read_weights(folder / "model.safetensors")
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
         normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
-        rename_map: dict[str, str] = {}
+        general = {}
     else:
-        normalizer, unnormalizer, rename_map = _read_processors(folder)
+        normalizer, unnormalizer, general = _read_processors(folder)
     weights = kind.rename(published)
     fields = kind.fields(config, weights)
     fields["normalization_mapping"] = {
         feature: normalizer["norm_map"].get(feature, "IDENTITY") for feature in FeatureType.__members__
     }
     policy_config = kind.policy_class.config_class.from_dict(fields, **overrides)
+    dtype = dtype or config.get("dtype") or torch.float32
     policy = kind.policy_class.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
     policy.config.name_or_path = source
-    return policy, _build_processor(policy_config, normalizer, unnormalizer, rename_map, source)
-
-
-# --- weights ----------------------------------------------------------------------------------------------
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; it holds {_listing(path.parent)}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(path, "safetensors file", error) from error
+    if not with_processor:
+        return policy, None
+    if policy_config.reads_instruction:
+        general["tokenizer"] = tokenizer
+    return policy, _build_processor(policy_config, normalizer, unnormalizer, general, source)
 
 
 # --- processors -------------------------------------------------------------------------------------------
 
 
-def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, str]]:
-    """Return normalizer and unnormalizer (their config and `statistics`) and the map of renamed observations."""
+def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, Any]]:
+    """Return normalizer and unnormalizer (their config and `statistics`), and the other fields of our processor."""
     if not (folder / PREPROCESSOR).is_file() or not (folder / POSTPROCESSOR).is_file():
         raise MissingFileError(
             f"{folder} holds no {PREPROCESSOR} and {POSTPROCESSOR}, where LeRobot 0.4 and later keep the "
-            f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {_listing(folder)}. "
+            f"statistics, nor are there any among the weights, as in 0.1 to 0.3; it holds {listing(folder)}. "
             f"Without statistics a policy's actions mean nothing."
         )
     before, after = _read_steps(folder / PREPROCESSOR), _read_steps(folder / POSTPROCESSOR)
     renames = [step["config"].get("rename_map", {}) for step in before if "rename" in step["registry_name"]]
-    rename_map = {old: new for renamed in renames for old, new in renamed.items()}
-    return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), rename_map
+    general: dict[str, Any] = {"rename_map": {old: new for renamed in renames for old, new in renamed.items()}}
+    relative = [step["config"] for step in before if step["registry_name"] == "relative_actions_processor"]
+    if relative and relative[0].get("enabled"):
+        general["relative_to"] = relative[0]
+    return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), general
+
+
+def _relative_to(step: Mapping[str, Any], width: int) -> list[int | None]:
+    """Return the state dimension that each action dimension is relative to: its own, unless its name is excluded."""
+    excluded = [str(name).lower() for name in step.get("exclude_joints") or () if name]
+    names = [str(name).lower() for name in step.get("action_names") or ()]
+    names += [""] * (width - len(names))
+    return [None if any(word in names[i] for word in excluded) else i for i in range(width)]
 
 
 def _read_steps(path: Path) -> list[dict]:
@@ -159,15 +173,17 @@ def _normalizer(folder: Path, steps: list[dict], kind: str) -> dict:
     # A file name only: a checkpoint must not reach outside its folder.
     path = folder / Path(state_file).name
     statistics: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in _read_weights(path).items():
+    for key, value in read_weights(path).items():
         feature, _, which = key.rpartition(".")
         statistics.setdefault(feature, {})[which] = value.float().flatten()
     return found[0]["config"] | {"statistics": statistics}
 
 
 def _build_processor(
-    config: PolicyConfig, normalizer: dict, unnormalizer: dict, rename_map: dict[str, str], source: str
+    config: PolicyConfig, normalizer: dict, unnormalizer: dict, general: dict[str, Any], source: str
 ) -> PolicyProcessor:
+    if "relative_to" in general:
+        general = general | {"relative_to": _relative_to(general["relative_to"], config.action_dim)}
     statistics = normalizer["statistics"]
     actions = unnormalizer["statistics"].get(ACTION, statistics.get(ACTION, {}))
     mode = config.normalization_mode(config.output_features[ACTION])
@@ -179,13 +195,9 @@ def _build_processor(
             raise (MissingStatisticsError if absent else CheckpointError)(
                 f"{source} normalises and un-normalises actions with different {which}: {told[0]} against {told[1]}."
             )
-    return PolicyProcessor.from_config(
+    return processor_class(config).from_config(
         config,
         statistics | {ACTION: actions},
         normalization_eps=normalizer.get("eps", 1e-8),
-        rename_map=rename_map,
+        **general,
     )
-
-
-def _listing(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()) or "nothing"

@@ -13,29 +13,34 @@ from torch import nn
 from ..errors import UnknownPolicyError, WeightsMismatchError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
-from . import lerobot
+from . import lerobot, openpi
 from .act import ACT
+from .diffusion import DIFFUSION
+from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
+# The layouts of whole checkpoints.
+LAYOUTS = (lerobot, openpi)
 # Whose names `load_published` can read.
-POLICIES: tuple[PublishedPolicy, ...] = (ACT,)
+POLICIES: tuple[PublishedPolicy, ...] = (ACT, DIFFUSION, PI0)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:
     """Return the reader of the layout that a config.json is written in, or None when it is ours."""
-    return lerobot.read_checkpoint if lerobot.is_config(config) else None
+    return next((layout.read_checkpoint for layout in LAYOUTS if layout.is_config(config)), None)
 
 
 def read_published(
     folder: str | os.PathLike, config: Mapping[str, Any], source: str | None = None, **overrides: Any
-) -> tuple[PolicyModel, PolicyProcessor]:
+) -> tuple[PolicyModel, PolicyProcessor | None]:
     """Load a published checkpoint folder, strictly.
 
     Args:
         folder: holds config.json, weights and processors.
         config: the parsed config.json.
         source: what the user asked for, for messages; by default the folder.
-        overrides: `dtype`, and config fields to change.
+        overrides: `dtype`, `tokenizer`, config fields to change, and `with_processor=False` where only the policy is
+            wanted, which then needs no tokenizer.
 
     Returns:
         The policy, in eval mode, and its processor.

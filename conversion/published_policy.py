@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging
 
 from ..configuration.features import STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
+from ..errors import CorruptFileError, MissingFileError
 from ..modeling.policy import PolicyModel
 
 logger = logging.get_logger(__name__)
@@ -53,3 +57,22 @@ def known_fields(config: Mapping[str, Any], config_class: type[PolicyConfig]) ->
     left_out = sorted(set(config) - set(fields))
     logger.info(f"Fields of the published config.json that this library does not use: {', '.join(left_out)}")
     return fields
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file; they stay on disk until they are used.
+
+    Raises:
+        MissingFileError, CorruptFileError: it is absent, or not safetensors.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; it holds {listing(path.parent)}.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(path, "safetensors file", error) from error
+
+
+def listing(folder: Path) -> str:
+    """Return the names of what a folder holds, for messages."""
+    return ", ".join(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()) or "nothing"

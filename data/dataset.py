@@ -23,7 +23,7 @@ from .checks import check_statistics, check_table, instruction, not_finite, warn
 from .frame_cache import FrameCache
 from .images import decode_image
 from .metadata import load_metadata
-from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names
+from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names, samples_per_episode
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
 from .video import VideoReader
@@ -55,6 +55,8 @@ class LeRobotDataset(Dataset):
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
             [s], in LeRobot's form; replaces the two counts above for the features it names.
         tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s].
+        drop_n_last_frames (`int`, *optional*, defaults to 0): frames at every episode's end at which no sample
+            starts; they are still read as part of earlier samples. `len()` counts samples.
         decoded_cache (`str` or `Path`, *optional*): a folder in which decoded frames are kept, so that no frame
             of a video is decoded twice; takes 3·h·w bytes of disk per frame and camera of the whole dataset.
 
@@ -77,6 +79,7 @@ class LeRobotDataset(Dataset):
         revision: str | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         tolerance_s: float = 1e-4,
+        drop_n_last_frames: int = 0,
         decoded_cache: str | Path | None = None,
     ):
         root, downloaded = fetch_metadata(source, revision)
@@ -106,9 +109,9 @@ class LeRobotDataset(Dataset):
         self._reader = VideoReader(fps=self.fps)
         self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
 
-        # Position among the kept episodes' frames where each of them starts.
-        lengths = np.asarray(self.episode_lengths)
-        self._positions = np.concatenate([[0], np.cumsum(lengths)])
+        # Position among the kept episodes' samples where each of them starts.
+        starts = samples_per_episode(self.episode_lengths, drop_n_last_frames)
+        self._positions = np.concatenate([[0], np.cumsum(starts)])
 
     # --- what the dataset is -----------------------------------------------------------------------------
 
@@ -185,12 +188,12 @@ class LeRobotDataset(Dataset):
     @property
     def num_frames(self) -> int:
         """Number of frames in the kept episodes."""
-        return int(self._positions[-1])
+        return sum(self.episode_lengths)
 
     # --- samples -----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self.num_frames
+        return int(self._positions[-1])
 
     def __getitem__(self, index: int) -> dict:
         """Return one sample; negative positions count from the end."""
@@ -222,7 +225,7 @@ class LeRobotDataset(Dataset):
         return samples
 
     def _locate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row in the dataset, and the episode, of every position among the kept frames."""
+        """Return the row in the dataset, and the episode, of every position among the samples."""
         positions = np.asarray(indices, dtype=np.int64).reshape(-1)
         outside = positions[(positions < -len(self)) | (positions >= len(self))]
         if outside.size:

@@ -52,6 +52,21 @@ def choose_episodes(count: int, episodes: Sequence[int] | None) -> np.ndarray:
     return chosen
 
 
+def samples_per_episode(lengths: Sequence[int], drop_n_last_frames: int) -> np.ndarray:
+    """Return how many samples start in every episode, one at each of its frames but the last ones.
+
+    Raises:
+        DatasetIndexError: a negative number of frames to drop, or none is left.
+    """
+    left = np.maximum(np.asarray(lengths) - drop_n_last_frames, 0)
+    if drop_n_last_frames < 0 or not left.sum():
+        raise DatasetIndexError(
+            f"drop_n_last_frames={drop_n_last_frames} must be at least 0 and leave some frames; the longest episode "
+            f"has {max(lengths)}."
+        )
+    return left
+
+
 def check_known(name: str, known: Iterable[str], argument: str) -> None:
     """Raise `UnknownDatasetFeatureError`, with the nearest names, unless `name` is `known`."""
     if name not in known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -33,19 +34,21 @@ KEYFRAME_INTERVAL = 2  # frames: training reads in random order, so at most one 
 class VideoReader:
     """Decode single frames out of many video files, keeping the last used ones open.
 
-    Opening costs about as much as decoding two frames, so up to `max_open` decoders stay open. Nothing open
-    is pickled or used across a fork: every process opens its own.
+    Opening costs about as much as decoding two frames, so the decoders of `max_open` files stay open. Frames that lie
+    apart do not need each other, so several decoders of one file work side by side. Nothing open is pickled or used
+    across a fork: every process opens its own.
 
     Args:
         max_open (`int`, *optional*, defaults to 16): open files, least recently used closed first.
-        threads (`int`, *optional*, defaults to 1): decoding threads per file. One keeps several DataLoader
-            workers from oversubscribing the cores, and has the least delay after a seek.
+        decoders (`int`, *optional*): decoders per file that work side by side, each in one thread; by default as many
+            as torch uses threads in the process: every core in a program, one in a DataLoader's worker.
         fps (`float`, *optional*): refuse a file that was recorded at another rate.
     """
 
-    def __init__(self, max_open: int = 16, threads: int = 1, fps: float | None = None):
-        self.max_open, self.threads, self.fps = max_open, threads, fps
-        self._open: OrderedDict[Path, _OpenVideo] = OrderedDict()
+    def __init__(self, max_open: int = 16, decoders: int | None = None, fps: float | None = None):
+        self.max_open, self.decoders, self.fps = max_open, decoders, fps
+        self._open: OrderedDict[Path, list[_OpenVideo]] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
     @property
@@ -66,56 +69,82 @@ class VideoReader:
             VideoError: it cannot be decoded, or has another frame rate.
             FrameNotFoundError: no frame lies within `tolerance_s`.
         """
-        video = self._video(Path(path))
-        frames = None
-        for position in np.argsort(seconds, kind="stable"):  # forwards through the file: fewer seeks
-            pixels = video.pixels(float(seconds[position]), tolerance_s)  # (h, w, 3)
-            if frames is None:
-                height, width, _ = pixels.shape
-                frames = np.empty((len(seconds), 3, height, width), dtype=np.uint8)
-            # By numpy: a copy this small costs torch's threads more to share than to make.
-            frames[position] = pixels.transpose(2, 0, 1)  # (3, h, w)
-        return torch.empty((0, 3, 0, 0), dtype=torch.uint8) if frames is None else torch.from_numpy(frames)
+        videos = self._videos(Path(path))
+        if not len(seconds):
+            return torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+        order = np.argsort(seconds, kind="stable")  # forwards through the file: fewer seeks
+        count = videos[0].useful_decoders(np.asarray(seconds)[order], self._decoders_here())
+        while len(videos) < count:
+            videos.append(_OpenVideo(Path(path), self.fps))
+        frames = np.empty((len(seconds), 3, *videos[0].size), dtype=np.uint8)
+
+        def decode(video: _OpenVideo, positions: np.ndarray) -> None:
+            for position in positions:
+                pixels = video.pixels(float(seconds[position]), tolerance_s)  # (h, w, 3)
+                # By numpy: a copy this small costs torch's threads more to share than to make.
+                frames[position] = pixels.transpose(2, 0, 1)  # (3, h, w)
+
+        parts = np.array_split(order, count)
+        if count == 1:
+            decode(videos[0], parts[0])
+        else:
+            for _ in self._threads().map(decode, videos, parts):  # raises what a decoder raised
+                pass
+        return torch.from_numpy(frames)
 
     def close(self) -> None:
         """Close every file this process has opened."""
         if self._process == os.getpid():
-            for video in self._open.values():
-                video.close()
+            for videos in self._open.values():
+                _close_all(videos)
         self._open = OrderedDict()
 
-    def _video(self, path: Path) -> _OpenVideo:
+    def _videos(self, path: Path) -> list[_OpenVideo]:
+        """Return the open decoders of a file, at least one; the caller may add to the list."""
         if self._process != os.getpid():
             # A fork shares the file offsets with its parent; closing here could wait for threads that only
             # the parent has. So the parent's decoders are set aside, untouched.
-            self._inherited, self._open, self._process = self._open, OrderedDict(), os.getpid()
+            self._inherited = self._open, self._pool
+            self._open, self._pool, self._process = OrderedDict(), None, os.getpid()
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
-        video = _OpenVideo(path, self.threads, self.fps)
-        self._open[path] = video
+        self._open[path] = [_OpenVideo(path, self.fps)]
         while len(self._open) > self.max_open:
-            self._open.popitem(last=False)[1].close()
-        return video
+            _close_all(self._open.popitem(last=False)[1])
+        return self._open[path]
+
+    def _decoders_here(self) -> int:
+        return torch.get_num_threads() if self.decoders is None else self.decoders
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._decoders_here(), thread_name_prefix="video")
+        return self._pool
 
     def __getstate__(self) -> dict:
-        return {"max_open": self.max_open, "threads": self.threads, "fps": self.fps}
+        return {"max_open": self.max_open, "decoders": self.decoders, "fps": self.fps}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
 
+def _close_all(videos: list[_OpenVideo]) -> None:
+    for video in videos:
+        video.close()
+
+
 class _OpenVideo:
     """One open file and the position of its decoder."""
 
-    def __init__(self, path: Path, threads: int, fps: float | None):
+    def __init__(self, path: Path, fps: float | None):
         self.path = path
         if not path.is_file():
             raise MissingVideoError(f"There is no video at {path}. Download or record the dataset again.")
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-            self._stream.codec_context.thread_count = threads
+            self._stream.codec_context.thread_count = 1  # more of them only add delay after a seek
             self._rate = float(self._stream.average_rate or self._stream.guessed_rate)
         except (av.FFmpegError, IndexError, TypeError) as error:
             raise self._unreadable(error) from error
@@ -131,6 +160,24 @@ class _OpenVideo:
         self._last: av.VideoFrame | None = None  # the frame decoded last
         self._keyframe_gap = 1  # frames between keyframes, the longest seen so far
         self._since_keyframe = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its frames."""
+        return self._stream.codec_context.height, self._stream.codec_context.width
+
+    def useful_decoders(self, seconds: np.ndarray, available: int) -> int:
+        """Return how many decoders should share frames at these ascending times.
+
+        Each of them begins at a keyframe, so that frames which follow one another closely are best left to one.
+        """
+        seeks = 1 + int((np.diff(seconds) > self._reach).sum())
+        return max(1, min(available, max(seeks, len(seconds) // (self._keyframe_gap + 1))))
+
+    @property
+    def _reach(self) -> float:
+        # Decoding on to a frame that lies within one keyframe interval costs no more than seeking to it.
+        return (self._keyframe_gap + 1) / self._rate
 
     def pixels(self, seconds: float, tolerance_s: float) -> np.ndarray:
         """Return the frame nearest to `seconds` as (h, w, 3)."""
@@ -161,10 +208,8 @@ class _OpenVideo:
 
     def _nearest(self, seconds: float) -> av.VideoFrame | None:
         half = 0.5 / self._rate
-        # Decoding on to a frame that lies within one keyframe interval costs no more than seeking to it.
-        reach = (self._keyframe_gap + 1) / self._rate
         ahead = seconds - self._last.time if self._last is not None else -1.0
-        if self._frames is None or not -half <= ahead <= reach:
+        if self._frames is None or not -half <= ahead <= self._reach:
             self._seek(seconds, half)
         before = self._last
         while before is not None and self._last.time < seconds - half:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +16,13 @@ from .environments import make_environment, make_expert, specification
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import gymnasium
+    from tqdm import tqdm
 
     from ..data.writer import LeRobotWriter
+    from .environments import EnvironmentSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class DemonstrationResult:
 
 
 def record_demonstrations(
-    environment: str,
+    environment: str | Sequence[str],
     episodes: int,
     output: str | os.PathLike,
     seed: int = 0,
@@ -57,19 +59,20 @@ def record_demonstrations(
     expert: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
     progress: bool = True,
 ) -> DemonstrationResult:
-    """Record `episodes` successful episodes of the expert into a LeRobot-format dataset.
+    """Record `episodes` successful episodes of the expert, in each environment, into a LeRobot-format dataset.
 
     Episode k starts from `seed` + k; failures are left out and further seeds tried. Frame t holds the
     observation at t and the action that was applied to it, clipped to the action space, float32.
 
     Args:
-        environment (`str`): `<family>/<task>`, for example `metaworld/pick-place-v3`.
-        episodes (`int`): successful episodes to write.
+        environment (`str` or `Sequence[str]`): `<family>/<task>`, for example `metaworld/pick-place-v3`; several
+            make a dataset of several instructions.
+        episodes (`int`): successful episodes to write, of each environment.
         output (`str` or `os.PathLike`): folder of the dataset; it must not exist.
         seed (`int`, *optional*, defaults to 0): the first seed. Keep it away from the seeds of the
             evaluation.
         horizon (`int`, *optional*): steps an episode may take; defaults to the environment's own.
-        expert (`Callable`, *optional*): one observation → action (a,); defaults to the scripted one.
+        expert (`Callable`, *optional*): one observation → action (a,); defaults to each environment's scripted one.
         progress (`bool`, *optional*, defaults to `True`): show a bar of episodes.
 
     Raises:
@@ -77,6 +80,7 @@ def record_demonstrations(
         MissingExpertError: the environment has no expert.
         UnreliableExpertError: more than half of the episodes fail.
         InvalidActionError: the expert's action has another shape, or is not finite.
+        InvalidEvaluationError: no episodes are asked for, or the environments' features differ.
     """
     # Both stand apart: the writer brings pyarrow and video, and whoever only evaluates needs neither.
     from tqdm.auto import tqdm
@@ -86,39 +90,25 @@ def record_demonstrations(
     if episodes < 1:
         raise InvalidEvaluationError(f"episodes = {episodes} leaves nothing to record; expected at least 1.")
     began = perf_counter()
-    expert = expert or make_expert(environment)
-    simulation = make_environment(environment, horizon)
-    spec = specification(simulation)
+    names = [environment] if isinstance(environment, str) else list(environment)
+    simulations = []
     seeds, failed_seeds, frames = [], [], 0
     try:
-        with (
-            LeRobotWriter(output, fps=spec.fps, features=spec.features, robot_type=spec.robot_type) as writer,
-            tqdm(total=episodes, desc=f"Recording {environment}", unit="episode", disable=not progress) as bar,
-        ):
-            for episode_seed in count(seed):
-                length, success = _record_episode(writer, simulation, expert, spec.task, episode_seed)
-                if success:
-                    writer.end_episode()
-                    seeds.append(episode_seed)
-                    frames += length
-                    bar.update()
-                else:
-                    writer.discard_episode()
-                    failed_seeds.append(episode_seed)
-                    bar.set_postfix(failures=len(failed_seeds))
-                # More failures than the successes asked for: whatever comes, more than half will have failed.
-                if len(failed_seeds) > episodes:
-                    raise UnreliableExpertError(
-                        f"The expert of {environment!r} failed {len(failed_seeds)} of "
-                        f"{len(failed_seeds) + len(seeds)} episodes within {spec.horizon} steps.\n"
-                        f"Give it more steps (horizon={2 * spec.horizon}), or pass a better expert=…."
-                    )
-                if len(seeds) == episodes:
-                    break
+        simulations += (make_environment(name, horizon) for name in names)
+        spec = _common_specification(simulations)
+        with LeRobotWriter(output, fps=spec.fps, features=spec.features, robot_type=spec.robot_type) as writer:
+            for name, simulation in zip(names, simulations, strict=True):
+                acting = expert or make_expert(name)
+                with tqdm(total=episodes, desc=f"Recording {name}", unit="episode", disable=not progress) as bar:
+                    recorded = _record_episodes(writer, simulation, acting, episodes, seed, bar)
+                seeds += recorded.seeds
+                failed_seeds += recorded.failed_seeds
+                frames += recorded.frames
     finally:
-        simulation.close()
+        for simulation in simulations:
+            simulation.close()
     return DemonstrationResult(
-        environment=environment,
+        environment=", ".join(names),
         output=str(Path(output)),
         episodes=len(seeds),
         frames=frames,
@@ -127,6 +117,60 @@ def record_demonstrations(
         failed_seeds=failed_seeds,
         seconds=perf_counter() - began,
     )
+
+
+def _common_specification(simulations: Sequence[gymnasium.Env]) -> EnvironmentSpec:
+    """Return the first environment's specification, whose features and rate all of them must have."""
+    first, *others = map(specification, simulations)
+    for other in others:
+        if (other.features, other.fps, other.robot_type) != (first.features, first.fps, first.robot_type):
+            raise InvalidEvaluationError(
+                f"{first.name} and {other.name} differ in features, rate or robot, so they cannot share a dataset. "
+                f"Record each into its own."
+            )
+    return first
+
+
+@dataclass
+class _Recorded:
+    """What has been written of one environment so far."""
+
+    seeds: list[int] = field(default_factory=list)
+    failed_seeds: list[int] = field(default_factory=list)
+    frames: int = 0
+
+
+def _record_episodes(
+    writer: LeRobotWriter,
+    simulation: gymnasium.Env,
+    expert: Callable[[dict[str, np.ndarray]], np.ndarray],
+    episodes: int,
+    seed: int,
+    bar: tqdm,
+) -> _Recorded:
+    """Write successful episodes of one environment."""
+    spec, recorded = specification(simulation), _Recorded()
+    for episode_seed in count(seed):
+        length, success = _record_episode(writer, simulation, expert, spec.task, episode_seed)
+        if success:
+            writer.end_episode()
+            recorded.seeds.append(episode_seed)
+            recorded.frames += length
+            bar.update()
+        else:
+            writer.discard_episode()
+            recorded.failed_seeds.append(episode_seed)
+            bar.set_postfix(failures=len(recorded.failed_seeds))
+        failures, successes = len(recorded.failed_seeds), len(recorded.seeds)
+        # More failures than the successes asked for: whatever comes, more than half will have failed.
+        if failures > episodes:
+            raise UnreliableExpertError(
+                f"The expert of {spec.name!r} failed {failures} of {failures + successes} episodes within "
+                f"{spec.horizon} steps.\nGive it more steps (horizon={2 * spec.horizon}), or pass a better expert=…."
+            )
+        if successes == episodes:
+            break
+    return recorded
 
 
 def _record_episode(

@@ -73,7 +73,7 @@ class _Family:
 
 
 def _make_metaworld(
-    task: str, horizon: int | None, camera: str | None = None, size: str | None = None
+    task: str, horizon: int | None, camera: str | None = None, size: str | None = None, goal: str = "visible"
 ) -> gymnasium.Env:
     from .metaworld import HORIZON, IMAGE_SIZE, MetaWorldEnvironment
 
@@ -81,8 +81,10 @@ def _make_metaworld(
         raise InvalidEvaluationError(f"size={size} is no number of pixels; write ?camera=corner2&size={IMAGE_SIZE}.")
     if size is not None and camera is None:
         raise InvalidEvaluationError(f"size={size} is of no camera; write ?camera=corner2&size={size}.")
+    if goal not in ("visible", "hidden"):
+        raise InvalidEvaluationError(f"goal={goal} says neither goal=visible nor goal=hidden.")
     cameras = camera.split(",") if camera is not None else ()
-    return MetaWorldEnvironment(task, horizon or HORIZON, cameras, int(size or IMAGE_SIZE))
+    return MetaWorldEnvironment(task, horizon or HORIZON, cameras, int(size or IMAGE_SIZE), goal == "visible")
 
 
 def _metaworld_expert(task: str) -> Expert:
@@ -91,7 +93,9 @@ def _metaworld_expert(task: str) -> Expert:
     return expert(task)
 
 
-_FAMILIES = {"metaworld": _Family(_make_metaworld, tuple(INSTRUCTIONS), _metaworld_expert, options=("camera", "size"))}
+_FAMILIES = {
+    "metaworld": _Family(_make_metaworld, tuple(INSTRUCTIONS), _metaworld_expert, options=("camera", "size", "goal"))
+}
 
 
 def register_environment(
@@ -135,7 +139,8 @@ def make_environment(name: str, horizon: int | None = None) -> gymnasium.Env:
 
     Args:
         name (`str`): `<family>/<task>[?option=value&…]`. Meta-World's options are `camera`, one or several of
-            its cameras with commas between them, and `size`, the side of their pictures [pixels].
+            its cameras with commas between them, `size`, the side of their pictures [pixels], and `goal=hidden`,
+            which leaves the goal out of the observation: what is to be done must then be known or be said.
         horizon (`int`, *optional*): steps after which an episode is truncated; defaults to the family's own.
 
     Raises:

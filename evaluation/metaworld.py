@@ -53,6 +53,8 @@ class MetaWorldEnvironment(gymnasium.Env):
         horizon (`int`, *optional*, defaults to 200): steps after which an episode is truncated.
         cameras (`Sequence[str]`, *optional*): which of Meta-World's cameras to draw; none needs no renderer.
         size (`int`, *optional*, defaults to 96): side of a picture [pixels].
+        goal_visible (`bool`, *optional*, defaults to True): put the goal into the environment's state; otherwise
+            zeros stand there.
 
     Raises:
         UnknownEnvironmentError: Meta-World has no such task.
@@ -65,13 +67,20 @@ class MetaWorldEnvironment(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, task: str, horizon: int = HORIZON, cameras: Sequence[str] = (), size: int = IMAGE_SIZE):
+    def __init__(
+        self,
+        task: str,
+        horizon: int = HORIZON,
+        cameras: Sequence[str] = (),
+        size: int = IMAGE_SIZE,
+        goal_visible: bool = True,
+    ):
         if horizon < 1:
             raise InvalidEvaluationError(f"horizon = {horizon} leaves no step to take; expected at least 1.")
         self.cameras, self.size = tuple(cameras), size
         _check_cameras(self.cameras)
         self._renderer: SceneRenderer | None = None
-        self.simulator = _build(task, horizon)
+        self.simulator = _build(task, horizon, goal_visible)
         if self.cameras:
             largest = self._drawing().max_size
             if not 2 <= size <= largest or size % 2:
@@ -79,9 +88,10 @@ class MetaWorldEnvironment(gymnasium.Env):
                 raise InvalidEvaluationError(
                     f"size = {size} pixels cannot be drawn and kept as video; expected an even number up to {largest}."
                 )
-        options = f"?camera={','.join(self.cameras)}&size={size}" if self.cameras else ""
+        options = [f"camera={','.join(self.cameras)}&size={size}"] if self.cameras else []
+        options += [] if goal_visible else ["goal=hidden"]
         self.environment_spec = EnvironmentSpec(
-            name=f"metaworld/{task}{options}",
+            name=f"metaworld/{task}" + ("?" + "&".join(options) if options else ""),
             task=INSTRUCTIONS.get(task, f"{task.rsplit('-v', 1)[0].replace('-', ' ').capitalize()}."),
             features=features(self.cameras, size),
             fps=round(1 / self.simulator.dt),
@@ -193,16 +203,16 @@ def _check_cameras(cameras: Sequence[str]) -> None:
         raise InvalidEvaluationError(f"A camera is named twice: {', '.join(cameras)}.")
 
 
-def _build(task: str, horizon: int):
+def _build(task: str, horizon: int, goal_visible: bool):
     simulator = _lookup(ENV_CLS_MAP, task)()
     # Random positions are drawn at every reset, from the generator that `seed` fills. (The defaults freeze
     # them, or draw from numpy's global state.)
     simulator._freeze_rand_vec = False
     simulator.seeded_rand_vec = True
     simulator._set_task_called = True
-    # Show the goal. Observations are clipped to a space that was cached while the goal was hidden, with room
-    # for zeros only: it must be made anew.
-    simulator._partially_observable = False
+    # Observations are clipped to a space that was cached while the goal was hidden, with room for zeros only: it
+    # must be made anew.
+    simulator._partially_observable = not goal_visible
     vars(simulator).pop("sawyer_observation_space", None)
     simulator.max_path_length = horizon
     return simulator

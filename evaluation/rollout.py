@@ -27,6 +27,7 @@ class EvaluationResult:
 
     Args:
         environment (`str`): the environment's name.
+        task (`str`): the instruction that the policy was given.
         episodes, successes (`int`): episodes run; episodes that reported success at any of their steps.
         success_rate (`float`): successes per episode, 0 … 1.
         interval (`list[float]`): 95 % Wilson interval of the success rate, [low, high].
@@ -47,6 +48,7 @@ class EvaluationResult:
     """
 
     environment: str
+    task: str
     episodes: int
     successes: int
     success_rate: float
@@ -82,6 +84,7 @@ def evaluate(
     horizon: int | None = None,
     progress: bool = True,
     video: str | os.PathLike | None = None,
+    task: str | None = None,
 ) -> EvaluationResult:
     """Run one closed-loop episode per seed and count successes.
 
@@ -104,6 +107,8 @@ def evaluate(
         progress (`bool`, *optional*, defaults to `True`): show a bar of episodes.
         video (`str` or `os.PathLike`, *optional*): film the first episodes into this `.mp4`. Where nothing draws
             there is none, and the result's `video_note` says why.
+        task (`str`, *optional*): the instruction; defaults to the environment's own. Success stays what the
+            environment says it is, so that another instruction shows whether the policy heeds it.
 
     Raises:
         InvalidEvaluationError: no seeds, a seed twice, `num_envs` or `horizon` below 1.
@@ -119,7 +124,8 @@ def evaluate(
     if num_envs < 1:
         raise InvalidEvaluationError(f"num_envs = {num_envs}; expected at least 1.")
     environments = make_environments(environment, min(num_envs, len(seeds)), horizon)
-    driver = _Driver(pipeline, environments.single_action_space, specification(environments.envs[0]))
+    spec = specification(environments.envs[0])
+    driver = _Driver(pipeline, environments.single_action_space, spec, spec.task if task is None else task)
     episodes: list[_Episode] = []
     try:
         with (
@@ -156,6 +162,7 @@ class _Driver:
     pipeline: Callable
     space: object
     spec: EnvironmentSpec
+    task: str
     seconds: float = 0.0
     calls: int = 0
 
@@ -165,7 +172,7 @@ class _Driver:
         names = getattr(self.pipeline, "observation_names", observations[0].keys())
         batch = {name: np.stack([row[name] for row in observations]) for name in observations[0] if name in names}
         began = perf_counter()
-        actions = self.pipeline(batch, task=[self.spec.task] * len(observations))
+        actions = self.pipeline(batch, task=[self.task] * len(observations))
         # The copy to the host waits for the accelerator, so it belongs to the time of the call.
         actions = torch.as_tensor(actions).detach().to("cpu", torch.float32).numpy()  # (b, a)
         self.seconds += perf_counter() - began
@@ -227,6 +234,7 @@ def _summarise(episodes: list[_Episode], driver: _Driver, num_envs: int) -> Eval
     successes = sum(episode.success for episode in episodes)
     return EvaluationResult(
         environment=driver.spec.name,
+        task=driver.task,
         episodes=count,
         successes=successes,
         success_rate=successes / count,

@@ -67,6 +67,7 @@ def render_card(card: CardData) -> str:
         eval_command=statements.eval_command(card),
         training_rows=statements.training_rows(card),
         evaluation_rows=statements.evaluation_rows(card),
+        further_rows=statements.further_rows(card),
         measured=statements.measured(card),
         video=statements.video(card),
         limits=statements.limits(card),

@@ -133,6 +133,8 @@ class EvaluationSummary:
         video (`str`, *optional*): file in the checkpoint folder that shows the first episodes.
         video_note (`str`, *optional*): what it shows, or why there is none.
         simulated (`bool`): False for episodes on a real robot.
+        task (`str`, *optional*): the instruction that the policy was given.
+        further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
     """
 
     environment: str
@@ -150,8 +152,11 @@ class EvaluationSummary:
     video: str | None = None
     video_note: str | None = None
     simulated: bool = True
+    task: str | None = None
+    further: Sequence[EvaluationSummary] = ()
 
     def __post_init__(self):
+        self.further = [_built(EvaluationSummary, other, allow_more=True) for other in self.further]
         if self.episodes < 1 or not 0 <= self.success_rate <= 1:
             raise InvalidCardError(
                 f"An evaluation needs at least 1 episode and a success_rate from 0 to 1; "
@@ -192,6 +197,7 @@ class CardData:
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
         license (`str`): a licence id of the Hub; `other` needs `license_name`.
         action_horizon, n_action_steps (`int`, *optional*): actions predicted at once, and executed of those.
+        n_obs_steps (`int`): observations it looks at; the first predicted action belongs to the oldest of them.
         control_rate_hz (`float`, *optional*): actions per second in the training data.
         instruction (`bool` or `str`): whether it takes an instruction in words; a string is an example.
         dataset, training, evaluation: see `DatasetSummary`, `TrainingSummary`, `EvaluationSummary`.
@@ -215,6 +221,7 @@ class CardData:
     license_link: str | None = None
     action_horizon: int | None = None
     n_action_steps: int | None = None
+    n_obs_steps: int = 1
     control_rate_hz: float | None = None
     instruction: bool | str = False
     dataset: DatasetSummary | None = None

@@ -15,6 +15,8 @@ from .card import save_card
 from .card_data import CardData, ContractRow
 from .wording import is_hub_id
 
+# As people say them, where that is not the model type in capitals.
+POLICY_NAMES = {"diffusion_policy": "Diffusion"}
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 BASE_FILE = "adapter_base.json"  # what it says: modeling/adapters.py
 
@@ -89,16 +91,19 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
+    reads_instruction = "max_instruction_tokens" in processor
     return CardData(
-        policy_name=config["model_type"].removesuffix("_policy").replace("_", " ").upper(),
+        policy_name=POLICY_NAMES.get(config["model_type"], _spoken(config["model_type"])),
         model_type=config["model_type"],
         parameters=parameters,
         inputs=[_row(name, f, processor) for name, f in config["input_features"].items()],
         outputs=[_row(name, f, processor) for name, f in config["output_features"].items()],
         repo_id=repo_id,
-        action_horizon=config.get("chunk_size") or config.get("action_horizon"),
+        action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),
+        n_obs_steps=config.get("n_obs_steps", 1),
         control_rate_hz=record.get("control_rate_hz"),
+        instruction=reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
         training=record.get("training"),
         log_history=record.get("log_history", ()),
@@ -106,6 +111,10 @@ def describe_policy(
         versions=record.get("versions", {}),
         base_model=base_model,
     )
+
+
+def _spoken(model_type: str) -> str:
+    return model_type.removesuffix("_policy").replace("_", " ").upper()
 
 
 def _row(name: str, feature: Mapping[str, Any], processor: Mapping[str, Any]) -> ContractRow:

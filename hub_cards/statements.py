@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from . import wording
-from .card_data import CardData
+from .card_data import CardData, EvaluationSummary
 
 
 def title(card: CardData) -> str:
@@ -23,7 +23,7 @@ def result(card: CardData) -> str:
     if not evaluation:
         return "This policy has not been evaluated."
     where = "in simulation" if evaluation.simulated else "on the real robot"
-    interval = f", 95 % interval {_interval(card)}" if evaluation.interval else ""
+    interval = f", 95 % interval {_interval(evaluation)}" if evaluation.interval else ""
     return (
         f"Solves {evaluation.solved} of {evaluation.episodes} episodes of "
         f"{wording.code(evaluation.environment)} {where} "
@@ -39,11 +39,15 @@ def timing(card: CardData) -> str:
             1: "executes the first one before it looks again",
             card.action_horizon: "executes all of them before it looks again",
         }.get(card.n_action_steps, f"executes the first {card.n_action_steps} before it looks again")
+        if card.n_obs_steps > 1:
+            executed = f"executes {card.n_action_steps} of them, from the current step on, before it looks again"
         actions = "one action" if card.action_horizon == 1 else f"{card.action_horizon} actions"
         sentences.append(
             f"The policy predicts {actions} at a time (`action_horizon`)"
             + (f" and {executed} (`n_action_steps`)." if card.action_horizon > 1 else ".")
         )
+    if card.n_obs_steps > 1:
+        sentences.append(f"It looks at the last {card.n_obs_steps} observations, which the pipeline keeps.")
     if card.control_rate_hz:
         rate = wording.number(card.control_rate_hz)
         sentences.append(f"Actions follow each other at {rate} Hz, the rate of the demonstrations.")
@@ -90,8 +94,10 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
         ("Environment", wording.one_line(evaluation.environment)),
         ("Success rate", f"{rate} % ({evaluation.solved} of {evaluation.episodes} episodes)"),
     ]
+    if card.instruction and evaluation.task:
+        rows.insert(1, ("Instruction", wording.one_line(evaluation.task)))
     if evaluation.interval:
-        rows.append(("95 % interval", _interval(card)))
+        rows.append(("95 % interval", _interval(evaluation)))
     if evaluation.seeds is not None and len(evaluation.seeds):
         rows.append(("Seeds", wording.seed_runs(evaluation.seeds)))
     if wording.is_number(evaluation.mean_length):
@@ -104,6 +110,21 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
     if wording.is_number(evaluation.clipped_fraction):
         rows.append(("Actions clipped to the action space", f"{wording.percent(evaluation.clipped_fraction)} %"))
     return rows
+
+
+def further_rows(card: CardData) -> list[tuple[str, str, str, str]]:
+    """Return environment, instruction, success and interval of each evaluation beside the first, itself included."""
+    if not card.evaluation or not card.evaluation.further:
+        return []
+    return [
+        (
+            wording.one_line(each.environment),
+            wording.one_line(each.task) if card.instruction and each.task else "",
+            f"{each.solved} of {each.episodes}",
+            _interval(each) if each.interval else "",
+        )
+        for each in (card.evaluation, *card.evaluation.further)
+    ]
 
 
 def measured(card: CardData) -> str:
@@ -168,8 +189,8 @@ def limits(card: CardData) -> list[str]:
     return [*sentences, *map(wording.one_line, card.limits)]
 
 
-def _interval(card: CardData) -> str:
-    low, high = card.evaluation.interval
+def _interval(evaluation: EvaluationSummary) -> str:
+    low, high = evaluation.interval
     return f"{wording.percent(low)}–{wording.percent(high)} %"
 
 

@@ -11,10 +11,11 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import load_policy_and_processor
-from ..configuration.features import ACTION, IMAGE_PREFIX
+from ..configuration.features import ACTION, IMAGE_PREFIX, is_camera_name
 from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
+from ..processing.language import TASK
 from ..processing.processor import PolicyProcessor
 from .action_sources import ActionQueue, TemporalEnsembler
 
@@ -85,7 +86,8 @@ class PolicyPipeline(Pipeline):
             camera_map: your camera's name → the policy's, with or without `observation.images.`.
             embodiment: which statistics to use, where a checkpoint has several.
             clamp_actions: keep actions inside the range of the training data.
-            overrides: `revision`, `token`, `local_files_only`, …, and config fields to change.
+            overrides: `revision`, `token`, `local_files_only`, …, `tokenizer` where a published checkpoint names one
+                that is gated, and config fields to change.
 
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.
@@ -158,6 +160,7 @@ class PolicyPipeline(Pipeline):
             raise FeatureShapeError(
                 "The observation's batch", leading, f"{self._leading}, as in this episode's first; call reset() first"
             )
+        task = observation.get(TASK) if task is None else task  # history keeps features only
         history = None
         if self.model.config.n_obs_steps > 1:
             history = self._history_with(observation)
@@ -257,7 +260,7 @@ def _widened(limits: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Te
 def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:
     renamed = {}
     for yours, theirs in camera_map.items():
-        full = {name: name if name.startswith(IMAGE_PREFIX) else IMAGE_PREFIX + name for name in (yours, theirs)}
+        full = {name: name if is_camera_name(name) else IMAGE_PREFIX + name for name in (yours, theirs)}
         if full[theirs] not in cameras:
             raise InvalidConfigError(
                 f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"

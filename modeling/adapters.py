@@ -83,7 +83,8 @@ def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
         for dtype, digest in digests.items():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(values.to(getattr(torch, dtype)).float().numpy().tobytes())
-    return {"dtype": str(policy.dtype)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
+    dtypes = sorted({str(parameter.dtype) for parameter in policy.parameters()})  # some parts stay in float32
+    return {"dtype": " ".join(dtypes)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
 
 
 def adapter_tensors(policy: PolicyModel) -> dict[str, torch.Tensor]:
@@ -215,4 +216,6 @@ def merged(policy: PolicyModel) -> PolicyModel:
     copied._hf_peft_config_loaded = False
     for leftover in ("peft_config", "_adapter_base"):
         vars(copied).pop(leftover, None)
-    return copied.requires_grad_(True)
+    copied.requires_grad_(True)
+    copied.freeze_parts()
+    return copied

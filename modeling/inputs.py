@@ -18,7 +18,7 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
     Args:
         batch: `observation.state` (b, s), `observation.environment_state` (b, e), `observation.images` (a list
             of (b, c, h, w), one per camera, or (b, v, c, h, w)) or `observation.images.<camera>` each,
-            `action` (b, h, a), `action_is_pad` (b, h); or the model's own names.
+            `action` (b, h, a), `action_is_pad` (b, h); or the model's own names. With history (b, t, …).
         config: says which of them the network reads; others are left out.
 
     Raises:
@@ -32,11 +32,12 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
             inputs["pixel_values"] = inputs["observation.images"]
         elif cameras and all(name in inputs for name in cameras):
             inputs["pixel_values"] = [inputs[name] for name in cameras]
-    widths = {"state": config.state_dim, "environment_state": config.environment_state_dim}
-    needed = [name for name, width in widths.items() if width] + (["pixel_values"] if cameras else [])
+    widths = {"state": config.model_state_dim, "environment_state": config.environment_state_dim}
+    tokens = ["input_ids", "attention_mask"] if config.reads_instruction else []
+    needed = [name for name, width in widths.items() if width] + (["pixel_values"] if cameras else []) + tokens
     missing = [name for name in needed if inputs.get(name) is None]
     if missing:
-        raise MissingFeatureError(missing, batch, config.input_features)
+        raise MissingFeatureError(missing, batch, [*config.input_features, *tokens])
     for name, width in widths.items():
         if width and inputs[name].shape[-1] != width:
             raise FeatureShapeError(name, tuple(inputs[name].shape), f"a last dimension of {width}")
@@ -46,5 +47,5 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
         if views != len(cameras):
             named = ", ".join(name.removeprefix(IMAGE_PREFIX) for name in cameras)
             raise FeatureShapeError("pixel_values", (views,), f"{len(cameras)} cameras: {named}")
-    kept = (*needed, "pixel_mask", "actions", "action_is_pad")
+    kept = (*needed, "pixel_mask", "actions", "action_is_pad", "action_mask")
     return {name: inputs[name] for name in kept if inputs.get(name) is not None}

@@ -36,7 +36,7 @@ from .inputs import model_inputs
 
 logger = logging.get_logger(__name__)
 
-_LABELS = ("actions", "action_is_pad", "action_mask")
+LABELS = ("actions", "action_is_pad", "action_mask")
 
 
 @dataclass
@@ -46,7 +46,8 @@ class PolicyOutput(ModelOutput):
     Args:
         loss (scalar tensor): the training loss, when labels were given.
         losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
-        actions (tensor (b, h, a)): predicted, normalised.
+        actions (tensor (b, h, a)): predicted, normalised; None where a policy that samples computes its loss, which
+            needs no prediction.
     """
 
     loss: torch.Tensor | None = None
@@ -78,6 +79,9 @@ class PolicyModel(PreTrainedModel):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
             reset()
+
+    def freeze_parts(self) -> None:
+        """Mark the parameters that are never trained; called again after loading, which forgets the mark."""
 
     # --- parts ----------------------------------------------------------------------------------------
 
@@ -112,7 +116,7 @@ class PolicyModel(PreTrainedModel):
 
     def check_actions(self, actions: torch.Tensor, action_is_pad: torch.Tensor | None = None) -> None:
         """Check labels (b, h, a) against horizon and width of the config, and their padding (b, h)."""
-        horizon, width = self.config.action_horizon, self.config.action_dim
+        horizon, width = self.config.action_horizon, self.config.model_action_dim
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
             raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
         if action_is_pad is not None and action_is_pad.shape != actions.shape[:2]:
@@ -134,7 +138,7 @@ class PolicyModel(PreTrainedModel):
         Policies that sample override this. The default suits those that decode deterministically: `noise`,
         `generator` and `num_steps` have nothing to change.
         """
-        observation = {name: value for name, value in inputs.items() if name not in _LABELS}
+        observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation).actions
 
     # --- loading and saving ---------------------------------------------------------------------------
@@ -204,7 +208,11 @@ class PolicyModel(PreTrainedModel):
             if not allow_partial:
                 raise mismatch
             logger.warning(f"allow_partial=True: {mismatch}")
+        policy.freeze_parts()
         return (policy, info) if wants_info else policy
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base."""

@@ -1,4 +1,4 @@
-"""The one registry: model type → policy class, and through it config and processor."""
+"""The one registry of policies: model type → policy class, and through it its config."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from ..configuration.policy import PolicyConfig
 from ..errors import InvalidConfigError, UnknownPolicyError, nearest
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
     from .policy import PolicyModel
 
 _POLICIES: dict[str, type[PolicyModel]] = {}
 _KNOWN_TO_TRANSFORMERS: set[str] = set()
-_PROCESSORS: dict[str, type[ProcessorMixin]] = {}
 
 
 def register_policy(model_type: str) -> Callable[[type[PolicyModel]], type[PolicyModel]]:
@@ -55,11 +52,6 @@ def register_policy(model_type: str) -> Callable[[type[PolicyModel]], type[Polic
     return register
 
 
-def register_processor(model_type: str, processor_class: type[ProcessorMixin]) -> None:
-    """Say which processor feeds policies of `model_type`; without it, `PolicyProcessor` does."""
-    _PROCESSORS[model_type] = processor_class
-
-
 def policy_class(model_type: str) -> type[PolicyModel]:
     """Return the policy class of `model_type`.
 
@@ -69,11 +61,6 @@ def policy_class(model_type: str) -> type[PolicyModel]:
     if model_type not in _POLICIES:
         raise UnknownPolicyError(f"No policy has the model type {model_type!r}. {nearest(model_type, _POLICIES)}")
     return _POLICIES[model_type]
-
-
-def processor_class(model_type: str, default: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Return the processor class that feeds policies of `model_type`."""
-    return _PROCESSORS.get(model_type, default)
 
 
 def registered_policies() -> dict[str, type[PolicyModel]]:

@@ -40,6 +40,7 @@ class Contract:
 
     entries: Sequence[ContractEntry]
     embodiment: str | None = None
+    instruction_tokens: int | None = None  # at most, of policies that read an instruction
 
     def __str__(self) -> str:
         lines = [f"Embodiment: {self.embodiment}"] if self.embodiment else []
@@ -54,13 +55,16 @@ class Contract:
                 if relative is not None:
                     words.append(f"  relative to {relative}")
                 lines.append("".join(words))
+        if self.instruction_tokens is not None:
+            lines.append(f"→ task  the instruction in words, at most {self.instruction_tokens} tokens")
         return "\n".join(lines)
 
 
 def contract_of(processor: PolicyProcessor) -> Contract:
     """Return the contract that a processor keeps."""
     names = (*processor.input_features, *processor.output_features)
-    return Contract([_entry(processor, name) for name in names], processor.embodiment)
+    entries = [_entry(processor, name) for name in names]
+    return Contract(entries, processor.embodiment, getattr(processor, "max_instruction_tokens", None))
 
 
 def _entry(processor: PolicyProcessor, name: str) -> ContractEntry:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -65,6 +67,7 @@ class PolicyProcessor(ProcessorMixin):
         embodiments (`dict[str, dict]`, *optional*): statistics per embodiment, where a policy knows several robots;
             then `statistics` is None.
         embodiment (`str`, *optional*): the one in use.
+        attributes: of subclasses, what `ProcessorMixin` saves in files of its own: `tokenizer`.
 
     Raises:
         MissingStatisticsError: a feature is to be normalised and its statistics are absent or do not fit.
@@ -72,6 +75,14 @@ class PolicyProcessor(ProcessorMixin):
 
     # transformers' Trainer looks for special tokens here, whatever it trains; there are none.
     tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
+
+    # The fields that the policy's config has too, and in which the two must agree.
+    compared_fields: ClassVar[tuple[str, ...]] = (
+        "input_features",
+        "output_features",
+        "n_obs_steps",
+        "optional_cameras",
+    )
 
     def __init__(
         self,
@@ -89,6 +100,7 @@ class PolicyProcessor(ProcessorMixin):
         embodiments=None,
         embodiment=None,
         format_version=FORMAT_VERSION,
+        **attributes,
     ):
         inputs, outputs = _mapping("input_features", input_features), _mapping("output_features", output_features)
         self.input_features = {name: PolicyFeature.from_value(feature) for name, feature in inputs.items()}
@@ -109,7 +121,7 @@ class PolicyProcessor(ProcessorMixin):
         } or None
         self.embodiment = embodiment
         self.format_version = format_version
-        super().__init__()
+        super().__init__(**attributes)
         self._check_relative()
         self.statistics = None if self.embodiments else self._used(_mapping("statistics", statistics))
         self._normalizers: dict[str, Normalizer] | None = None
@@ -229,14 +241,15 @@ class PolicyProcessor(ProcessorMixin):
         """
         raw = self.read_observation(observation, self.n_obs_steps)
         batch_size = len(next(iter(raw.values())))
-        values = {name: self.normalizer(name).normalize(x) for name, x in raw.items()}
+        values = {name: self.encode(name, x) for name, x in raw.items()}
 
         inputs: dict[str, Any] = {}
         cameras = [n for n, f in self.input_features.items() if f.type is FeatureType.VISUAL]
         if cameras:
             leading = next(iter(raw.values())).shape[: 1 if self.n_obs_steps == 1 else 2]
-            absent = {name: torch.zeros(*leading, *self.input_features[name].shape) for name in cameras}
-            inputs["pixel_values"] = stack_views([values.get(name, absent[name]) for name in cameras])
+            absent = {name: self.absent_picture(name) for name in cameras if name not in values}
+            absent = {name: x.expand(*leading, *x.shape) for name, x in absent.items()}
+            inputs["pixel_values"] = stack_views([(values | absent)[name] for name in cameras])
         if self.optional_cameras:
             mask = torch.tensor([name in values for name in cameras])
             inputs["pixel_mask"] = mask.expand(batch_size, -1).clone()  # (b, v)
@@ -247,6 +260,14 @@ class PolicyProcessor(ProcessorMixin):
         if actions is not None:
             inputs |= self._labels(actions, action_is_pad, batch_size, raw.get(STATE))
         return BatchFeature(data=inputs)
+
+    def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Return a feature's raw values as the network sees them: here, normalised."""
+        return self.normalizer(name).normalize(x)
+
+    def absent_picture(self, name: str) -> torch.Tensor:
+        """Return what stands in the place of an absent camera's picture (c, h, w); the network does not see it."""
+        return torch.zeros(self.input_features[name].shape)
 
     def read_observation(self, observation: Mapping[str, Any], steps: int) -> dict[str, torch.Tensor]:
         """Return an observation's features as checked float32 tensors in raw units: (b, …), with history (b, t, …).
@@ -310,7 +331,7 @@ class PolicyProcessor(ProcessorMixin):
             raise FeatureShapeError("action_is_pad", tuple(is_pad.shape), f"{tuple(x.shape[:2])}")
         if self.relative_to is not None:
             x = to_relative(x, _now(state), self.relative_to)
-        return {"actions": self.normalizer(ACTION).normalize(x), "action_is_pad": is_pad}
+        return {"actions": self.encode(ACTION, x), "action_is_pad": is_pad}
 
     # --- chunk → robot units --------------------------------------------------------------------------
 
@@ -371,14 +392,14 @@ class PolicyProcessor(ProcessorMixin):
         Raises:
             CheckpointError: features, their order, or the history differ.
         """
-        for kind in ("input_features", "output_features", "n_obs_steps", "optional_cameras"):
+        for kind in self.compared_fields:
             mine, theirs = getattr(self, kind), getattr(config, kind)
-            theirs = list(theirs) if kind == "optional_cameras" else theirs
+            theirs = list(theirs) if isinstance(theirs, tuple) else theirs
             same = mine == theirs and (kind != "input_features" or list(mine) == list(theirs))
             if not same:
                 raise CheckpointError(
                     f"The processor's {kind} differ from the policy's: {mine} against {theirs}. "
-                    f"Build it from the policy's config: PolicyProcessor.from_config(config, statistics)."
+                    f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
                 )
         for feature in (self.input_features | self.output_features).values():
             mine, theirs = self.normalization_mode(feature), config.normalization_mode(feature)
@@ -388,12 +409,22 @@ class PolicyProcessor(ProcessorMixin):
                     f"configured for {theirs.value}. Build it from the policy's config."
                 )
 
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names in processor_config.json: the constructor's arguments that have no file of their own."""
+        names: dict[str, None] = {}
+        for base in cls.__mro__:
+            if issubclass(base, PolicyProcessor) and "__init__" in vars(base):
+                parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+                names |= dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        return [name for name in names if name not in cls.get_attributes()]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = super().to_dict()
+        values = {name: getattr(self, name) for name in self.field_names()}
         for kind in ("input_features", "output_features"):
-            values[kind] = {name: feature.to_dict() for name, feature in getattr(self, kind).items()}
-        return values
+            values[kind] = {name: feature.to_dict() for name, feature in values[kind].items()}
+        return copy.deepcopy(values) | {"processor_class": type(self).__name__}
 
     def to_json_string(self) -> str:
         """Return the text of processor_config.json; keys keep their order, which is the order of the cameras."""
@@ -419,14 +450,19 @@ class PolicyProcessor(ProcessorMixin):
                 "There is no processor_config.json, without which a policy's numbers mean nothing. It is written by "
                 "PolicyPipeline.save_pretrained, or processor.save_pretrained beside the policy's."
             )
-        known = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
-        newer = processor_dict.get("format_version", FORMAT_VERSION) > FORMAT_VERSION
-        unknown = processor_dict.keys() - set(known) - {"processor_class", "auto_map"}
+        fields = {name: value for name, value in processor_dict.items() if name not in ("processor_class", "auto_map")}
+        known = cls.field_names()
+        newer = fields.get("format_version", FORMAT_VERSION) > FORMAT_VERSION
+        unknown = fields.keys() - set(known)
         if unknown and not newer:
             raise CheckpointError(
                 f"processor_config.json has unknown fields: {', '.join(sorted(unknown))}. Known: {', '.join(known)}."
             )
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        overrides = {name: value for name, value in kwargs.items() if name in known}
+        attributes = dict(zip(cls.get_attributes(), args, strict=True))  # loaded from files of their own
+        processor = cls(**attributes, **({n: v for n, v in fields.items() if n not in unknown} | overrides))
+        return (processor, {n: v for n, v in kwargs.items() if n not in known}) if return_unused else processor
 
 
 def _now(state: torch.Tensor) -> torch.Tensor:

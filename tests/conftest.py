@@ -49,6 +49,18 @@ def tiny_act():
 
 
 @pytest.fixture(scope="session")
+def tiny_diffusion():
+    """Return the function that builds a tiny `DiffusionConfig`; see policy_cases.py."""
+    return POLICY_CASES["tiny_diffusion"]
+
+
+@pytest.fixture(scope="session")
+def tiny_pi0():
+    """Return the function that builds a tiny `PI0PolicyConfig`; see policy_cases.py."""
+    return POLICY_CASES["tiny_pi0"]
+
+
+@pytest.fixture(scope="session")
 def statistics_of():
     """Return a function: config → statistics of every kind for each of its features, other ones per dimension."""
 

@@ -21,15 +21,23 @@ RESNET = {"layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "emb
 TWO_CAMERAS = {"wrist": (3, 32, 32), "above": (3, 32, 32)}
 
 
-def tiny_act(cameras: dict | None = None, state: int | None = 3, environment: int | None = None, **fields):
-    """Return an `ACTConfig` with cameras `{name: (c, h, w)}`, states of these widths and actions of width 2."""
-    from manipulators import ACTConfig
-
+def features_of(cameras: dict | None, state: int | None, environment: int | None) -> dict[str, dict]:
+    """Return the features of a config: cameras `{name: (c, h, w)}`, states of these widths, actions of width 2."""
     inputs = {f"observation.images.{name}": ("VISUAL", shape) for name, shape in (cameras or {}).items()}
     if state:
         inputs["observation.state"] = ("STATE", (state,))
     if environment:
         inputs["observation.environment_state"] = ("ENV", (environment,))
+    return {
+        "input_features": {name: {"type": kind, "shape": shape} for name, (kind, shape) in inputs.items()},
+        "output_features": {"action": {"type": "ACTION", "shape": (2,)}},
+    }
+
+
+def tiny_act(cameras: dict | None = None, state: int | None = 3, environment: int | None = None, **fields):
+    """Return an `ACTConfig` with cameras `{name: (c, h, w)}`, states of these widths and actions of width 2."""
+    from manipulators import ACTConfig
+
     sizes = {
         "chunk_size": 5,
         "dim_model": 16,
@@ -41,17 +49,99 @@ def tiny_act(cameras: dict | None = None, state: int | None = 3, environment: in
         "vision_config": RESNET if cameras else None,
         "pretrained_backbone_weights": None,
     }
-    return ACTConfig(
-        input_features={name: {"type": kind, "shape": shape} for name, (kind, shape) in inputs.items()},
-        output_features={"action": {"type": "ACTION", "shape": (2,)}},
-        **(sizes | fields),
-    )
+    return ACTConfig(**features_of(cameras, state, environment), **(sizes | fields))
+
+
+def tiny_diffusion(cameras: dict | None = None, state: int | None = 3, environment: int | None = None, **fields):
+    """Return a `DiffusionConfig`, arguments as in `tiny_act`.
+
+    Padded steps are left out of the loss, which the paper does not do and every policy here can.
+    """
+    from manipulators import DiffusionConfig
+
+    sizes = {
+        "horizon": 8,
+        "n_action_steps": 4,
+        "down_dims": (16, 32),
+        "n_groups": 4,
+        "kernel_size": 3,
+        "diffusion_step_embed_dim": 8,
+        "num_train_timesteps": 5,
+        # The paper's schedule leaves next to no signal at its end, of which a prediction would magnify rounding.
+        "beta_schedule": "linear",
+        "beta_start": 0.1,
+        "beta_end": 0.5,
+        "spatial_softmax_num_keypoints": 4,
+        "crop_shape": (28, 24) if cameras else None,
+        "vision_config": RESNET if cameras else None,
+        "do_mask_loss_for_padding": True,
+    }
+    return DiffusionConfig(**features_of(cameras, state, environment), **(sizes | fields))
+
+
+CLIP_TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "projection_dim": 12,
+    "eos_token_id": 63,
+}
+LANGUAGE = {
+    "use_language_conditioning": True,
+    "language_config": CLIP_TEXT,
+    "language_projection_dim": 6,
+    "language_dropout_prob": 0.5,
+}
+
+
+GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 32,
+}
+SIGLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `PI0PolicyConfig`, arguments as in `tiny_act`."""
+    from manipulators import PI0PolicyConfig
+
+    sizes = {
+        "chunk_size": 5,
+        "max_state_dim": 6,
+        "max_action_dim": 4,
+        "image_resolution": (28, 28),
+        "max_instruction_tokens": 6,
+        "num_inference_steps": 3,
+        "paligemma_config": {"projection_dim": 32, "text_config": GEMMA, "vision_config": SIGLIP},
+        "gemma_expert_config": GEMMA | {"hidden_size": 16, "intermediate_size": 24},
+    }
+    return PI0PolicyConfig(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
 
 
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
 ACT_EMPTY_LATENT = frozenset({"backbone.encoder_latent_input_proj.weight"})
+# A softmax over pixels does not change when every pixel is raised by the same bias.
+KEYPOINT_BIAS = frozenset({"diffusion.rgb_encoder.pool.nets.bias"})
+KEYPOINT_BIASES = frozenset({f"diffusion.rgb_encoder.{i}.pool.nets.bias" for i in (0, 1)})
+# A bias of the keys adds the same to every score of a query, and the softmax takes it off again.
+PI0_KEY_BIAS = frozenset({"model.paligemma_with_expert.vision_tower.encoder.layers.0.self_attn.k_proj.bias"})
 
 CASES = {
     "act_states": Case(lambda: tiny_act(environment=4)),
@@ -63,4 +153,35 @@ CASES = {
         lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
     ),
     "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
+    "diffusion_states": Case(lambda: tiny_diffusion(environment=4)),
+    "diffusion_two_cameras": Case(
+        lambda: tiny_diffusion(TWO_CAMERAS, environment=4, **LANGUAGE), KEYPOINT_BIAS, complete=True
+    ),
+    "diffusion_camera_sizes": Case(
+        lambda: tiny_diffusion(
+            {"wrist": (3, 32, 32), "above": (3, 32, 64)},
+            use_separate_rgb_encoder_per_camera=True,
+            use_group_norm=False,
+            crop_shape=None,
+            prediction_type="v_prediction",
+            noise_scheduler_type="DDIM",
+            num_inference_steps=3,
+        ),
+        KEYPOINT_BIASES,
+    ),
+    "diffusion_one_step": Case(
+        lambda: tiny_diffusion(
+            TWO_CAMERAS,
+            n_obs_steps=1,
+            optional_cameras=("observation.images.above",),
+            resize_shape=(40, 48),
+            prediction_type="sample",
+            use_film_scale_modulation=False,
+        ),
+        KEYPOINT_BIAS,
+    ),
+    "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
+    "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
+    "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
 }

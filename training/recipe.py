@@ -24,14 +24,19 @@ class Recording:
     """Say what to record when the dataset does not exist yet.
 
     Args:
-        environment: `<family>/<task>`, whose scripted expert demonstrates.
-        episodes: successful ones.
+        environment: `<family>/<task>`, whose scripted expert demonstrates; several for several instructions.
+        episodes: successful ones, of each environment.
         seed: of the first; the others follow.
     """
 
-    environment: str
+    environment: str | list[str]
     episodes: int = 50
     seed: int = 0
+
+    @property
+    def total_episodes(self) -> int:
+        """Episodes of all environments."""
+        return self.episodes * (1 if isinstance(self.environment, str) else len(self.environment))
 
 
 @dataclass
@@ -50,6 +55,19 @@ class DataSection:
 
 
 @dataclass
+class Variation:
+    """Say how a further evaluation differs from the first.
+
+    Args:
+        environment: another one; by default the same.
+        task: another instruction than the environment's own.
+    """
+
+    environment: str | None = None
+    task: str | None = None
+
+
+@dataclass
 class EvaluationSection:
     """Say where the trained policy is tried.
 
@@ -60,6 +78,7 @@ class EvaluationSection:
         num_envs: environments that step together.
         horizon: steps after which an episode fails; the environment's own by default.
         video: film the first episodes, where something draws; the card says why when nothing does.
+        further: evaluations beside this one, over the same seeds.
     """
 
     environment: str
@@ -68,6 +87,7 @@ class EvaluationSection:
     num_envs: int = 10
     horizon: int | None = None
     video: bool = False
+    further: list[Variation] | None = None
 
     @property
     def seeds(self) -> range:
@@ -84,6 +104,8 @@ class Recipe:
         data: the demonstrations.
         output: folder of the checkpoint; it must not exist.
         inputs: observation features the policy uses; all of the dataset's by default.
+        tokenizer: of policies that read instructions, a folder or Hub id; `words` makes one of the words in the
+            dataset's instructions. By default the one that the config names.
         relative_actions: predict differences to the current state: true for the dimensions that the state has by the
             same name, or per action dimension the state dimension it is relative to, null where it is absolute.
         config: fields of the policy's config.
@@ -97,6 +119,7 @@ class Recipe:
     data: DataSection
     output: str
     inputs: list[str] | None = None
+    tokenizer: str | None = None
     relative_actions: bool | list[int | None] = False
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -184,7 +207,9 @@ def _build(cls: type, content: Any, where: str) -> Any:
         section = _section(hints.get(name))
         if section is not None and isinstance(value, str):  # `--evaluation null`
             value = _yaml(value, f"{where}: {name}")
-        if section is not None and value is not None:
+        if section is not None and isinstance(value, list):
+            value = [_build(section, item, f"{where}: {name}") for item in value]
+        elif section is not None and value is not None:
             value = _build(section, value, f"{where}: {name}")
         plain[name] = value
     values = _typed(plain, hints, where)
@@ -196,7 +221,9 @@ def _build(cls: type, content: Any, where: str) -> Any:
 
 
 def _section(annotation: Any) -> type | None:
+    """Return the dataclass that a field holds, alone or in a list."""
     options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    options = [get_args(option)[0] if get_origin(option) is list else option for option in options]
     return next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
 
 

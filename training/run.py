@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -28,7 +28,9 @@ from ..modeling import registry
 from ..modeling.policy import PolicyModel
 from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
+from ..processing.registry import processor_class
 from ..processing.relative_actions import match_dimensions
+from ..processing.word_tokenizer import word_tokenizer
 from .arguments import PolicyTrainingArguments
 from .recipe import Recipe
 from .relative_statistics import relative_action_statistics
@@ -124,6 +126,10 @@ def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
     return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
 
 
+def _tokenizer(recipe: Recipe, dataset: LeRobotDataset) -> PreTrainedTokenizerBase | str | None:
+    return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer
+
+
 def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | None = None) -> LeRobotDataset:
     """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
     if features is None and recipe.inputs is not None:
@@ -139,11 +145,13 @@ def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | Non
         n_obs_steps=config.n_obs_steps,
         features=features,
         episodes=recipe.data.episodes,
+        drop_n_last_frames=config.frames_without_start,
     )
-    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.episodes:
+    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
         raise InvalidRecipeError(
             f"{recipe.data.dataset} exists and holds {dataset.num_episodes} episodes; the recipe records "
-            f"{record.episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove it."
+            f"{record.total_episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove "
+            f"it."
         )
     return dataset
 
@@ -168,9 +176,11 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
         relative_to = _relative_to(recipe, dataset)
         plain = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: nothing is decoded
         statistics[ACTION] = relative_action_statistics(plain, relative_to)
-    processor = PolicyProcessor.from_config(
+    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
+    processor = processor_class(config).from_config(
         config,
         statistics,
+        **language,
         relative_to=relative_to,
         dimension_names={name: dataset.dimension_names[name] for name in used},
         units={name: dataset.units[name] for name in used},
@@ -215,15 +225,16 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation
-    result = evaluate(
-        pipeline,
-        section.environment,
-        section.seeds,
-        num_envs=section.num_envs,
-        horizon=section.horizon,
-        video=output / VIDEO_FILE if section.video else None,
-    )
-    result.save(output / EVALUATION_FILE)
+    common = {"num_envs": section.num_envs, "horizon": section.horizon}
+    video = output / VIDEO_FILE if section.video else None
+    result = evaluate(pipeline, section.environment, section.seeds, video=video, **common).to_dict()
+    if section.further:
+        further = [(other.environment or section.environment, other.task) for other in section.further]
+        result["further"] = [
+            evaluate(pipeline, environment, section.seeds, task=task, **common).to_dict()
+            for environment, task in further
+        ]
+    write_text(output / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     write_checkpoint_card(output)
 
 

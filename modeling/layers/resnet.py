@@ -111,6 +111,13 @@ def build_resnet(
     return resnet
 
 
+def feature_map_size(config: ResNetConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) of the last feature map for images of (height, width)."""
+    halvings = 1 + len(config.hidden_sizes) + bool(config.downsample_in_first_stage)  # stem, pool, all stages but one
+    height, width = (-(-side // 2**halvings) for side in size)  # each halving rounds up
+    return height, width
+
+
 def _load_start_weights(config: ResNetConfig, pretrained: str) -> ResNetModel:
     remedy = "Set pretrained_backbone_weights=None to start from random weights, or to a folder that holds them."
     try:

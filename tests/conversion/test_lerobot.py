@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from manipulators.conversion.lerobot import _read_processors
+from manipulators.conversion.lerobot import _read_processors, _relative_to
 from manipulators.conversion.published import published_layout
 from manipulators.errors import CheckpointError, MissingFileError
 
@@ -35,11 +35,11 @@ def write_processors(folder, index=3, file="statistics.safetensors", registry_na
 @pytest.mark.parametrize(("index", "file"), [(0, "a.safetensors"), (1, "step_7.safetensors"), (4, "x.y.safetensors")])
 def test_state_file_is_followed_wherever_the_step_stands(tmp_path, index, file):
     write_processors(tmp_path, index, file)
-    normalizer, unnormalizer, renames = _read_processors(tmp_path)
+    normalizer, unnormalizer, general = _read_processors(tmp_path)
     assert normalizer["statistics"].keys() == {"observation.images.cam_high", "action"}  # split at the last dot
     assert normalizer["statistics"]["observation.images.cam_high"]["mean"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert unnormalizer["statistics"]["action"]["q01"].tolist() == [1, 1]
-    assert (normalizer["eps"], renames) == (1e-6, {})
+    assert (normalizer["eps"], general) == (1e-6, {"rename_map": {}})
 
 
 def test_normalizer_that_is_not_there(tmp_path):
@@ -51,3 +51,17 @@ def test_normalizer_that_is_not_there(tmp_path):
 def test_processors_that_are_not_there(tmp_path):
     with pytest.raises(MissingFileError, match="it holds nothing"):
         _read_processors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ({"exclude_joints": ["gripper"], "action_names": ["x", "Gripper.pos", "z"]}, [0, None, 2]),
+        ({"exclude_joints": ["gripper"], "action_names": ["x", "gripper"]}, [0, None, 2]),  # fewer names than widths
+        ({"exclude_joints": ["gripper"], "action_names": None}, [0, 1, 2]),
+        ({"exclude_joints": [], "action_names": ["x", "gripper", "z"]}, [0, 1, 2]),
+        ({}, [0, 1, 2]),
+    ],
+)
+def test_relative_actions(step, expected):
+    assert _relative_to(step, 3) == expected

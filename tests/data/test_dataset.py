@@ -49,6 +49,22 @@ def test_delta_timestamps_replace_the_counts_for_their_features(tiny):
     assert abs(float(sample["observation.images.top"].float().mean()) - 80) < 3
 
 
+def test_last_frames_start_no_sample_but_belong_to_earlier_ones(tiny):
+    dataset = LeRobotDataset(tiny, action_horizon=3, drop_n_last_frames=2)
+    assert (len(dataset), dataset.num_frames) == (1 + 2, 3 + 4)
+    assert [sample["index"].item() for sample in dataset] == [0, 3, 4]
+    assert dataset[0]["action"].tolist() == [[0.0], [10.0], [20.0]]
+    assert dataset[-1]["index"] == 4
+    short = LeRobotDataset(tiny, drop_n_last_frames=3)  # the first episode has 3 frames
+    assert [sample["index"].item() for sample in short] == [3]
+
+
+@pytest.mark.parametrize("drop", [-1, 4])
+def test_dropping_every_frame_is_refused(tiny, drop):
+    with pytest.raises(DatasetIndexError, match=f"drop_n_last_frames={drop}.*longest episode has 4"):
+        LeRobotDataset(tiny, drop_n_last_frames=drop)
+
+
 def test_types_and_scalars(tiny):
     sample = LeRobotDataset(tiny)[-1]
     assert sample["task"] == "pull"

@@ -18,12 +18,13 @@ def grey(frames):
     return [round(float(frame.float().mean())) for frame in frames]
 
 
+@pytest.mark.parametrize("decoders", [1, 3])
 @pytest.mark.parametrize("codec, interval", [("h264", 2), ("h264", 12), ("av1", 2)])
-def test_any_order_gives_the_frames_asked_for(tmp_path, codec, interval):
+def test_any_order_gives_the_frames_asked_for(tmp_path, codec, interval, decoders):
     levels = list(range(0, 240, 20))
     path = video(tmp_path / "a.mp4", levels, codec=codec, keyframe_interval=interval)
     order = [7, 0, 11, 3, 4, 4, 10, 1]
-    reader = VideoReader()
+    reader = VideoReader(decoders=decoders)
     frames = reader.frames(path, [index / 10 for index in order])
     assert frames.shape == (8, 3, 64, 64)
     one_by_one = [int(reader.frames(path, [index / 10]).float().mean().round()) for index in order]
@@ -38,6 +39,27 @@ def test_the_nearest_frame_within_the_tolerance(tmp_path):
         VideoReader().frames(path, [0.14])
     with pytest.raises(FrameNotFoundError, match=r"nearest frame is at 0\.200000 s"):
         VideoReader().frames(path, [0.3])
+
+
+def test_frames_that_lie_apart_are_shared_among_decoders(tmp_path):
+    path = video(tmp_path / "a.mp4", range(0, 240, 10), keyframe_interval=2)
+    reader = VideoReader(decoders=4)
+    reader.frames(path, [0.3])
+    assert len(reader._open[path]) == 1
+    reader.frames(path, [0.1, 1.0, 2.0])
+    assert len(reader._open[path]) == 3
+    with pytest.raises(FrameNotFoundError, match=r"9\.000000 s"):
+        reader.frames(path, [0.1, 1.0, 9.0])
+    reader.close()
+    assert reader.open_files == []
+
+
+def test_frames_between_two_keyframes_are_left_to_one_decoder(tmp_path):
+    path = video(tmp_path / "a.mp4", range(0, 240, 10), keyframe_interval=12)
+    reader = VideoReader(decoders=4)
+    reader.frames(path, [1.1])  # shows how far its keyframes lie apart
+    reader.frames(path, [0.2, 0.3, 0.4, 0.5])
+    assert len(reader._open[path]) == 1
 
 
 def test_few_files_stay_open(tmp_path):

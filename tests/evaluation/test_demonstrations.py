@@ -5,6 +5,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
+from manipulators import LeRobotDataset
 from manipulators.errors import (
     InvalidActionError,
     InvalidEvaluationError,
@@ -81,3 +82,27 @@ def test_a_bad_action_of_the_expert_raises(line, tmp_path, action):
 def test_no_episodes_is_refused(line, tmp_path):
     with pytest.raises(InvalidEvaluationError, match="episodes = 0"):
         record_demonstrations(line, 0, tmp_path / "line", progress=False)
+
+
+def test_several_environments_make_a_dataset_of_several_instructions(tmp_path):
+    root = tmp_path / "faucet"
+    names = [f"metaworld/faucet-{word}-v3?goal=hidden" for word in ("open", "close")]
+    result = record_demonstrations(names, 2, root, progress=False)
+    assert (result.episodes, result.seeds) == (4, [0, 1, 0, 1])
+    dataset = LeRobotDataset(root, action_horizon=1)
+    assert sorted(dataset.tasks) == ["Close the faucet.", "Open the faucet."]
+    instructions = {
+        int(sample["episode_index"]): sample["task"] for sample in dataset.__getitems__(range(len(dataset)))
+    }
+    assert instructions == {
+        0: "Open the faucet.",
+        1: "Open the faucet.",
+        2: "Close the faucet.",
+        3: "Close the faucet.",
+    }
+
+
+def test_environments_with_other_features_do_not_share_a_dataset(line, tmp_path):
+    with pytest.raises(InvalidEvaluationError, match="cannot share a dataset"):
+        record_demonstrations([line, "metaworld/reach-v3"], 1, tmp_path / "both", progress=False)
+    assert not (tmp_path / "both").exists()

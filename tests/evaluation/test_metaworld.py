@@ -3,6 +3,7 @@ import pytest
 from metaworld.env_dict import ENV_CLS_MAP
 
 from manipulators.errors import InvalidActionError, InvalidEvaluationError, UnknownEnvironmentError
+from manipulators.evaluation.environments import make_environment
 from manipulators.evaluation.metaworld import MetaWorldEnvironment, expert
 from manipulators.evaluation.metaworld_tasks import INSTRUCTIONS
 
@@ -143,3 +144,13 @@ def test_bad_arguments_raise():
         expert("drawer-open")
     with pytest.raises(InvalidEvaluationError, match="horizon = 0"):
         MetaWorldEnvironment("pick-place-v3", horizon=0)
+
+
+def test_a_hidden_goal_leaves_the_instruction_to_say_what_to_do():
+    opening, closing = (make_environment(f"metaworld/faucet-{word}-v3?goal=hidden") for word in ("open", "close"))
+    assert opening.environment_spec.name == "metaworld/faucet-open-v3?goal=hidden"
+    assert opening.reset(seed=0)[0]["observation.environment_state"][-3:].tolist() == [0, 0, 0]
+    assert closing.reset(seed=0)[0]["observation.environment_state"][-3:].tolist() == [0, 0, 0]
+    assert [each.environment_spec.task for each in (opening, closing)] == ["Open the faucet.", "Close the faucet."]
+    with pytest.raises(InvalidEvaluationError, match="goal=seen"):
+        make_environment("metaworld/faucet-open-v3?goal=seen")

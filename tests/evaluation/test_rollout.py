@@ -141,3 +141,11 @@ def test_results_are_saved_whole(line, tmp_path):
     result.save(path)
     assert json.loads(path.read_text()) == result.to_dict()
     assert [entry.name for entry in path.parent.iterdir()] == ["line.json"]
+
+
+def test_another_instruction_reaches_the_pipeline(line):
+    own, other = always(1.0), always(1.0)
+    assert run(own, line, [4], num_envs=1).task == "Go right."
+    assert own.tasks[0] == ["Go right."]
+    assert run(other, line, [4], num_envs=1, task="Go left.").task == "Go left."
+    assert other.tasks[0] == ["Go left."]

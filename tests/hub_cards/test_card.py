@@ -274,6 +274,7 @@ def test_templates_are_package_data():
     assert {file.name for file in (ROOT / "hub_cards").glob("*.jinja")} >= {
         "policy_card.jinja",
         "act_policy.jinja",
+        "diffusion_policy.jinja",
     }
 
 
@@ -297,3 +298,14 @@ def test_an_environment_with_options_is_quoted_for_the_shell(make_card, evaluati
     name = "metaworld/reach-v3?camera=corner2&size=96"
     text = render_card(make_card(evaluation={**evaluation, "environment": name}))
     assert f"--env '{name}'" in text
+
+
+def test_further_evaluations_stand_in_one_table(make_card, evaluation):
+    swapped = {**evaluation, "task": "close it", "success_rate": 0.0, "interval": [0.0, 0.0714]}
+    both = {**evaluation, "task": "open it", "further": [swapped]}
+    text = render_card(make_card(evaluation=both, instruction="open it"))
+    assert "| metaworld/reach-v3 | open it | 49 of 50 | 89.5–99.7 % |" in text
+    assert "| metaworld/reach-v3 | close it | 0 of 50 | 0–7.1 % |" in text
+    assert "| Instruction | open it |" in text
+    assert not lint_card(text)
+    assert "open it" not in render_card(make_card(evaluation={**both, "further": []}))  # it reads no instruction

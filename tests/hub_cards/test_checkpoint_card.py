@@ -7,6 +7,7 @@ import torch
 
 from manipulators import ACTConfig, ACTPolicy, PolicyProcessor
 from manipulators.errors import CorruptFileError, ManipulatorsError, MissingFileError
+from manipulators.hub_cards.card import render_card
 from manipulators.hub_cards.checkpoint_card import checkpoint_card, describe_policy, write_checkpoint_card
 from manipulators.hub_cards.lint import lint_card
 
@@ -82,6 +83,21 @@ def test_it_reads_the_contract_from_config_and_processor(folder):
     assert (action.names, action.units, action.normalization) == (("dx", "dy"), ("cm", "1"), "MEAN_STD")
     assert (action.low, action.high) == ((-1.5, 0.25), (1.5, 3.25))
     assert (card.training, card.evaluation, card.dataset) == (None, None, None)
+
+
+def test_a_policy_with_history_and_instruction(tiny_diffusion, tmp_path):
+    config = tiny_diffusion(use_language_conditioning=True, language_config={"hidden_size": 16})
+    processor = {"max_instruction_tokens": 16}
+    card = describe_policy(config.to_dict(), processor, 3000, repo_id="your-lab/push")
+    assert (card.policy_name, card.action_horizon, card.n_action_steps, card.n_obs_steps) == ("Diffusion", 8, 4, 2)
+    text = render_card(card)
+    assert "# Diffusion policy\n" in text and "takes the noise out of it step by step" in text
+    assert (
+        "predicts 8 actions at a time (`action_horizon`) and executes 4 of them, from the current step on, before it "
+        "looks again (`n_action_steps`). It looks at the last 2 observations, which the pipeline keeps."
+    ) in text
+    assert "Instruction: the task in words" in text and 'task="say in words' in text
+    assert not lint_card(text)
 
 
 def test_it_counts_the_weights_without_loading_them(folder):

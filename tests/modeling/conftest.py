@@ -43,11 +43,11 @@ def policy(case, build):
 @pytest.fixture(scope="session")
 def processor_of(statistics_of):
     """Return a function: config → the processor of its policy."""
-    from manipulators import PolicyProcessor
-    from manipulators.modeling import registry
+    from manipulators.processing.registry import processor_class
+    from manipulators.processing.word_tokenizer import word_tokenizer
 
     def build_processor(config):
-        kind = registry.processor_class(config.model_type, default=PolicyProcessor)
-        return kind.from_config(config, statistics_of(config))
+        words = {"tokenizer": word_tokenizer(["push the red button"])} if config.reads_instruction else {}
+        return processor_class(config).from_config(config, statistics_of(config), **words)
 
     return build_processor

@@ -1,9 +1,15 @@
 """The usage blocks of InternManip's document run as printed; only their import lines name another package."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+import manipulators
+from manipulators import DiffusionConfig
+from manipulators.processing.word_tokenizer import word_tokenizer
 
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -46,3 +52,97 @@ def test_act_action_head(blocks):
     assert torch.equal(scope["latent_sample"], torch.zeros(2, 64))
     assert scope["encoder_out"].shape == (3, 2, 256)
     assert scope["actions"].shape == (2, 16, 8)
+
+
+def test_diffusion_rgb_encoder(blocks):
+    initialization, forward = blocks("DiffusionRgbEncoder")
+    scope = {"torch": torch}
+    exec(initialization, scope)
+    with torch.no_grad():
+        exec(forward, scope)
+    assert scope["features"].shape == (8, 128)  # 64 keypoints of two numbers each: its comment errs
+
+
+@pytest.fixture
+def _made_small(tmp_path, monkeypatch):
+    """Put a tiny CLIP where the block's Hub id is looked up first, a folder of that name; narrow the U-Net."""
+    monkeypatch.setattr(manipulators, "DiffusionConfig", partial(DiffusionConfig, down_dims=(16, 32, 64)))
+    folder = tmp_path / "openai" / "clip-vit-base-patch32"
+    tokenizer = word_tokenizer(["pick up the red block", "open the drawer"])
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=512,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    CLIPTextModelWithProjection(text).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("language", ["open the drawer", ["open the drawer", "pick up the red block"]])
+@pytest.mark.usefixtures("_made_small")
+def test_diffusion_action_head(blocks, language):
+    initialization, training, inference = blocks("DiffusionActionHead")
+    scope = {
+        "robot_states": torch.randn(2, 2, 14),
+        "rgb_images": torch.rand(2, 2, 1, 3, 96, 96),
+        "language_instructions": language,
+        "target_actions": torch.randn(2, 16, 7),
+        "padding_mask": torch.zeros(2, 16, dtype=torch.bool),
+        "torch": torch,
+    }
+    exec(initialization, scope)
+    exec(training, scope)
+    assert scope["loss"].shape == () and scope["action_head"].unet.final_conv[1].weight.grad.abs().sum() > 0
+    exec(inference, scope)
+    assert scope["all_actions"].shape == (2, 16, 7)
+    assert scope["executable_actions"].shape == (2, 8, 7)
+
+
+def filled(block, **values):
+    """Return a block whose `name=...` arguments, which the document leaves open, read `name=name`."""
+    names = re.findall(r"(\w+)=\.\.\.", block)
+    assert names and set(names) <= values.keys()
+    return re.sub(r"(\w+)=\.\.\.", r"\1=\1", block)
+
+
+def test_paligemma_with_expert_model(blocks, tiny_pi0):
+    initialization, forward = blocks("PaliGemmaWithExpertModel")
+    tiny = tiny_pi0()
+    sizes = {name: getattr(tiny, name) for name in ("paligemma_config", "gemma_expert_config")}
+    scope = dict(sizes)
+    exec(filled(initialization, **sizes), scope)
+    assert scope["config"].attention_implementation == "eager" and scope["config"].freeze_vision_encoder
+    arguments = {
+        "attention_mask": torch.ones(2, 7, 7, dtype=torch.bool),
+        "position_ids": torch.arange(7).expand(2, -1),
+        "past_key_values": None,
+    }
+    # What the document calls language embeddings are the tokens of the expert, of its own width.
+    scope |= arguments | {"vision_embeds": torch.randn(2, 4, 32), "language_embeds": torch.randn(2, 3, 16)}
+    exec(filled(forward, **arguments), scope)
+    assert [output.shape for output in scope["outputs"]] == [(2, 4, 32), (2, 3, 16)]
+    assert scope["cache"] is None  # nothing was cached before, and nothing was to be
+
+
+def test_pi0_flow_matching(blocks, tiny_pi0):
+    from manipulators import PI0FlowMatching
+
+    training, sampling = blocks("PI0FlowMatching")
+    scope = {
+        "policy": PI0FlowMatching(tiny_pi0()),
+        "images": [torch.rand(2, 3, 28, 28) for _ in range(2)],
+        "img_masks": [torch.ones(2, dtype=torch.bool) for _ in range(2)],
+        "lang_tokens": torch.randint(0, 32, (2, 6)),
+        "lang_masks": torch.ones(2, 6, dtype=torch.bool),
+        "state": torch.randn(2, 1, 6),
+        "actions": torch.randn(2, 5, 4),
+    }
+    exec(training, scope)
+    assert scope["loss"].shape == (2, 5, 4)
+    exec(sampling, scope)
+    assert scope["actions"].shape == (2, 5, 4)

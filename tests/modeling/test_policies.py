@@ -27,21 +27,59 @@ def predict(policy, inputs, seed=0):
     return policy.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(seed))
 
 
+def sample(inputs, i):
+    """Return sample i of a batch, still as a batch."""
+    batch_dimension = {"step_noise": 1, "crop_offsets": None}  # per step (steps, b, …); one for the whole batch
+
+    def of(name, value):
+        dimension = batch_dimension.get(name, 0)
+        return value if dimension is None else mapped(value, lambda x: x.narrow(dimension, i, 1))
+
+    return {name: of(name, value) for name, value in inputs.items()}
+
+
 # --- forward and prediction -------------------------------------------------------------------------------
 
 
 def test_example_inputs_fit_forward(policy):
     config = policy.config
     output = policy(**config.example_inputs(3))
-    assert output.actions.shape == (3, config.action_horizon, config.action_dim)
     assert output.loss.shape == () and torch.isfinite(output.loss)
     assert output.losses and all(part.shape == () for part in output.losses.values())
+    chunk = policy(**observation_inputs(config, 3)).actions
+    assert chunk.shape == (3, config.action_horizon, config.model_action_dim)
+    # A policy that samples its actions does not sample them to compute a loss.
+    assert output.actions is None if config.example_draws(3) else output.actions.shape == chunk.shape
+
+
+def test_example_draws_make_everything_a_function_of_the_inputs(policy):
+    inputs, draws = policy.config.example_inputs(2), policy.config.example_draws(2)
+    assert torch.equal(policy.predict_action_chunk(**inputs, **draws), policy.predict_action_chunk(**inputs, **draws))
+    observation = observation_inputs(policy.config)
+    assert torch.equal(policy(**observation, **draws).actions, policy(**observation, **draws).actions)
+    draws = policy.config.example_draws(2, training=True)
+    assert torch.equal(policy(**inputs, **draws).loss, policy(**inputs, **draws).loss)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_each_draw_matters(policy, training):
+    inputs, draws = policy.config.example_inputs(2), policy.config.example_draws(2, training)
+    policy.train(training)
+
+    def result(draws):
+        torch.manual_seed(0)  # of what cannot be given: dropout
+        return policy(**inputs, **draws).loss if training else policy.predict_action_chunk(**inputs, **draws)
+
+    before = result(draws)
+    for name, value in draws.items():
+        other = value.flip(0) + 1 if value.is_floating_point() else (value + 1) % policy.config.num_train_timesteps
+        assert not torch.allclose(result(draws | {name: other}), before, atol=1e-6), name
 
 
 def test_example_inputs_fit_prediction(policy):
     config = policy.config
     chunk = policy.predict_action_chunk(**config.example_inputs(1))
-    assert chunk.shape[0] == 1 and chunk.shape[2] == config.action_dim
+    assert chunk.shape[0] == 1 and chunk.shape[2] == config.model_action_dim
     assert config.n_action_steps <= chunk.shape[1] <= config.action_horizon
     assert not chunk.requires_grad and torch.isfinite(chunk).all()
 
@@ -79,7 +117,14 @@ def test_each_input_matters(policy):
     for name, value in inputs.items():
         if name == "pixel_values":
             continue
-        changed = inputs | {name: ~value if value.dtype == torch.bool else value + 1.0}
+        if name == "attention_mask":
+            other = value.clone()
+            other[:, 0] = 0
+        elif value.is_floating_point():
+            other = value + 1.0
+        else:
+            other = ~value if value.dtype == torch.bool else value.flip(0)
+        changed = inputs | {name: other}
         assert not torch.allclose(predict(policy, changed), before, atol=1e-5), name
 
 
@@ -101,7 +146,7 @@ def test_absent_cameras_do_not_matter(policy):
             mask = inputs["pixel_mask"].clone()
             mask[:, view] = False
             pixels = inputs["pixel_values"].clone()
-            pixels[:, view] = 7.0
+            pixels.select(-4, view).fill_(7.0)
             absent = predict(policy, inputs | {"pixel_mask": mask})
             torch.testing.assert_close(predict(policy, inputs | {"pixel_mask": mask, "pixel_values": pixels}), absent)
             assert not torch.allclose(absent, predict(policy, inputs), atol=1e-5)
@@ -119,11 +164,10 @@ def test_each_label_matters(policy):
 
 
 def test_sample_of_a_batch_equals_the_sample_alone(policy):
-    inputs = observation_inputs(policy.config, 3)
+    inputs = observation_inputs(policy.config, 3) | policy.config.example_draws(3)
     together = policy(**inputs).actions
     for i in range(3):
-        alone = policy(**{name: mapped(value, lambda x, i=i: x[i : i + 1]) for name, value in inputs.items()}).actions
-        torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(policy(**sample(inputs, i)).actions, together[i : i + 1], atol=1e-5, rtol=0)
 
 
 def test_same_seed_same_chunk(policy):
@@ -149,10 +193,14 @@ def test_inputs_are_not_changed(policy):
 
 
 def test_dropout_is_off_in_evaluation_and_on_in_training(policy):
+    """With everything given that can be; without, training draws anew at every step."""
     inputs = policy.config.example_inputs(2)
-    assert torch.equal(policy(**inputs).actions, policy(**inputs).actions)
+    given = inputs | policy.config.example_draws(2, training=True)
+    assert torch.equal(policy(**given).loss, policy(**given).loss)
     policy.train()
-    assert not torch.equal(policy(**inputs).actions, policy(**inputs).actions)
+    if any(isinstance(module, torch.nn.Dropout) and module.p for module in policy.modules()):
+        assert not torch.equal(policy(**given).loss, policy(**given).loss)
+    assert not torch.equal(policy(**inputs).loss, policy(**inputs).loss)
 
 
 def test_runs_in_bfloat16(policy):
@@ -169,13 +217,13 @@ def test_runs_in_bfloat16(policy):
 
 def test_compiles_as_one_graph(policy):
     torch._dynamo.reset()
-    inputs = observation_inputs(policy.config)
+    inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
     compiled = torch.compile(policy.predict_action_chunk, fullgraph=True, backend="eager")
     assert torch.equal(compiled(**inputs), policy.predict_action_chunk(**inputs))
 
 
 def test_exports(policy):
-    inputs = observation_inputs(policy.config)
+    inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
     program = torch.export.export(policy, (), inputs)
     torch.testing.assert_close(program.module()(**inputs).actions, policy(**inputs).actions)
 
@@ -220,7 +268,9 @@ def test_padded_actions_change_neither_loss_nor_gradients(policy):
         torch.manual_seed(0)
         loss = policy(**inputs | {"actions": actions}).loss
         loss.backward()
-        results.append((loss.detach(), {name: p.grad.clone() for name, p in policy.named_parameters()}))
+        results.append(
+            (loss.detach(), {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad})
+        )
     (loss, expected), (garbage_loss, found) = results
     torch.testing.assert_close(garbage_loss, loss, atol=1e-6, rtol=1e-6)
     for name in expected:
@@ -229,10 +279,9 @@ def test_padded_actions_change_neither_loss_nor_gradients(policy):
 
 def test_padded_steps_do_not_dilute_the_loss(policy):
     """Two half-padded samples weigh as much per real step as one without padding."""
-    inputs = policy.config.example_inputs(2)
+    inputs = policy.config.example_inputs(2) | policy.config.example_draws(2, training=True)
     inputs["action_is_pad"][1] = True
-    alone = {name: mapped(value, lambda x: x[:1]) for name, value in inputs.items()}
-    torch.testing.assert_close(policy(**inputs).loss, policy(**alone).loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy(**inputs).loss, policy(**sample(inputs, 0)).loss, atol=1e-5, rtol=1e-5)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

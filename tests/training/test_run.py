@@ -280,3 +280,22 @@ def test_an_edited_card_is_kept(finished, tmp_path):
     (folder / "README.md").write_text(edited, encoding="utf-8")
     write_checkpoint_card(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == edited
+
+
+def test_further_evaluations_stand_beside_the_first(finished, tmp_path):
+    folder = finished[0]
+    text = (
+        (folder / "tiny.yaml")
+        .read_text()
+        .replace("horizon: 12}", "horizon: 12,\n  further: [{environment: metaworld/reach-v3}, {task: Do nothing.}]}")
+    )
+    (tmp_path / "further.yaml").write_text(text)
+    output = run_recipe(load_recipe(tmp_path / "further.yaml", [("output", str(tmp_path / "trained"))]))
+    result = json.loads((output / "evaluation.json").read_text())
+    assert result["environment"] == "metaworld/pick-place-v3"
+    assert [(other["environment"], other["task"]) for other in result["further"]] == [
+        ("metaworld/reach-v3", "Move the hand to the goal."),
+        ("metaworld/pick-place-v3", "Do nothing."),
+    ]
+    assert all(other["seeds"] == result["seeds"] for other in result["further"])
+    assert "| metaworld/reach-v3 |" in (output / "README.md").read_text()

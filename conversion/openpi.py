@@ -1,0 +1,115 @@
+"""π0 as openpi's converter to PyTorch writes it: config.json, one file of weights, statistics among its assets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._files import read_json
+from ..configuration.features import ACTION, IMAGE_PREFIX, STATE
+from ..configuration.pi0 import PI0PolicyConfig
+from ..errors import CheckpointError, CorruptFileError, MissingFileError
+from ..modeling.policies.pi0 import PI0Policy
+from ..processing.pi0 import PI0Processor
+from .pi0 import rename_pi0_weights, variant_fields
+from .published_policy import read_weights
+
+# What openpi calls its three cameras, in the network's order; a robot without wrist cameras lacks the others.
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+STATISTICS = "norm_stats.json"
+# openpi's name of a feature → ours.
+FEATURES = {"state": STATE, "actions": ACTION}
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Tell openpi's config.json by its fields: it names no type of policy."""
+    return {"action_dim", "action_horizon", "paligemma_variant"} <= config.keys() and not {"type", "model_type"} & (
+        config.keys()
+    )
+
+
+def read_checkpoint(
+    folder: Path,
+    config: Mapping[str, Any],
+    source: str,
+    dtype: torch.dtype | str | None = None,
+    tokenizer: Any = None,
+    with_processor: bool = True,
+    asset_id: str | None = None,
+    **overrides: Any,
+) -> tuple[PI0Policy, PI0Processor | None]:
+    """Load policy and processor from a folder as openpi's converter writes it.
+
+    What openpi does to one robot's numbers in code, such as actions relative to the state, is no part of a checkpoint:
+    say it by the processor's `relative_to`.
+
+    Args:
+        folder: with config.json, model.safetensors and assets/<robot>/norm_stats.json.
+        config: the parsed config.json.
+        source: for messages.
+        dtype: of the weights; by default the config's `precision`.
+        tokenizer: PaliGemma's, see `LanguageProcessor.from_config`.
+        with_processor: leave the processor out when False.
+        asset_id: whose statistics, where the assets hold several robots'.
+        overrides: fields of our config.
+
+    Raises:
+        MissingFileError, CorruptFileError, CheckpointError, WeightsMismatchError.
+    """
+    statistics = _read_statistics(folder, asset_id)
+    widths = {name: len(values["mean"]) for name, values in statistics.items()}
+    picture = (3, *overrides.get("image_resolution", (224, 224)))
+    fields = variant_fields(config) | {
+        "chunk_size": config["action_horizon"],
+        "max_state_dim": config["action_dim"],
+        "max_action_dim": config["action_dim"],
+        "input_features": {
+            **{IMAGE_PREFIX + camera: {"type": "VISUAL", "shape": picture} for camera in CAMERAS},
+            STATE: {"type": "STATE", "shape": (widths[STATE],)},
+        },
+        "output_features": {ACTION: {"type": "ACTION", "shape": (widths[ACTION],)}},
+        "optional_cameras": [IMAGE_PREFIX + camera for camera in CAMERAS[1:]],
+    }
+    policy_config = PI0PolicyConfig.from_dict(fields, **overrides)
+    weights = rename_pi0_weights(read_weights(folder / "model.safetensors"))
+    dtype = dtype or config.get("precision") or torch.float32
+    policy = PI0Policy.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
+    policy.config.name_or_path = source
+    if not with_processor:
+        return policy, None
+    processor = PI0Processor.from_config(
+        policy_config, statistics, tokenizer=tokenizer, normalization_eps=1e-6, clean_instructions=True
+    )
+    return policy, processor
+
+
+def _read_statistics(folder: Path, asset_id: str | None) -> dict[str, dict[str, list[float]]]:
+    """Return the statistics of state and actions under our names."""
+    assets = folder / "assets"
+    found = {path.parent.relative_to(assets).as_posix(): path for path in sorted(assets.glob(f"**/{STATISTICS}"))}
+    if not found:
+        raise MissingFileError(
+            f"{folder} holds no assets/<robot>/{STATISTICS}. Copy the assets folder of openpi's own checkpoint beside "
+            f"the weights: without statistics a policy's actions mean nothing."
+        )
+    if asset_id is None and len(found) == 1:
+        (asset_id,) = found
+    if asset_id not in found:
+        chosen = "none is chosen" if asset_id is None else f"there is no {asset_id!r}"
+        raise CheckpointError(
+            f"{folder} holds the statistics of {', '.join(found)}, and {chosen}. "
+            f"Choose one: asset_id={next(iter(found))!r}"
+        )
+    path = found[asset_id]
+    statistics = read_json(path).get("norm_stats")
+    if not isinstance(statistics, dict) or not all(
+        isinstance(statistics.get(name), dict) and "mean" in statistics[name] for name in FEATURES
+    ):
+        raise CorruptFileError(path, "file of statistics", f"norm_stats must hold {' and '.join(FEATURES)}")
+    return {
+        ours: {which: values for which, values in statistics[theirs].items() if values is not None}
+        for theirs, ours in FEATURES.items()
+    }

@@ -1,0 +1,122 @@
+"""Instructions in, token ids out; the tokenizer travels with the processor."""
+
+import json
+
+import pytest
+import torch
+
+from manipulators import PolicyProcessor
+from manipulators.configuration.act import ACTConfig
+from manipulators.errors import (
+    FeatureShapeError,
+    FeatureValueError,
+    InvalidConfigError,
+    MissingFeatureError,
+    MissingTokenizerError,
+)
+from manipulators.processing.language import LanguageProcessor, load_tokenizer
+from manipulators.processing.registry import processor_class
+from manipulators.processing.word_tokenizer import word_tokenizer
+
+STATE = {"observation.state": torch.zeros(3)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    # Sorted after <pad> 0, <unk> 1, <bos> 2, <eos> 3: button 4, open 5, press 6, the 7, drawer would be unknown.
+    return word_tokenizer(["Press the button", "open the button"])
+
+
+@pytest.fixture
+def language(tokenizer, tiny_act, statistics_of):
+    config = tiny_act()
+    statistics = statistics_of(config)
+    plain = PolicyProcessor.from_config(config, statistics)
+    fields = {name: getattr(plain, name) for name in plain.field_names()}
+    return LanguageProcessor(tokenizer=tokenizer, max_instruction_tokens=6, **fields)
+
+
+def test_one_instruction(language):
+    inputs = language(STATE, task="Press the button")
+    assert inputs["input_ids"].tolist() == [[2, 6, 7, 4, 3, 0]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert inputs["state"].shape == (1, 3)
+
+
+def test_unknown_words(language):
+    assert language(STATE, task="open drawer")["input_ids"].tolist() == [[2, 5, 1, 3, 0, 0]]
+
+
+def test_a_str_is_meant_for_the_whole_batch(language):
+    """And is not a list of letters."""
+    batch = {"observation.state": torch.zeros(3, 3)}
+    assert language(batch, task="open")["input_ids"].tolist() == [[2, 5, 3, 0, 0, 0]] * 3
+
+
+def test_a_list_gives_one_each(language):
+    batch = {"observation.state": torch.zeros(2, 3)}
+    ids = language(batch, task=["open", "press"])["input_ids"]
+    assert ids.tolist() == [[2, 5, 3, 0, 0, 0], [2, 6, 3, 0, 0, 0]]
+    with pytest.raises(FeatureShapeError, match="one for each of 2"):
+        language(batch, task=["open"])
+
+
+def test_an_observation_may_carry_its_instruction(language):
+    assert torch.equal(language(STATE | {"task": "open"})["input_ids"], language(STATE, task="open")["input_ids"])
+
+
+def test_no_instruction_is_an_error(language):
+    with pytest.raises(MissingFeatureError, match="lacks task"):
+        language(STATE)
+    with pytest.raises(FeatureValueError, match="is a str; got 3"):
+        language(STATE, task=[3])
+
+
+def test_long_instructions_are_cut(language):
+    assert language(STATE, task="press " * 20)["input_ids"].shape == (1, 6)
+
+
+def test_a_subclass_says_what_its_language_model_was_shown(language, monkeypatch):
+    monkeypatch.setattr(LanguageProcessor, "prompt", lambda self, task: f"open {task}")
+    assert language(STATE, task="press")["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
+
+
+def test_round_trip(language, tmp_path):
+    language.save_pretrained(tmp_path)
+    loaded = LanguageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == language.to_dict()
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["max_instruction_tokens"] == 6 and "tokenizer" not in saved
+    for name, value in language(STATE, task="open the button").items():
+        assert torch.equal(loaded(STATE, task="open the button")[name], value), name
+
+
+def test_without_a_tokenizer(tiny_act):
+    with pytest.raises(MissingTokenizerError, match="tokenizer=AutoTokenizer"):
+        LanguageProcessor()
+    with pytest.raises(MissingTokenizerError, match="reads an instruction"):
+        load_tokenizer(None)
+
+
+def test_a_tokenizer_that_cannot_be_had(tmp_path):
+    with pytest.raises(MissingTokenizerError, match="cannot be had") as caught:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_tokenizer_of_a_folder(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("open the button")["input_ids"] == [2, 5, 7, 4, 3]
+
+
+def test_words_come_from_somewhere():
+    with pytest.raises(InvalidConfigError, match="there are none"):
+        word_tokenizer([""])
+
+
+def test_contract(language):
+    assert "task  the instruction in words, at most 6 tokens" in str(language.contract())
+
+
+def test_policies_without_instruction_have_the_plain_processor():
+    assert processor_class(ACTConfig) is PolicyProcessor
