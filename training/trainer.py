@@ -91,7 +91,7 @@ class PolicyTrainer(Trainer):
         self._staging: str | None = None
         self._resumed_from: str | None = None
         self._epoch_has_ended, self._must_end_epoch = True, False
-        self._last_step: dict[str, float] = {}
+        self._last_step: dict[str, torch.Tensor | float | None] = {}
         self._average: WeightAverage | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._batches_of_step = 0, 1
@@ -170,8 +170,7 @@ class PolicyTrainer(Trainer):
         return True
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args: Any, learning_rate=None, **kwargs: Any) -> None:
-        known = {"grad_norm": grad_norm, "learning_rate": learning_rate}
-        self._last_step = {name: float(value) for name, value in known.items() if value is not None}
+        self._last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}  # read when a checkpoint is written
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float):
@@ -302,7 +301,7 @@ class PolicyTrainer(Trainer):
                 folder = os.path.join(self._staging, name)
                 progress = {
                     "logged_at": self._globalstep_last_logged,
-                    "last_step": self._last_step,
+                    "last_step": {name: float(v) for name, v in self._last_step.items() if v is not None},
                     "epoch_has_ended": self._epoch_has_ended,
                 }
                 save_progress(folder, self._loss_parts | {"loss": loss}, progress)
