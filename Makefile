@@ -13,10 +13,10 @@ demo: $(INSTALLED)
 	$(BIN)/manipulators train act_metaworld --output outputs/demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2
 
 test-oldest: $(OLDEST_INSTALLED)
-	$(OLDEST)/bin/python -m pytest -q
+	$(OLDEST)/bin/python -m pytest -q --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -83,7 +83,8 @@ def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
         for dtype, digest in digests.items():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(values.to(getattr(torch, dtype)).float().numpy().tobytes())
-    return {"dtype": str(policy.dtype)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
+    dtypes = sorted({str(parameter.dtype) for parameter in policy.parameters()})  # some parts stay in float32
+    return {"dtype": " ".join(dtypes)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
 
 
 def adapter_tensors(policy: PolicyModel) -> dict[str, torch.Tensor]:
@@ -94,13 +95,16 @@ def adapter_tensors(policy: PolicyModel) -> dict[str, torch.Tensor]:
 def save_base_record(policy: PolicyModel, folder: str | os.PathLike) -> None:
     """Write what an adapter's folder needs beside peft's files: the policy's config, and what its base was."""
     policy.config.save_pretrained(folder)
-    write_text(Path(folder, BASE_FILE), json.dumps(policy._adapter_base, indent=2) + "\n")
+    record = getattr(policy, "_adapter_base", None)  # none when transformers' own method put the adapter in
+    if record is not None:
+        write_text(Path(folder, BASE_FILE), json.dumps(record, indent=2) + "\n")
 
 
 def load_adapter_tensors(policy: PolicyModel, folder: str | os.PathLike) -> None:
     """Fill the adapter in a policy from a folder.
 
     Raises:
+        BaseMismatchError: it was trained on another base.
         MissingFileError, CorruptFileError, WeightsMismatchError: its tensors are absent, or others.
     """
     from peft import set_peft_model_state_dict
@@ -111,6 +115,11 @@ def load_adapter_tensors(policy: PolicyModel, folder: str | os.PathLike) -> None
         raise MissingFileError(
             f"{folder} holds no {ADAPTER_WEIGHTS}; it holds {held}. Pickled weights are never read."
         )
+    record, own = Path(folder, BASE_FILE), getattr(policy, "_adapter_base", None)
+    if own is None or not record.is_file():
+        logger.warning(f"{folder} has no {BASE_FILE}: whether this is the base it was trained on is not known.")
+    elif not _is_same(read_json(record), own["fingerprint"], record):
+        raise BaseMismatchError(str(folder), own["base"], read_json(record)["base"])
     require_same_tensors(path, read_shapes([path]), adapter_tensors(policy))
     try:
         tensors = load_file(path)
@@ -174,22 +183,18 @@ def load_adapted(policy_class: type[PolicyModel], folder: Path, base: str | None
             f"The adapter in {folder} needs its base {str(source)!r}: {error} If it is elsewhere: base=folder_or_id."
         ) from error
     policy.config._name_or_path = str(source)
-    if not record:
-        logger.warning(f"{folder} has no {BASE_FILE}: whether {source} is the base it was trained on is not known.")
-    elif not _is_same(record, fingerprint(policy), folder):
-        raise BaseMismatchError(str(folder), str(source), record["base"])
     adapter_config.inference_mode = False
     add_adapter(policy, adapter_config)
     load_adapter_tensors(policy, folder)
     return policy.eval()
 
 
-def _is_same(record: Mapping[str, Any], found: Mapping[str, str], folder: Path) -> bool:
+def _is_same(record: Mapping[str, Any], found: Mapping[str, str], path: Path) -> bool:
     try:
         kind = "float32" if record["fingerprint"]["dtype"] == found["dtype"] else "bfloat16"
         return record["fingerprint"][kind] == found[kind]
     except (KeyError, TypeError) as error:
-        raise CorruptFileError(folder / BASE_FILE, "record of a base", f"it lacks {error}") from error
+        raise CorruptFileError(path, "record of a base", f"it lacks {error}") from error
 
 
 def merged(policy: PolicyModel) -> PolicyModel:
@@ -209,5 +214,8 @@ def merged(policy: PolicyModel) -> PolicyModel:
         parent, _, child = name.rpartition(".")
         setattr(copied.get_submodule(parent), child, plain)
     copied._hf_peft_config_loaded = False
-    del copied.peft_config, copied._adapter_base
-    return copied.requires_grad_(True)
+    for leftover in ("peft_config", "_adapter_base"):
+        vars(copied).pop(leftover, None)
+    copied.requires_grad_(True)
+    copied.freeze_parts()
+    return copied

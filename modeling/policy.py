@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,8 +87,11 @@ class PolicyModel(PreTrainedModel):
 
     def part_modules(self, part: str) -> dict[str, nn.Module]:
         """Return the modules of a part that this policy has, by name; a config may leave some out."""
-        modules = dict(self.named_modules())
-        return {name: modules[name] for name in self.parameter_parts.get(part, ()) if name in modules}
+        found = {}
+        for name in self.parameter_parts.get(part, ()):
+            with suppress(AttributeError):
+                found[name] = self.get_submodule(name)
+        return found
 
     def train(self, mode: bool = True):
         """Set training mode; a part's modules that are frozen whole stay as they are at inference."""

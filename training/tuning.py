@@ -47,7 +47,7 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
             module.requires_grad_(mode is True)
     targets, whole = [], set()
     for part in (part for part, mode in chosen.items() if mode == "lora"):
-        found = _lora_targets(policy, part)
+        found = lora_modules(policy, part)
         if not found:
             raise InvalidTuningError(f"{part}='lora', but {type(policy).__name__} has no place for LoRA there: true?")
         targets += found
@@ -58,7 +58,8 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
         add_adapter(policy, LoraConfig(target_modules=targets, modules_to_save=saved or None, **lora))
 
 
-def _lora_targets(policy: PolicyModel, part: str) -> list[str]:
+def lora_modules(policy: PolicyModel, part: str) -> list[str]:
+    """Return the names of the modules of a part that LoRA layers go to."""
     ends = policy.lora_targets.get(part, ())
     kinds = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Embedding)
     return [

@@ -74,10 +74,10 @@ class PaliGemmaWithExpertModel(nn.Module):
         return [attention.q_proj, attention.o_proj, last.post_attention_layernorm, last.mlp, self.language_norm]
 
     def train(self, mode: bool = True) -> PaliGemmaWithExpertModel:
-        """Set training mode, except in what is frozen."""
+        """Set training mode, except in what the config freezes and nobody has unfrozen."""
         super().train(mode)
         for module in self._frozen_modules():
-            module.eval()
+            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
         return self
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:

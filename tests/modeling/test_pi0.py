@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from manipulators import PaliGemmaWithExpertModel, PI0FlowMatching, PI0Policy
 from manipulators.errors import FeatureShapeError, InvalidConfigError
 from manipulators.modeling.action_heads.pi0 import block_mask, encode_time
-from manipulators.modeling.policies.pi0 import HEADS
-from manipulators.training.tuning import apply_tuning
+from manipulators.training.tuning import lora_modules
 
 BACKBONE = "model.paligemma_with_expert."
 TAIL = {  # of the second and last layer: nothing that is computed from it is used
@@ -130,17 +130,13 @@ def test_config_or_fields(tiny_pi0):
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def is_in(name, modules):
-    return name.startswith(tuple(f"{module}." for module in modules))
-
-
 def test_what_no_loss_depends_on_is_not_trained(policy):
     assert {name for name, p in policy.named_parameters() if not p.requires_grad} == TAIL
 
 
 def test_parts_hold_every_trained_parameter_once(policy):
     owners = {
-        name: [part for part, modules in policy.parameter_parts.items() if is_in(name, modules)]
+        name: [part for part, prefixes in policy.parameter_parts.items() if name.startswith(prefixes)]
         for name, _ in policy.named_parameters()
     }
     assert {name for name, parts in owners.items() if not parts} == TAIL
@@ -166,10 +162,10 @@ def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen, tmp_path):
     policy = PI0Policy(tiny_pi0(**fields))
     assert policy.train() is policy
     assert policy.model.paligemma_with_expert.train() is policy.model.paligemma_with_expert
-    modules = [module for part in frozen for module in policy.parameter_parts[part]]
+    prefixes = tuple(prefix for part in frozen for prefix in policy.parameter_parts[part])
     for name, parameter in policy.named_parameters():
         if name not in TAIL:
-            assert parameter.requires_grad != is_in(name, modules), name
+            assert parameter.requires_grad != name.startswith(prefixes), name
     backbone = policy.model.paligemma_with_expert
     assert backbone.vision_tower.training == (not frozen)
     assert backbone.layers[0].language_model.training == (len(frozen) < 2)
@@ -182,27 +178,26 @@ def test_frozen_parts_stay_as_they_are(tiny_pi0, fields, frozen, tmp_path):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_are_trained(policy, inputs, checkpointing, tmp_path):
-    """In every part, the last layer's tail left out; beside them only the projections of states and actions."""
-    policy.save_pretrained(tmp_path)
-    policy = PI0Policy.from_pretrained(tmp_path)
+def test_adapters_are_trained(policy, inputs, checkpointing):
+    """In every part; beside them only the projections of states and actions."""
     given = draws(policy, training=True)
     before = policy(**inputs, **given).loss
-    apply_tuning(policy, dict.fromkeys(policy.parameter_parts, "lora"), r=2)
-    adapters = {name for name, p in policy.named_parameters() if p.requires_grad and "lora_" in name}
-    # Keys and values of two layers and the rest of one, and words; vision, with its positions; projector; expert.
-    linear = {name for name in adapters if "embed" not in name}
-    assert len(linear) == 2 * ((7 + 2) + 6 + 1 + 2 * 7)
-    torch.testing.assert_close(policy(**inputs, **given).loss, before)
+    targets = [name for part in policy.lora_targets for name in lora_modules(policy, part)]
+    config = LoraConfig(r=2, target_modules=targets, modules_to_save=list(policy.modules_to_save))
+    adapted = get_peft_model(policy, config)
+    adapters = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" in name}
+    # Per part: keys and values of two layers and the rest of one; vision; projector; two expert layers.
+    assert len(adapters) == 2 * ((7 + 2) + 6 + 1 + 2 * 7)
+    torch.testing.assert_close(adapted(**inputs, **given).loss, before)
     if checkpointing:
         policy.gradient_checkpointing_enable()
     with torch.no_grad():
         for name in adapters:
-            policy.get_parameter(name).add_(0.1)
-    policy.train()(**inputs, **given).loss.backward()
-    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
-    assert all(policy.get_parameter(name).grad.norm() > 0 for name in trained)
-    assert {name.split(".")[1] for name in trained - adapters} == set(HEADS)
+            adapted.get_parameter(name).add_(0.1)
+    adapted.train()(**inputs, **given).loss.backward()
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(adapted.get_parameter(name).grad.norm() > 0 for name in trained)
+    assert {f"model.{name.split('.')[-4]}" for name in trained - adapters} == set(policy.modules_to_save)
 
 
 def test_loss_over(tiny_pi0):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from manipulators import AutoPolicy, PolicyPipeline, PolicyTrainer, PolicyTrainingArguments
-from manipulators.errors import InvalidConfigError, InvalidTuningError, WeightsMismatchError
+from manipulators.errors import BaseMismatchError, InvalidConfigError, InvalidTuningError, WeightsMismatchError
 from manipulators.modeling.adapters import ADAPTER_WEIGHTS, is_adapter_parameter
 from manipulators.training.collator import PolicyCollator
 from manipulators.training.recipe import load_recipe
@@ -96,6 +96,24 @@ def test_resume_is_strict(make_trainer, tmp_path):
     save_file(tensors, path)
     with pytest.raises(WeightsMismatchError, match="1 missing"):
         make_trainer(max_steps=2, **options).train(resume_from_checkpoint=True)
+
+
+def test_resume_refuses_another_base(make_trainer, base):
+    options = LORA | {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(max_steps=1, **options).train()
+    tensors = load_file(base / "model.safetensors")
+    tensors["action_head.decoder_pos_embed.weight"] += 1.0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseMismatchError, match="are not those that the adapter"):
+        make_trainer(max_steps=2, **options).train(resume_from_checkpoint=True)
+
+
+def test_an_adapter_that_transformers_put_in_is_saved_too(base, tmp_path):
+    policy = AutoPolicy.from_pretrained(base)
+    policy.add_adapter(LoraConfig(target_modules=["linear1"], r=2, init_lora_weights=False))
+    policy.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPolicy.from_pretrained(tmp_path / "adapter", base=base).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in policy.state_dict().items())
 
 
 def test_the_best_adapter_is_loaded(make_trainer, make_dataset, tmp_path):
