@@ -16,7 +16,7 @@ from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
-from .modeling.adapters import ADAPTER_CONFIG
+from .modeling.adapters import ADAPTER_CONFIG, base_of, find_adapter
 from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
 from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
@@ -51,7 +51,7 @@ class AutoPolicy:
         config = read_config_json(source, **kwargs)
         if published_layout(config) is not None:
             return load_published_checkpoint(source, config, with_processor=False, **kwargs)[0]
-        return _class_for(config, source).from_pretrained(source, **kwargs)
+        return _load_ours(source, config, **kwargs)
 
     @staticmethod
     def from_config(config: PolicyConfig, **kwargs: Any) -> PolicyModel:
@@ -75,10 +75,28 @@ def load_policy_and_processor(
     config = read_config_json(source, **kwargs)
     if published_layout(config) is not None:
         return load_published_checkpoint(source, config, tokenizer=tokenizer, **kwargs)
-    policy = _class_for(config, source).from_pretrained(source, **kwargs)
+    policy = _load_ours(source, config, **kwargs)
     processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
     processor.check_agreement(policy.config)
     return policy, processor
+
+
+def _load_ours(source: str | os.PathLike, config: dict[str, Any], **kwargs: Any) -> PolicyModel:
+    """Load a policy in our format, or an adapter, whose base may be in another project's."""
+    policy_class = _class_for(config, source)
+    adapter = find_adapter(source, kwargs)
+    if adapter is not None and not isinstance(kwargs.get("base"), PolicyModel):
+        base = kwargs.get("base") or base_of(adapter)
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs and name != "revision"}
+        base_config: dict[str, Any] = {}
+        with suppress(MissingFileError):  # whoever loads the adapter says it better
+            base_config = read_config_json(base, **hub)
+        if published_layout(base_config) is not None:
+            adapted = policy_class.config_class.from_dict(config)  # the adapter's robot need not be the base's
+            fields = {name: getattr(adapted, name) for name in adapted.field_names()}
+            kwargs["base"], _ = load_published_checkpoint(base, base_config, with_processor=False, **hub | fields)
+            kwargs["base"].config._name_or_path = str(base)
+    return policy_class.from_pretrained(source, **kwargs)
 
 
 def load_published_checkpoint(

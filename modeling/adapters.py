@@ -146,13 +146,28 @@ def find_adapter(source: str | os.PathLike | None, kwargs: Mapping[str, Any]) ->
     return Path(snapshot_download(str(source), allow_patterns=["*.json", ADAPTER_WEIGHTS], **hub))
 
 
-def load_adapted(policy_class: type[PolicyModel], folder: Path, base: str | None, **kwargs: Any) -> PolicyModel:
+def base_of(folder: str | os.PathLike) -> str:
+    """Return where the base of an adapter was when the adapter was trained.
+
+    Raises:
+        CheckpointError: its folder does not say.
+    """
+    record = read_json(Path(folder, BASE_FILE)) if Path(folder, BASE_FILE).is_file() else {}
+    base = record.get("base") or read_json(Path(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"{folder} does not say which base its adapter belongs to. Pass base=folder_or_id.")
+    return str(base)
+
+
+def load_adapted(
+    policy_class: type[PolicyModel], folder: Path, base: str | PolicyModel | None, **kwargs: Any
+) -> PolicyModel:
     """Load the base that an adapter was trained on, and the adapter into it.
 
     Args:
         policy_class: of the base.
         folder: of the adapter.
-        base: where the base is now; by default where it was.
+        base: where the base is now, or the base itself; by default where it was.
         kwargs: as in `PolicyModel.from_pretrained`.
 
     Raises:
@@ -166,9 +181,9 @@ def load_adapted(policy_class: type[PolicyModel], folder: Path, base: str | None
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptFileError(folder / ADAPTER_CONFIG, "adapter configuration", error) from error
     record = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
-    source = base or record.get("base") or adapter_config.base_model_name_or_path
-    if not source:
-        raise CheckpointError(f"{folder} does not say which base its adapter belongs to. Pass base=folder_or_id.")
+    if isinstance(base, torch.nn.Module):
+        return _attach(base, adapter_config, folder)
+    source = base or base_of(folder)
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     kwargs.pop("revision", None)  # the adapter's
     revision = None if base else record.get("revision") or adapter_config.revision
@@ -183,6 +198,11 @@ def load_adapted(policy_class: type[PolicyModel], folder: Path, base: str | None
             f"The adapter in {folder} needs its base {str(source)!r}: {error} If it is elsewhere: base=folder_or_id."
         ) from error
     policy.config._name_or_path = str(source)
+    return _attach(policy, adapter_config, folder)
+
+
+def _attach(policy: PolicyModel, adapter_config: PeftConfig, folder: Path) -> PolicyModel:
+    """Put an adapter into its base; whether it is that, its record says."""
     adapter_config.inference_mode = False
     add_adapter(policy, adapter_config)
     load_adapter_tensors(policy, folder)

@@ -149,7 +149,7 @@ class PolicyModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *args,
         allow_partial: bool = False,
-        base: str | os.PathLike | None = None,
+        base: str | os.PathLike | PolicyModel | None = None,
         **kwargs,
     ):
         """Load a policy from a folder or Hub id in our format; every weight must be there and fit.
@@ -158,7 +158,8 @@ class PolicyModel(PreTrainedModel):
             pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
                 `state_dict=`.
             allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
-            base: where the base of an adapter is now; by default where it was when the adapter was trained.
+            base: where the base of an adapter is now, or the loaded base; by default where it was when the adapter
+                was trained.
             kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
                 read from safetensors only.
 

@@ -102,6 +102,8 @@ class Recipe:
     Args:
         policy: model type, such as `act_policy`.
         data: the demonstrations.
+        base: checkpoint to start from, a folder or Hub id, in our format or another project's; fresh weights without.
+        dtype: of the weights, such as `bfloat16`; by default the base's.
         output: folder of the checkpoint; it must not exist.
         inputs: observation features the policy uses; all of the dataset's by default.
         tokenizer: of policies that read instructions, a folder or Hub id; `words` makes one of the words in the
@@ -119,6 +121,8 @@ class Recipe:
     data: DataSection
     output: str
     inputs: list[str] | None = None
+    base: str | None = None
+    dtype: str | None = None
     tokenizer: str | None = None
     relative_actions: bool | list[int | None] = False
     config: dict[str, Any] = field(default_factory=dict)

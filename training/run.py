@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
+from ..auto import AutoPolicy
 from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
@@ -157,15 +158,25 @@ def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | Non
 
 
 def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:
-    """Build a fresh policy and its processor for the features and statistics of a dataset."""
+    """Build a policy, fresh or from the recipe's base, and its processor for a dataset's features and statistics."""
     inputs, outputs = policy_features(dataset)
     if not inputs or not outputs:
         raise InvalidRecipeError(
             f"{recipe.data.dataset} gives the inputs {list(inputs)} and the outputs {list(outputs)}; a policy needs "
             f"both. The dataset has: {', '.join(dataset.features)}."
         )
-    policy_class = registry.policy_class(recipe.policy)
-    config = policy_class.config_class(**recipe.config, input_features=inputs, output_features=outputs)
+    fields = recipe.config | {"input_features": inputs, "output_features": outputs}
+    if recipe.base is None:
+        if recipe.dtype is not None:
+            raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
+        policy = AutoPolicy.from_config(registry.policy_class(recipe.policy).config_class(**fields))
+    else:
+        policy = AutoPolicy.from_pretrained(recipe.base, **fields, **({"dtype": recipe.dtype} if recipe.dtype else {}))
+        if policy.config.model_type != recipe.policy:
+            raise InvalidRecipeError(
+                f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
+            )
+    config = policy.config
     used = (*inputs, *outputs)
     statistics = dict(dataset.statistics)
     if getattr(config, "pretrained_backbone_weights", None):
@@ -185,7 +196,7 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
         dimension_names={name: dataset.dimension_names[name] for name in used},
         units={name: dataset.units[name] for name in used},
     )
-    return policy_class(config), processor
+    return policy, processor
 
 
 def policy_features(dataset: LeRobotDataset) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:

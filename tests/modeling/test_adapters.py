@@ -316,3 +316,14 @@ def test_plain_peft_wraps_a_policy(base, tmp_path, monkeypatch):
     ours = AutoPolicy.from_pretrained(tmp_path / "peft")
     torch.testing.assert_close(predict(ours), predict(wrapped))
     assert "is not known" in said[0]
+
+
+def test_an_adapter_on_a_base_as_another_project_publishes_it(shared, tmp_path):
+    source = shared / "golden" / "act_envstate" / "checkpoint"
+    policy = AutoPolicy.from_pretrained(source)
+    apply_tuning(policy, lora_everywhere(policy), r=2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    policy.save_pretrained(tmp_path)
+    assert_same_weights(AutoPolicy.from_pretrained(tmp_path), policy)

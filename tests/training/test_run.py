@@ -299,3 +299,26 @@ def test_further_evaluations_stand_beside_the_first(finished, tmp_path):
     ]
     assert all(other["seeds"] == result["seeds"] for other in result["further"])
     assert "| metaworld/reach-v3 |" in (output / "README.md").read_text()
+
+
+def test_a_base_is_tuned_by_lora_and_only_the_adapter_saved(finished, recipe):
+    base = str(finished[0] / "trained")
+    output = run_recipe(recipe(base=base, training__tune_diffusion_model="lora", training__lora_rank="2"))
+    names = {path.name for path in output.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json", "processor_config.json"} <= names
+    assert "model.safetensors" not in names
+    assert json.loads((output / "adapter_base.json").read_text())["base"] == base
+    adapted, plain = (PolicyPipeline.from_pretrained(folder, device="cpu") for folder in (output, base))
+    assert not torch.equal(adapted.predict_chunk(OBSERVATION), plain.predict_chunk(OBSERVATION))
+
+
+def test_a_base_of_another_policy_is_refused(finished, recipe):
+    chosen = recipe(base=str(finished[0] / "trained"))
+    chosen.policy, chosen.config = "diffusion_policy", {}
+    with pytest.raises(InvalidRecipeError, match="is a act_policy; the recipe is for diffusion_policy"):
+        run_recipe(chosen)
+
+
+def test_a_type_of_weights_needs_a_base(recipe):
+    with pytest.raises(InvalidRecipeError, match="dtype=bfloat16"):
+        run_recipe(recipe(dtype="bfloat16"))
