@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
+    command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
     command.set_defaults(command=convert)
 
     command = commands.add_parser(
@@ -154,7 +155,7 @@ def convert(options: argparse.Namespace) -> None:
     from .hub_cards.checkpoint_card import write_checkpoint_card
 
     with new_folder(options.output) as folder:
-        policy, processor = load_policy_and_processor(options.source)
+        policy, processor = load_policy_and_processor(options.source, tokenizer=options.tokenizer)
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_checkpoint_card(folder)

@@ -3,9 +3,8 @@
     python benchmarks/pi0_memory.py --folder /tmp/pi0 --output outputs/benchmarks
 
 The checkpoint holds 3.2 billion random numbers in bfloat16. It is written shard by shard, so that writing needs the
-memory of one shard only, and removed afterwards. Loading and predicting run in a fresh process of their own, whose
-memory the kernel is asked for every hundredth of a second. Anonymous memory is what the process owns; pages of the
-weights' file that lie in the page cache are counted apart, since the kernel takes them back when others need them.
+memory of one shard only, and removed afterwards. Loading and predicting run in a fresh process of their own. Weights
+that keep their type stay mapped from the file, and are read when they are first used: the first chunk pays for that.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,38 +86,26 @@ def write_checkpoint(folder: Path) -> int:
 
 
 def memory() -> dict[str, int]:
-    """Return this process's memory in bytes: anonymous, of files, and the highest sum of both so far."""
+    """Return this process's memory in bytes: anonymous, pages of files, and the highest sum of both so far."""
     lines = (line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     values = {name: value.split() for name, value in lines}
-    names = {"anonymous": "RssAnon", "files": "RssFile", "highest sum": "VmHWM"}
+    names = {"anonymous": "RssAnon", "files": "RssFile", "highest": "VmHWM"}
     return {ours: int(values[theirs][0]) * 1024 for ours, theirs in names.items()}
 
 
 @contextmanager
-def watched(results: dict, name: str) -> Iterator[None]:
-    """Note the seconds of a block, and the most anonymous memory held in it."""
-    highest = [memory()["anonymous"]]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            highest[0] = max(highest[0], memory()["anonymous"])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+def measured(results: dict, name: str) -> Iterator[None]:
+    """Note the seconds of a block, and the memory after it."""
     start = time.perf_counter()
     yield
-    seconds = time.perf_counter() - start
-    done.set()
-    thread.join()
-    results[name] = {"seconds": seconds, "highest anonymous": highest[0], "after": memory()}
+    results[name] = {"seconds": time.perf_counter() - start, "memory": memory()}
 
 
 def measure(folder: Path) -> dict:
     """Load the checkpoint and predict a chunk twice; return what each took."""
     torch.set_num_threads(THREADS)
     results = {"before": memory()}
-    with watched(results, "load"):
+    with measured(results, "load"):
         pipeline = PolicyPipeline.from_pretrained(folder, device="cpu")
     policy = pipeline.policy
     results["weights"] = sum(parameter.nbytes for parameter in policy.parameters())
@@ -127,7 +113,7 @@ def measure(folder: Path) -> dict:
     observation = {f"observation.images.{camera}": torch.rand(3, 224, 224) for camera in CAMERAS}
     observation["observation.state"] = torch.zeros(WIDTH)
     for name in ("first chunk", "second chunk"):
-        with watched(results, name):
+        with measured(results, name):
             chunk = pipeline.predict_chunk(observation, task=TASK)
         results["finite"] = bool(torch.isfinite(chunk).all()) and tuple(chunk.shape) == (50, WIDTH)
     return results
@@ -135,26 +121,21 @@ def measure(folder: Path) -> dict:
 
 def report(results: dict, file_bytes: int) -> str:
     """Return the figures as a Markdown table."""
-    base, weights = results["before"]["anonymous"], results["weights"]
+    base, weights = results["before"]["highest"], results["weights"]
     rows = [
         f"{results['parameters'] / 1e9:.3f} billion parameters; {file_bytes / 1e9:.2f} GB on disk, "
         f"{weights / 1e9:.2f} GB in memory (pictures, norms and projections in float32); finite: {results['finite']}",
         "",
-        "| | seconds | anonymous memory at its highest, GB | over the weights in memory | over the file |",
-        "|---|---|---|---|---|",
+        "| up to here | seconds | resident at most, GB | × the weights in memory | × the file | mapped files, GB |",
+        "|---|---|---|---|---|---|",
     ]
     for name in ("load", "first chunk", "second chunk"):
-        highest = results[name]["highest anonymous"] - base
+        highest = results[name]["memory"]["highest"] - base
         rows.append(
-            f"| {name} | {results[name]['seconds']:.1f} | {highest / 1e9:.2f} | {highest / weights:.3f} × | "
-            f"{highest / file_bytes:.3f} × |"
+            f"| {name} | {results[name]['seconds']:.1f} | {highest / 1e9:.2f} | {highest / weights:.3f} | "
+            f"{highest / file_bytes:.3f} | {results[name]['memory']['files'] / 1e9:.2f} |"
         )
-    last = results["second chunk"]["after"]
-    rows.append("")
-    rows.append(
-        f"Highest resident sum, pages of the weights' file included: {last['highest sum'] / 1e9:.2f} GB; interpreter "
-        f"and libraries before loading: {base / 1e9:.2f} GB, taken off above."
-    )
+    rows += ["", f"Interpreter and libraries before loading, taken off above: {base / 1e9:.2f} GB."]
     return "\n".join(rows)
 
 

@@ -61,7 +61,7 @@ class PaliGemmaWithExpertConfig(PreTrainedConfig):
         gemma_expert_config (`dict` or `GemmaConfig`, *optional*): fields in which the expert differs from Gemma-300M.
         freeze_vision_encoder (`bool`, *optional*, defaults to False): leave the vision tower as it is in training.
         train_expert_only (`bool`, *optional*, defaults to False): leave all of PaliGemma as it is in training.
-        attention_implementation (`str`, *optional*, defaults to `"sdpa"`): `"eager"`, `"sdpa"` or `"flex"`.
+        attention_implementation (`str`, *optional*, defaults to `"sdpa"`): `"eager"`, `"sdpa"` or, on a GPU, `"flex"`.
 
     Raises:
         InvalidConfigError: the two cannot attend to each other, or an attention kernel cannot attend in blocks.
@@ -138,7 +138,7 @@ class PI0PolicyConfig(PolicyConfig):
         gemma_expert_config (`dict` or `GemmaConfig`, *optional*): fields in which the expert differs from Gemma-300M.
         freeze_vision_encoder (`bool`, *optional*, defaults to False): leave the vision tower as it is in training.
         train_expert_only (`bool`, *optional*, defaults to False): train the expert and the projections around it only.
-        attention_implementation (`str`, *optional*): `"eager"`, `"sdpa"` or `"flex"`; by default what
+        attention_implementation (`str`, *optional*): `"eager"`, `"sdpa"` or, on a GPU, `"flex"`; by default what
             `attn_implementation` asks of every transformers model, which is `"sdpa"`.
         num_inference_steps (`int`, *optional*, defaults to 10): Euler steps from noise to actions.
         time_sampling_beta_alpha, time_sampling_beta_beta, time_sampling_scale, time_sampling_offset (`float`):

@@ -36,7 +36,9 @@ _RUNTIME_NAMES = frozenset(
     (
         "attn_implementation",
         "auto_map",
+        "bos_token_id",
         "distributed_config",
+        "eos_token_id",
         "experts_implementation",
         "fusion_config",
         "kernel_config",
@@ -44,6 +46,7 @@ _RUNTIME_NAMES = frozenset(
         "name_or_path",
         "num_labels",
         "output_attentions",
+        "pad_token_id",
         "per_layer_config",
         "quantization_config",
         "torch_dtype",
@@ -51,6 +54,8 @@ _RUNTIME_NAMES = frozenset(
         "use_cache",
     )
 )
+# Trainer sets these on every config; a policy has no use for them.
+_SET_BY_TRAINER = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class PolicyConfig(PreTrainedConfig):
@@ -147,7 +152,8 @@ class PolicyConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
         values = _plain(super().to_dict())
-        values.pop("use_cache", None)  # Trainer sets it on every config; a policy has no use for it
+        for name in _SET_BY_TRAINER:
+            values.pop(name, None)
         return values
 
     def to_json_string(self, use_diff: bool = True) -> str:

@@ -13,14 +13,14 @@ from torch import nn
 from ..errors import UnknownPolicyError, WeightsMismatchError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
-from . import lerobot, openpi
+from . import lerobot, openpi, transformers_pi0
 from .act import ACT
 from .diffusion import DIFFUSION
 from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
 # The layouts of whole checkpoints.
-LAYOUTS = (lerobot, openpi)
+LAYOUTS = (lerobot, openpi, transformers_pi0)
 # Whose names `load_published` can read.
 POLICIES: tuple[PublishedPolicy, ...] = (ACT, DIFFUSION, PI0)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manipulators import AutoPolicy, PolicyPipeline, __version__
+from manipulators.auto import load_policy_and_processor
 from manipulators.cli import build_parser, main
 
 ENVIRONMENT = "metaworld/pick-place-v3"
@@ -277,6 +279,26 @@ def test_convert(shared, tmp_path, capsys):
     torch.testing.assert_close(ours.predict_chunk(observation), theirs.predict_chunk(observation))
     for name, value in AutoPolicy.from_pretrained(source).state_dict().items():
         assert torch.equal(ours.policy.state_dict()[name], value), name
+
+
+def test_convert_with_a_tokenizer(shared, tmp_path, monkeypatch):
+    """LeRobot's π0 only names its tokenizer, which is gated; its tiny sizes are given as from Python."""
+    golden = shared / "golden" / "pi0_lerobot_ckpt"
+    gemma = {"num_hidden_layers": 3, "head_dim": 16, "vocab_size": 320}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "paligemma_config": {
+            "projection_dim": 64,
+            "text_config": gemma | {"hidden_size": 64, "intermediate_size": 96},
+            "vision_config": vision,
+        },
+        "gemma_expert_config": gemma | {"hidden_size": 32, "intermediate_size": 64},
+    }
+    monkeypatch.setattr("manipulators.auto.load_policy_and_processor", partial(load_policy_and_processor, **sizes))
+    arguments = ["convert", str(golden / "checkpoint"), str(tmp_path / "ours")]
+    assert main([*arguments, "--tokenizer", str(golden / "tokenizer")]) == 0
+    processor = PolicyPipeline.from_pretrained(tmp_path / "ours", device="cpu").processor
+    assert processor.encode_instruction("pick up", 1)["input_ids"].tolist() == [[2, 5, 6, 4, *[0] * 8]]
 
 
 def test_convert_refuses_an_existing_folder(shared, tmp_path, fails):

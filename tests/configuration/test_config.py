@@ -214,6 +214,8 @@ def test_json_round_trip_keeps_everything_in_order(tmp_path):
     assert list(loaded.image_features) == ["observation.images.z", "observation.images.a", "observation.images.m"]
     assert json.loads(config.to_json_string())["normalization_mapping"]["ACTION"] == "QUANTILES"
     assert "use_cache" not in config.to_dict()
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = 3  # of a processor's tokenizer
+    assert not {"pad_token_id", "bos_token_id", "eos_token_id"} & config.to_dict().keys()
 
 
 def test_copies_and_pickles_are_equal():

@@ -1,10 +1,14 @@
 """transformers' own π0, with its weights loaded under its names, computes what ours computes."""
 
+import json
+
 import pytest
 import torch
 
-from manipulators import PI0Policy, PI0PolicyConfig, load_published
+from manipulators import AutoPolicy, PI0Policy, PI0PolicyConfig, PolicyPipeline, load_published
+from manipulators.errors import InvalidConfigError, MissingStatisticsError
 from manipulators.modeling.action_heads.pi0 import encode_time
+from manipulators.processing.word_tokenizer import word_tokenizer
 
 GEMMA = {
     "model_type": "gemma",
@@ -32,6 +36,14 @@ PALIGEMMA = {
 }
 EXPERT = GEMMA | {"hidden_size": 16, "intermediate_size": 24}
 WIDTHS = {"chunk_size": 5, "max_state_dim": 6, "max_action_dim": 7}
+FEATURES = {
+    "input_features": {
+        "observation.images.left": {"type": "VISUAL", "shape": (3, 28, 28)},
+        "observation.images.right": {"type": "VISUAL", "shape": (3, 28, 28)},
+        "observation.state": {"type": "STATE", "shape": (6,)},
+    },
+    "output_features": {"action": {"type": "ACTION", "shape": (7,)}},
+}
 IMAGE = 59  # the token in whose place a picture's features go
 
 
@@ -59,12 +71,7 @@ def ours(native):
         gemma_expert_config=EXPERT,
         image_resolution=(28, 28),
         max_instruction_tokens=5,
-        input_features={
-            "observation.images.left": {"type": "VISUAL", "shape": (3, 28, 28)},
-            "observation.images.right": {"type": "VISUAL", "shape": (3, 28, 28)},
-            "observation.state": {"type": "STATE", "shape": (6,)},
-        },
-        output_features={"action": {"type": "ACTION", "shape": (7,)}},
+        **FEATURES,
         **WIDTHS,
     )
     return load_published(PI0Policy(config), native.state_dict()).eval()
@@ -105,3 +112,36 @@ def test_loss(native, ours, inputs):
         expected = native(**with_image_tokens(inputs), noise=noise, actions=actions, timestep=time).loss
         found = ours(**inputs, noise=noise, actions=actions, time=time).loss
     torch.testing.assert_close(found, expected.mean(), atol=2e-5, rtol=1e-4)
+
+
+# --- a whole checkpoint -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(native, tmp_path):
+    native.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_policy_of_a_saved_checkpoint(checkpoint, ours):
+    loaded = AutoPolicy.from_pretrained(checkpoint, **FEATURES)
+    assert type(loaded) is PI0Policy
+    assert (loaded.config.chunk_size, loaded.config.image_resolution) == (5, (28, 28))
+    assert loaded.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in loaded.state_dict().items())
+
+
+def test_processor_of_a_saved_checkpoint(checkpoint):
+    statistics = {"state_mean": [1.0] * 6, "state_std": [2.0] * 6, "actions_mean": [3.0] * 7, "actions_std": [4.0] * 7}
+    loading = {"device": "cpu", "tokenizer": word_tokenizer(["press it"])} | FEATURES
+    with pytest.raises(MissingStatisticsError, match=r"observation\.state"):
+        PolicyPipeline.from_pretrained(checkpoint, **loading)
+    (checkpoint / "processor_config.json").write_text(json.dumps(statistics))
+    processor = PolicyPipeline.from_pretrained(checkpoint, **loading).processor
+    assert processor.statistics["observation.state"] == {"mean": [1.0] * 6, "std": [2.0] * 6}
+    assert processor.statistics["action"] == {"mean": [3.0] * 7, "std": [4.0] * 7}
+
+
+def test_features_must_be_given(checkpoint):
+    with pytest.raises(InvalidConfigError, match=r"names neither cameras nor the widths.*input_features="):
+        AutoPolicy.from_pretrained(checkpoint)
