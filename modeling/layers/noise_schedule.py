@@ -10,7 +10,6 @@ Shapes: b batch, h horizon, a action width, n denoising steps.
 from __future__ import annotations
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
 from ...configuration.diffusion import DiffusionConfig
 from ...errors import InvalidConfigError
@@ -24,6 +23,9 @@ class NoiseSchedule:
     """
 
     def __init__(self, config: DiffusionConfig):
+        # Here, not above: it takes a second, which whoever uses another policy should not wait.
+        from diffusers import DDIMScheduler, DDPMScheduler
+
         self.prediction_type = config.prediction_type
         self.draws_noise = config.noise_scheduler_type == "DDPM"
         self.clip_range = config.clip_sample_range if config.clip_sample else None
