@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
+from .._tokenizers import load_tokenizer
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, FeatureValueError, MissingFeatureError, MissingTokenizerError
 from .processor import PolicyProcessor
@@ -113,19 +114,3 @@ class LanguageProcessor(PolicyProcessor):
             return_tensors="pt",
         )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (b, n) each
-
-
-def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -> PreTrainedTokenizerBase:
-    """Return a tokenizer: itself, or the one that a folder or Hub id holds.
-
-    Raises:
-        MissingTokenizerError: there is none, or it cannot be had: a gated or unreachable repository.
-    """
-    if isinstance(source, PreTrainedTokenizerBase):
-        return source
-    if source is None:
-        raise MissingTokenizerError(None)
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise MissingTokenizerError(str(source), error) from error

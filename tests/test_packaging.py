@@ -334,7 +334,7 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "_files", "_version", ""}
+GROUND = {"errors", "_files", "_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -345,6 +345,7 @@ ALLOWED = {
     "recipes": set(),
     "errors": set(),
     "_files": set(),
+    "_tokenizers": set(),
     "_version": set(),
 }
 EXCEPTIONS = {("modeling.policy", "hub_cards.publish")}  # inside a function: `push_to_hub` writes our card

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..._tokenizers import load_tokenizer
 from ...configuration.diffusion import DiffusionConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..backbones.diffusion_rgb import DiffusionRgbEncoder
 from ..inputs import model_inputs
 from ..layers.masking import fill_padded, masked_mean
 from ..layers.noise_schedule import NoiseSchedule
-from ..layers.text_encoder import build_text_encoder, load_tokenizer
+from ..layers.text_encoder import build_text_encoder
 from ..layers.unet1d import ConditionalUnet1d
 
 _OBSERVATION = ("state", "environment_state", "pixel_values", "pixel_mask", "input_ids", "attention_mask")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from ...errors import InvalidConfigError, MissingTokenizerError
+from ...errors import InvalidConfigError
 
 logger = logging.get_logger(__name__)
 
@@ -53,17 +53,3 @@ def _load_start_weights(name: str, fields: dict[str, Any] | None) -> CLIPTextMod
     if info["missing_keys"] or info["mismatched_keys"]:
         raise InvalidConfigError(f"{name!r} holds another text encoder than language_config describes. {remedy}")
     return encoder
-
-
-def load_tokenizer(name: str | None) -> Any:
-    """Return the tokenizer that belongs to a text encoder, by its Hub id or folder.
-
-    Raises:
-        MissingTokenizerError: there is no name, or it cannot be had.
-    """
-    if name is None:
-        raise MissingTokenizerError(None)
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise MissingTokenizerError(name, error) from error

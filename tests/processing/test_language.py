@@ -14,7 +14,7 @@ from manipulators.errors import (
     MissingFeatureError,
     MissingTokenizerError,
 )
-from manipulators.processing.language import LanguageProcessor, load_tokenizer
+from manipulators.processing.language import LanguageProcessor
 from manipulators.processing.registry import processor_class
 from manipulators.processing.word_tokenizer import word_tokenizer
 
@@ -94,19 +94,6 @@ def test_round_trip(language, tmp_path):
 def test_without_a_tokenizer(tiny_act):
     with pytest.raises(MissingTokenizerError, match="tokenizer=AutoTokenizer"):
         LanguageProcessor()
-    with pytest.raises(MissingTokenizerError, match="reads an instruction"):
-        load_tokenizer(None)
-
-
-def test_a_tokenizer_that_cannot_be_had(tmp_path):
-    with pytest.raises(MissingTokenizerError, match="cannot be had") as caught:
-        load_tokenizer(str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_tokenizer_of_a_folder(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path)("open the button")["input_ids"] == [2, 5, 7, 4, 3]
 
 
 def test_words_come_from_somewhere():

@@ -1,0 +1,25 @@
+"""Tokenizers: had from a folder or the Hub, or a named error that says what to pass."""
+
+from __future__ import annotations
+
+import os
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .errors import MissingTokenizerError
+
+
+def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -> PreTrainedTokenizerBase:
+    """Return a tokenizer: itself, or the one that a folder or Hub id holds.
+
+    Raises:
+        MissingTokenizerError: there is none, or it cannot be had: a gated or unreachable repository.
+    """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    if source is None:
+        raise MissingTokenizerError(None)
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise MissingTokenizerError(str(source), error) from error
