@@ -94,6 +94,8 @@ def _load_ours(source: str | os.PathLike, config: dict[str, Any], **kwargs: Any)
         if published_layout(base_config) is not None:
             adapted = policy_class.config_class.from_dict(config)  # the adapter's robot need not be the base's
             fields = {name: getattr(adapted, name) for name in adapted.field_names()}
+            if dtype := kwargs.pop("dtype", config.get("dtype")):  # by default as it was when the adapter was trained
+                fields["dtype"] = dtype
             kwargs["base"], _ = load_published_checkpoint(base, base_config, with_processor=False, **hub | fields)
             kwargs["base"].config._name_or_path = str(base)
     return policy_class.from_pretrained(source, **kwargs)

@@ -218,7 +218,14 @@ class PolicyModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if has_adapter(self) and kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
+            return
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
+        if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
+            self.config.dtype = narrowest
+            self.config.save_pretrained(save_directory)
+        if has_adapter(self):
             save_base_record(self, save_directory)
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:

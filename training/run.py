@@ -165,7 +165,8 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
             f"{recipe.data.dataset} gives the inputs {list(inputs)} and the outputs {list(outputs)}; a policy needs "
             f"both. The dataset has: {', '.join(dataset.features)}."
         )
-    fields = recipe.config | {"input_features": inputs, "output_features": outputs}
+    # The cameras are the dataset's, and none is ever missing: what a base says of its own means nothing here.
+    fields = {"optional_cameras": ()} | recipe.config | {"input_features": inputs, "output_features": outputs}
     if recipe.base is None:
         if recipe.dtype is not None:
             raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")

@@ -318,12 +318,15 @@ def test_plain_peft_wraps_a_policy(base, tmp_path, monkeypatch):
     assert "is not known" in said[0]
 
 
-def test_an_adapter_on_a_base_as_another_project_publishes_it(shared, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_on_a_base_as_another_project_publishes_it(shared, tmp_path, dtype):
     source = shared / "golden" / "act_envstate" / "checkpoint"
-    policy = AutoPolicy.from_pretrained(source)
+    policy = AutoPolicy.from_pretrained(source, dtype=dtype)
     apply_tuning(policy, lora_everywhere(policy), r=2)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * parameter.requires_grad)
     policy.save_pretrained(tmp_path)
-    assert_same_weights(AutoPolicy.from_pretrained(tmp_path), policy)
+    loaded = AutoPolicy.from_pretrained(tmp_path)
+    assert_same_weights(loaded, policy)
+    assert loaded.dtype == policy.dtype == dtype

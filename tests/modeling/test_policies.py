@@ -365,6 +365,18 @@ def test_every_buffer_and_parameter_survives_a_reload(policy, tmp_path):
             assert after[name].dtype == value.dtype, name
 
 
+def test_types_of_weights_survive_a_reload(policy, tmp_path):
+    """Also where a policy keeps a part of itself in float32."""
+    policy.save_pretrained(tmp_path / "full")
+    half = AutoPolicy.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    assert torch.bfloat16 in {parameter.dtype for parameter in half.parameters()}
+    half.save_pretrained(tmp_path / "half")
+    again = AutoPolicy.from_pretrained(tmp_path / "half").state_dict()
+    assert again.keys() == half.state_dict().keys()
+    for name, value in half.state_dict().items():
+        assert again[name].dtype == value.dtype and torch.equal(again[name], value), name
+
+
 def test_fresh_buffers_are_filled(case):
     """What the constructor registers is what `post_init` leaves."""
     first, second = AutoPolicy.from_config(case.config()), AutoPolicy.from_config(case.config())
