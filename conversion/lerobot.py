@@ -27,7 +27,7 @@ from ..processing.registry import processor_class
 from .act import ACT
 from .diffusion import DIFFUSION
 from .pi0 import PI0
-from .published_policy import PublishedPolicy, listing, read_weights
+from .published_policy import PublishedPolicy, build_policy, listing, read_weights
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
@@ -85,9 +85,7 @@ def read_checkpoint(
         feature: normalizer["norm_map"].get(feature, "IDENTITY") for feature in FeatureType.__members__
     }
     policy_config = kind.policy_class.config_class.from_dict(fields, **overrides)
-    dtype = dtype or config.get("dtype") or torch.float32
-    policy = kind.policy_class.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
-    policy.config.name_or_path = source
+    policy = build_policy(kind.policy_class, policy_config, weights, source, dtype or config.get("dtype"))
     if not with_processor:
         return policy, None
     if policy_config.reads_instruction:

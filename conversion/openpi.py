@@ -15,7 +15,7 @@ from ..errors import CheckpointError, CorruptFileError, MissingFileError
 from ..modeling.policies.pi0 import PI0Policy
 from ..processing.pi0 import PI0Processor
 from .pi0 import rename_pi0_weights, variant_fields
-from .published_policy import read_weights
+from .published_policy import build_policy, read_weights
 
 # What openpi calls its three cameras, in the network's order; a robot without wrist cameras lacks the others.
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -75,9 +75,7 @@ def read_checkpoint(
     }
     policy_config = PI0PolicyConfig.from_dict(fields, **overrides)
     weights = rename_pi0_weights(read_weights(folder / "model.safetensors"))
-    dtype = dtype or config.get("precision") or torch.float32
-    policy = PI0Policy.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
-    policy.config.name_or_path = source
+    policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("precision"))
     if not with_processor:
         return policy, None
     processor = PI0Processor.from_config(

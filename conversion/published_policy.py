@@ -59,6 +59,19 @@ def known_fields(config: Mapping[str, Any], config_class: type[PolicyConfig]) ->
     return fields
 
 
+def build_policy(
+    policy_class: type[PolicyModel],
+    config: PolicyConfig,
+    weights: Weights,
+    source: str,
+    dtype: torch.dtype | str | None,
+) -> PolicyModel:
+    """Return the policy of a config and its renamed weights, strictly, in eval mode; without `dtype` in float32."""
+    policy = policy_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype or torch.float32)
+    policy.config.name_or_path = source
+    return policy
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file; they stay on disk until they are used.
 

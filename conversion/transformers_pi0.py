@@ -15,7 +15,7 @@ from ..errors import InvalidConfigError
 from ..modeling.policies.pi0 import PI0Policy
 from ..processing.pi0 import PI0Processor
 from .pi0 import rename_pi0_weights
-from .published_policy import read_weights
+from .published_policy import build_policy, read_weights
 
 # transformers' name of a vector's statistics → our name of the feature.
 STATISTICS = {"state": STATE, "actions": ACTION}
@@ -65,9 +65,7 @@ def read_checkpoint(
     }
     policy_config = PI0PolicyConfig.from_dict(fields, **overrides)
     weights = rename_pi0_weights(read_weights(folder / "model.safetensors"))
-    dtype = dtype or config.get("dtype") or torch.float32
-    policy = PI0Policy.from_pretrained(None, config=policy_config, state_dict=weights, dtype=dtype)
-    policy.config.name_or_path = source
+    policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("dtype"))
     if not with_processor:
         return policy, None
     return policy, PI0Processor.from_config(policy_config, _read_statistics(folder), tokenizer=tokenizer)

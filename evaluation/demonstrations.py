@@ -91,14 +91,16 @@ def record_demonstrations(
         raise InvalidEvaluationError(f"episodes = {episodes} leaves nothing to record; expected at least 1.")
     began = perf_counter()
     names = [environment] if isinstance(environment, str) else list(environment)
+    experts = [
+        expert or make_expert(name) for name in names
+    ]  # whatever is missing is missed before anything is written
     simulations = []
     seeds, failed_seeds, frames = [], [], 0
     try:
         simulations += (make_environment(name, horizon) for name in names)
         spec = _common_specification(simulations)
         with LeRobotWriter(output, fps=spec.fps, features=spec.features, robot_type=spec.robot_type) as writer:
-            for name, simulation in zip(names, simulations, strict=True):
-                acting = expert or make_expert(name)
+            for name, simulation, acting in zip(names, simulations, experts, strict=True):
                 with tqdm(total=episodes, desc=f"Recording {name}", unit="episode", disable=not progress) as bar:
                     recorded = _record_episodes(writer, simulation, acting, episodes, seed, bar)
                 seeds += recorded.seeds

@@ -9,10 +9,12 @@ from manipulators import LeRobotDataset
 from manipulators.errors import (
     InvalidActionError,
     InvalidEvaluationError,
+    MissingExpertError,
     OutputExistsError,
     UnreliableExpertError,
 )
 from manipulators.evaluation.demonstrations import record_demonstrations
+from manipulators.evaluation.environments import register_environment
 from manipulators.evaluation.metaworld import MetaWorldEnvironment, expert
 
 
@@ -105,4 +107,11 @@ def test_several_environments_make_a_dataset_of_several_instructions(tmp_path):
 def test_environments_with_other_features_do_not_share_a_dataset(line, tmp_path):
     with pytest.raises(InvalidEvaluationError, match="cannot share a dataset"):
         record_demonstrations([line, "metaworld/reach-v3"], 1, tmp_path / "both", progress=False)
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_missing_expert_is_missed_before_anything_is_written(line, tmp_path):
+    register_environment("silent", lambda task, horizon: None)
+    with pytest.raises(MissingExpertError, match="'silent/any' has no scripted expert"):
+        record_demonstrations([line, "silent/any"], 1, tmp_path / "both", progress=False)
     assert not (tmp_path / "both").exists()
