@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
@@ -26,6 +26,12 @@ class PaddingProcessor(LanguageProcessor):
     Raises:
         InvalidConfigError: the robot's states or actions are wider.
     """
+
+    compared_fields: ClassVar[tuple[str, ...]] = (
+        *LanguageProcessor.compared_fields,
+        "max_state_dim",
+        "max_action_dim",
+    )
 
     # transformers finds what has files of its own, the tokenizer, by the names in this signature.
     def __init__(self, tokenizer=None, max_state_dim=32, max_action_dim=32, **kwargs):

@@ -10,7 +10,6 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ..configuration.features import FeatureType
 from ..configuration.pi0 import PI0PolicyConfig
-from .language import LanguageProcessor
 from .padding import PaddingProcessor
 from .registry import register_processor
 
@@ -31,11 +30,9 @@ class PI0Processor(PaddingProcessor):
     """
 
     compared_fields: ClassVar[tuple[str, ...]] = (
-        *LanguageProcessor.compared_fields,
+        *PaddingProcessor.compared_fields,
         "image_resolution",
         "image_padding",
-        "max_state_dim",
-        "max_action_dim",
     )
 
     # transformers finds what has files of its own, the tokenizer, by the names in this signature.
