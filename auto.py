@@ -19,7 +19,8 @@ from .modeling import registry
 from .modeling.adapters import ADAPTER_CONFIG, base_of, find_adapter
 from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
 from .modeling.policy import PolicyModel
-from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
+from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
+from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
 from .processing.registry import processor_class
 
