@@ -249,11 +249,16 @@ class PolicyConfig(PreTrainedConfig):
         return self.input_features[ENVIRONMENT_STATE].shape[0] if known else None
 
     @property
-    def action_dim(self) -> int:
-        """Width of an action."""
+    def robot_action_dim(self) -> int:
+        """Width of an action in the robot's own units."""
         if ACTION not in self.output_features:
             raise InvalidConfigError("The action's width is unknown until output_features holds 'action'.")
         return self.output_features[ACTION].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action: the robot's, unless a published config.json calls the padded width so."""
+        return self.robot_action_dim
 
     @property
     def model_state_dim(self) -> int | None:
@@ -263,7 +268,7 @@ class PolicyConfig(PreTrainedConfig):
     @property
     def model_action_dim(self) -> int:
         """Width of an action as the network sees it: with padding, for policies that pad."""
-        return self.action_dim
+        return self.robot_action_dim
 
     @property
     def action_horizon(self) -> int:
@@ -306,8 +311,8 @@ class PolicyConfig(PreTrainedConfig):
             inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:
             inputs["environment_state"] = random(*lead, self.environment_state_dim)
-        actions = random(batch_size, self.action_horizon, self.action_dim)
-        padding = (0, self.model_action_dim - self.action_dim)
+        actions = random(batch_size, self.action_horizon, self.robot_action_dim)
+        padding = (0, self.model_action_dim - self.robot_action_dim)
         inputs["actions"] = pad(actions, padding)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
         if padding != (0, 0):
