@@ -67,17 +67,18 @@ LANGUAGE = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 # Under these names transformers 4 wrote what `rope_parameters` holds today.
 _ROPE = ("rope_theta", "rope_scaling")
 # What else transformers 4 wrote into every config, whatever the model, and what these models' authors left in theirs.
-_LEFTOVERS = {
-    *("add_cross_attention", "cross_attention_hidden_size", "is_decoder", "tie_encoder_decoder", "pruned_heads"),
-    *("finetuning_task", "task_specific_params", "prefix", "sep_token_id", "tokenizer_class", "output_attentions"),
-    *("torch_dtype", "torchscript", "tf_legacy_loss", "use_bfloat16", "tie_word_embeddings", "auto_map"),
-    *("attn_implementation", "drop_path_rate", "my_rope_scaling", "transformers.js_config"),
-}
+_LEFTOVERS = (
+    "add_cross_attention attn_implementation auto_map cross_attention_hidden_size drop_path_rate finetuning_task "
+    "is_decoder my_rope_scaling output_attentions prefix pruned_heads sep_token_id task_specific_params "
+    "tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript "
+    "transformers.js_config use_bfloat16"
+).split()
+
 _GENERATION = frozenset(GenerationConfig().to_dict())
 
 
 def _says_nothing(name: str) -> bool:
-    """Tell whether a field may stand in any config.json and changes nothing here: of generation, dtype, kernel."""
+    """Tell whether a field may stand in any config.json and changes nothing here: generation, labels, dtype, kernel."""
     return (
         name.startswith("_")
         or name in _LEFTOVERS
