@@ -55,7 +55,7 @@ class VisionLanguageModel(nn.Module):
     def _apply(self, fn, recurse: bool = True) -> VisionLanguageModel:
         """Move or cast; then fill again what no checkpoint holds.
 
-        Casting would round the rotary frequencies, and at the 300th token half a radian would be lost; a module that
+        Casting would round the rotary frequencies, by up to half a radian at the 300th token; a module that
         was built on the meta device has none.
         """
         super()._apply(fn, recurse)
