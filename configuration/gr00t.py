@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .eagle import VisionLanguageConfig
 from .features import STATE
+from .flow_matching import FlowmatchingActionHeadConfig
 from .policy import PolicyConfig
 
 NEW_EMBODIMENT = "new_embodiment"
@@ -42,11 +43,13 @@ class GR00TConfig(PolicyConfig):
         "ENV": "MIN_MAX",
         "ACTION": "MIN_MAX",
     }
-    # The published values, which complete the nested fields; and the class that completes and checks `eagle_config`.
+    # The published values that complete the nested fields, where the classes that check them have others.
     default_backbone: ClassVar[Mapping[str, Any]]
     default_head: ClassVar[Mapping[str, Any]]
     default_embodiments: ClassVar[Mapping[str, int]]
     eagle_class: ClassVar[type[VisionLanguageConfig]]
+    head_class: ClassVar[type[FlowmatchingActionHeadConfig]]
+    feature_width_name: ClassVar[str]  # of the width of the features in `action_head_cfg`
 
     backbone_cfg: dict[str, Any] | None = None
     action_head_cfg: dict[str, Any] | None = None
@@ -129,7 +132,10 @@ class GR00TConfig(PolicyConfig):
             return self.eagle_class.of(value).fields()
         if name == "embodiment_ids":
             return dict(self.default_embodiments) if value is None else value
-        return _completed(self.default_backbone if name == "backbone_cfg" else self.default_head, value)
+        if name == "backbone_cfg":
+            return dict(self.default_backbone) | (value or {})
+        own = {name: self.head_class.__dataclass_fields__[name].default for name in self.head_class.field_names()}
+        return own | dict(self.default_head) | (value or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values, those that the published config.json repeats at its top too."""
@@ -207,6 +213,10 @@ class GR00TConfig(PolicyConfig):
         """Width of the backbone's features."""
         raise NotImplementedError(f"{type(self).__name__} must say its feature_dim")
 
+    def head_config(self) -> FlowmatchingActionHeadConfig:
+        """Return the config of the action head."""
+        return self.head_class(**self.action_head_cfg)
+
     @property
     def _language_config(self) -> dict[str, Any]:
         return self.eagle_config[self.eagle_class.language_field]
@@ -234,10 +244,11 @@ class GR00TConfig(PolicyConfig):
         for name in self.backbone_cfg:
             if name not in self.default_backbone:
                 raise UnknownConfigFieldError(f"{type(self).__name__}.backbone_cfg", name, self.default_backbone)
-        if self.action_head_cfg.get("max_action_dim") not in (None, self.action_dim):
+        features_dim = self.head_config().features_dim
+        if features_dim != self.feature_dim:
             raise InvalidConfigError(
-                f"action_head_cfg has action_dim={self.action_dim} and max_action_dim="
-                f"{self.action_head_cfg['max_action_dim']}; they are the same width. Set action_dim, which sets both."
+                f"The backbone's features have width {self.feature_dim}, by eagle_config and backbone_cfg, but the "
+                f"action head reads features of width {features_dim}: {self.feature_width_name} in action_head_cfg."
             )
 
     def validate_widths(self) -> None:
@@ -336,10 +347,3 @@ class GR00TConfig(PolicyConfig):
         noise = torch.randn(expanded, self.action_horizon, self.action_dim, generator=generator)
         return {"noise": noise} | ({"time": torch.rand(expanded, generator=generator)} if training else {})
 
-
-def _completed(default: Mapping[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the given values, and the default's where there are none; nested mappings alike."""
-    values = dict(given or {})
-    for name, value in default.items():
-        values[name] = _completed(value, values.get(name)) if isinstance(value, Mapping) else values.get(name, value)
-    return values

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .eagle import EagleConfig, VisionLanguageConfig
+from .flow_matching import FlowmatchingActionHeadConfig
 from .gr00t import GR00TConfig, nested
 
 # As nvidia/GR00T-N1-2B publishes them.
@@ -29,9 +30,7 @@ BACKBONE: dict[str, Any] = {
     "img_context_token_id": 49154,
 }
 HEAD: dict[str, Any] = {
-    "action_dim": 32,
-    "action_horizon": 16,
-    "add_pos_embed": True,
+    "max_action_dim": 32,
     "diffusion_model_cfg": {
         "attention_head_dim": 48,
         "dropout": 0.2,
@@ -43,21 +42,6 @@ HEAD: dict[str, Any] = {
         "output_dim": 1024,
         "positional_embeddings": None,
     },
-    "hidden_size": 1024,
-    "input_embedding_dim": 1536,
-    "mask_padding": False,
-    "max_action_dim": 32,
-    "max_num_embodiments": 32,
-    "max_seq_len": 1024,
-    "max_state_dim": 64,
-    "model_dtype": "float32",
-    "noise_beta_alpha": 1.5,
-    "noise_beta_beta": 1.0,
-    "noise_s": 0.999,
-    "num_inference_timesteps": 16,
-    "num_timestep_buckets": 1000,
-    "tune_diffusion_model": True,
-    "tune_projector": True,
 }
 
 
@@ -79,6 +63,8 @@ class GR00TN1Config(GR00TConfig):
     default_head: ClassVar[Mapping[str, Any]] = HEAD
     default_embodiments: ClassVar[Mapping[str, int]] = {"gr1": 24, "new_embodiment": 31}
     eagle_class: ClassVar[type[VisionLanguageConfig]] = EagleConfig
+    head_class: ClassVar[type[FlowmatchingActionHeadConfig]] = FlowmatchingActionHeadConfig
+    feature_width_name: ClassVar[str] = "the diffusion_model_cfg's cross_attention_dim, or else input_embedding_dim,"
 
     processor_cfg = nested("backbone_cfg", "processor_cfg")
     projector_dim = nested("backbone_cfg", "projector_dim")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .eagle import EagleConfig1_5, VisionLanguageConfig
+from .flow_matching import FlowmatchingActionHeadConfig, FlowmatchingActionHeadConfig_1_5
 from .gr00t import GR00TConfig, nested
 
 # As nvidia/GR00T-N1.5-3B publishes them.
@@ -20,10 +21,8 @@ BACKBONE: dict[str, Any] = {
     "project_to_dim": None,
 }
 HEAD: dict[str, Any] = {
-    "action_dim": 32,
-    "action_horizon": 16,
-    "add_pos_embed": True,
     "backbone_embedding_dim": 2048,
+    "max_action_dim": 32,
     "diffusion_model_cfg": {
         "attention_head_dim": 48,
         "cross_attention_dim": 2048,
@@ -36,24 +35,6 @@ HEAD: dict[str, Any] = {
         "output_dim": 1024,
         "positional_embeddings": None,
     },
-    "expand_batch": None,
-    "hidden_size": 1024,
-    "input_embedding_dim": 1536,
-    "mask_padding": False,
-    "max_action_dim": 32,
-    "max_num_embodiments": 32,
-    "max_seq_len": 1024,
-    "max_state_dim": 64,
-    "model_dtype": "float32",
-    "noise_beta_alpha": 1.5,
-    "noise_beta_beta": 1.0,
-    "noise_s": 0.999,
-    "num_inference_timesteps": 4,
-    "num_target_vision_tokens": 32,
-    "num_timestep_buckets": 1000,
-    "tune_diffusion_model": True,
-    "tune_projector": True,
-    "use_vlln": True,
     "vl_self_attention_cfg": {
         "attention_head_dim": 64,
         "dropout": 0.2,
@@ -112,6 +93,8 @@ class GR00TN1_5Config(GR00TConfig):
         "new_embodiment": 31,
     }
     eagle_class: ClassVar[type[VisionLanguageConfig]] = EagleConfig1_5
+    head_class: ClassVar[type[FlowmatchingActionHeadConfig]] = FlowmatchingActionHeadConfig_1_5
+    feature_width_name: ClassVar[str] = "backbone_embedding_dim"
 
     tokenizer_name: str | None = "lerobot/eagle2hg-processor-groot-n1p5"
 
