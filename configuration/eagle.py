@@ -4,8 +4,6 @@ Sources: Li et al. 2025 (arXiv 2501.14818), Chen et al. 2025 (arXiv 2504.15271) 
 names are kept.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -67,18 +65,17 @@ LANGUAGE = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 # Under these names transformers 4 wrote what `rope_parameters` holds today.
 _ROPE = ("rope_theta", "rope_scaling")
 # What else transformers 4 wrote into every config, whatever the model, and what these models' authors left in theirs.
-_LEFTOVERS = (
-    "add_cross_attention attn_implementation auto_map cross_attention_hidden_size drop_path_rate finetuning_task "
-    "is_decoder my_rope_scaling output_attentions prefix pruned_heads sep_token_id task_specific_params "
-    "tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript "
-    "transformers.js_config use_bfloat16"
-).split()
-
+_LEFTOVERS = {
+    *("add_cross_attention", "cross_attention_hidden_size", "is_decoder", "tie_encoder_decoder", "pruned_heads"),
+    *("finetuning_task", "task_specific_params", "prefix", "sep_token_id", "tokenizer_class", "output_attentions"),
+    *("torch_dtype", "torchscript", "tf_legacy_loss", "use_bfloat16", "tie_word_embeddings", "auto_map"),
+    *("attn_implementation", "drop_path_rate", "my_rope_scaling", "transformers.js_config"),
+}
 _GENERATION = frozenset(GenerationConfig().to_dict())
 
 
 def _says_nothing(name: str) -> bool:
-    """Tell whether a field may stand in any config.json and changes nothing here: generation, labels, dtype, kernel."""
+    """Tell whether a field may stand in any config.json and changes nothing here: of generation, dtype, kernel."""
     return (
         name.startswith("_")
         or name in _LEFTOVERS
@@ -151,7 +148,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     language_default: ClassVar[Mapping[str, Any]]
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    downsample_ratio: float = 0.5
+    downsample_ratio: float | int = 0.5
     force_image_size: int | None = None
     select_layer: int = -1
     template: str | None = None
@@ -169,6 +166,7 @@ class VisionLanguageConfig(PreTrainedConfig):
                 raise UnknownConfigFieldError(type(self).__name__, name, _own_fields(type(self)))
         name = self.language_field
         self.vision_config = _part("vision_config", SIGLIP, self.vision_config, VISION)
+        self._check_squares()
         setattr(self, name, _part(name, self.language_default, getattr(self, name), LANGUAGE))
         if self.force_image_size is None:
             self.force_image_size = self.vision_config.image_size
@@ -177,7 +175,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self._check_grid()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | PreTrainedConfig | None) -> VisionLanguageConfig:
+    def of(cls, given: Mapping[str, Any] | PreTrainedConfig | None) -> "VisionLanguageConfig":
         """Return the config for fields, for a config object of any class, or with its defaults for None."""
         if isinstance(given, cls):
             return given
@@ -246,20 +244,19 @@ class VisionLanguageConfig(PreTrainedConfig):
         if self.mlp_connector_layers not in (1, 2):
             raise InvalidConfigError(f"{name}.mlp_connector_layers={self.mlp_connector_layers} must be 1 or 2.")
 
+    def _check_squares(self) -> None:
+        sides = {name: getattr(self.vision_config, name) for name in ("image_size", "patch_size")}
+        if not all(isinstance(side, int) for side in sides.values()):
+            raise InvalidConfigError(f"vision_config has {sides}: the tower sees squares, so pass one side of each.")
+
     def _check_grid(self) -> None:
         size, patch = self.vision_config.image_size, self.vision_config.patch_size
-        if not (isinstance(size, int) and isinstance(patch, int)):
-            raise InvalidConfigError(
-                f"vision_config: image_size={size} and patch_size={patch} must be squares' sides."
-            )
-        if (
-            not 0 < self.downsample_ratio <= 1
-            or abs(round(1 / self.downsample_ratio) * self.downsample_ratio - 1) > 1e-6
-        ):
-            raise InvalidConfigError(f"downsample_ratio={self.downsample_ratio} must be 1/k, such as 0.5.")
+        ratio = self.downsample_ratio
+        if not 0 < ratio <= 1 or abs(round(1 / ratio) * ratio - 1) > 1e-6:
+            raise InvalidConfigError(f"downsample_ratio={ratio} must be 1/k, such as 0.5.")
         if size // patch % self.stacked_patches:
             raise InvalidConfigError(
-                f"downsample_ratio={self.downsample_ratio} stacks {self.stacked_patches} × {self.stacked_patches} "
+                f"downsample_ratio={ratio} stacks {self.stacked_patches} × {self.stacked_patches} "
                 f"patches, which do not tile the {size // patch} × {size // patch} of a picture."
             )
 

@@ -125,8 +125,8 @@ class EagleBackbone(VisionLanguageBackbone):
             known = load_tokenizer(path).get_vocab()
         except MissingTokenizerError as error:
             raise InvalidConfigError(
-                f"processor_cfg names {str(path)!r}, where no tokenizer can be had. Name a folder or Hub id that holds "
-                f"one, or pass img_context_token_id={PUBLISHED_IMAGE_TOKEN_ID}, which the published one has."
+                f"processor_cfg names {str(path)!r}, where no tokenizer can be had. Name a folder or Hub id that "
+                f"holds one, or pass img_context_token_id={PUBLISHED_IMAGE_TOKEN_ID}, which the published one has."
             ) from error
         if IMAGE_TOKEN not in known:
             raise InvalidConfigError(

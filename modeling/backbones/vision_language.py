@@ -41,7 +41,7 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, config: VisionLanguageConfig, layers: int, attention_implementation: str, scale: int = 1):
         super().__init__()
         vision, text = copy.deepcopy(config.vision_config), config.truncated_language_config(layers)
-        self.picture_size = vision.image_size * scale
+        self.picture_size, self.tokens_per_picture = vision.image_size * scale, config.image_tokens(scale)
         self.interpolates = scale != 1
         self.stacked_patches = config.stacked_patches
         self.vision_model = _native(vision, attention_implementation)
@@ -55,7 +55,7 @@ class VisionLanguageModel(nn.Module):
     def _apply(self, fn, recurse: bool = True) -> VisionLanguageModel:
         """Move or cast; then fill again what no checkpoint holds.
 
-        Casting would round the rotary frequencies, and at the 300th token half a radian would be lost; a module that
+        Casting would round the rotary frequencies, by up to half a radian at the 300th token; a module that
         was built on the meta device has none.
         """
         super()._apply(fn, recurse)
@@ -78,6 +78,9 @@ class VisionLanguageModel(nn.Module):
             raise FeatureShapeError(
                 "pixel_values", tuple(pixel_values.shape), f"(pictures, {', '.join(map(str, size))})"
             )
+        if not len(pixel_values):  # which the tower's attention cannot reshape
+            width = self.language_model.config.hidden_size
+            return pixel_values.new_zeros(0, self.tokens_per_picture, width)
         patches = self.vision_model(pixel_values, interpolate_pos_encoding=self.interpolates).last_hidden_state
         if self.stacked_patches > 1:
             patches = pixel_shuffle(patches, self.stacked_patches)  # (m, k, stack · stack · c)

@@ -110,3 +110,68 @@ def test_eager_attention_differs_on_padding_only(golden):
     padded = golden.outputs["backbone_attention_mask"] == 0
     difference = (features - golden.outputs["backbone_features_fa2_emulated"]).abs()
     assert difference[padded].max() > 1 and difference[~padded].max() < 1e-4
+
+
+def test_pixel_shuffle_and_projection_of_n1_5(shared):
+    """N1.5's variant with stacked patches, a connector of two layers and a projection computes what N1 does."""
+    folder = shared / "golden" / "eagle_backbone_n1"
+    case = json.loads((folder / "case.json").read_text())["config"]
+    arrays = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    eagle_config = {
+        "vision_config": case["eagle_config"]["vision_config"],
+        "text_config": case["eagle_config"]["llm_config"],
+        "image_token_index": case["img_context_token_id"],
+        "use_pixel_shuffle": True,
+        "mlp_connector_layers": 2,
+    }
+    backbone = EagleBackbone1_5(select_layer=3, eagle_config=eagle_config).eval()
+    backbone.load_state_dict({f"eagle_{name}": value for name, value in renamed(arrays["weights"]).items()})
+    with torch.no_grad():
+        output = backbone({f"eagle_{name}": value for name, value in arrays["inputs"].items()})
+    close(output["backbone_features"], arrays["outputs"]["backbone_features_fa2_emulated"])
+
+
+# --- names and sizes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "prefix", "backbone_cfg", "unused"),
+    [
+        ("gr00t_n1_keys.json", "backbone.", {"projector_dim": 2048}, 0),
+        ("gr00t_n1_5_keys.json", "backbone.", {"project_to_dim": None}, 12),
+    ],
+    ids=CLASSES,
+)
+def test_published_names_and_shapes(shared, request, table, prefix, backbone_cfg, unused):
+    """Unused are the 11 tensors of the vision pooling head and the language model's head over words, in N1.5."""
+    published = json.loads((shared / "specs" / table).read_text())
+    of_backbone = {name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)}
+    expected = {name: tuple(shape) for name, shape in renamed(of_backbone).items()}
+    with torch.device("meta"):
+        backbone = CLASSES[request.node.callspec.id](**backbone_cfg)
+    assert {name: tuple(value.shape) for name, value in backbone.state_dict().items()} == expected
+    assert len(of_backbone) - len(expected) == unused
+
+
+@pytest.mark.parametrize(("name", "folder"), [("n1", "eagle2_hg_model"), ("n1_5", "eagle2_hg_model_15")])
+def test_defaults_are_the_published_config(shared, name, folder):
+    published = json.loads((shared / "data" / folder / "config.json").read_text())
+    with torch.device("meta"):
+        backbones = [CLASSES[name](eagle_config=config) for config in (published, None)]
+    # bfloat16 and flash attention stand in the published file: matters of the weights and of the machine.
+    assert {parameter.dtype for backbone in backbones for parameter in backbone.parameters()} == {torch.float32}
+    assert backbones[0].vision_language_model.language_model.config._attn_implementation == "sdpa"
+    given, default = (backbone.config.fields() for backbone in backbones)
+    language = {"n1": "llm_config", "n1_5": "text_config"}[name]
+    for token in ("bos_token_id", "eos_token_id"):  # nothing here writes words
+        given[language].pop(token), default[language].pop(token, None)
+    for generation in ("use_cache", "tie_word_embeddings"):
+        del given[language][generation], default[language][generation]
+    assert given == default
+
+
+def test_the_image_token_is_the_published_tokenizers(shared):
+    with torch.device("meta"):
+        named = EagleBackbone(processor_cfg={"model_path": str(shared / "data" / "eagle2_hg_model")})
+        assert named.img_context_token_id == EagleBackbone().img_context_token_id == 49154
+        assert EagleBackbone1_5().image_token_id == 151669
