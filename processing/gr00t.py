@@ -10,7 +10,9 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from transformers import BatchFeature
 
 from ..configuration.features import ACTION, STATE, FeatureType, PolicyFeature
-from ..configuration.policy import PolicyConfig
+from ..configuration.gr00t import NEW_EMBODIMENT, GR00TConfig
+from ..configuration.gr00t_n1 import GR00TN1Config
+from ..configuration.gr00t_n1_5 import GR00TN1_5Config
 from ..errors import CheckpointError, EmbodimentError, FeatureValueError, MissingFeatureError
 from .arrays import read_vector
 from .eagle import (
@@ -48,7 +50,8 @@ class GR00TProcessor(PaddingProcessor):
             in the state; see `PartsNormalizer` for the modes. By default one part, in the mode of its feature type.
         action_parts (`dict[str, dict]`, *optional*): the same of the action.
         embodiment (`str`, *optional*, defaults to `"new_embodiment"`): which robot it is.
-        embodiment_ids (`dict[str, int]`, *optional*): robot → the slot that its projectors have in the network.
+        embodiment_ids (`dict[str, int]`, *optional*): robot → the slot that its projectors have in the network; by
+            default the published model's.
         kwargs: what `PaddingProcessor` takes. Statistics may be those of parts, see `whole_statistics`.
 
     Raises:
@@ -59,7 +62,7 @@ class GR00TProcessor(PaddingProcessor):
     """
 
     chat_format: ClassVar[type[EagleFormat]]
-    published_tokens_per_image: ClassVar[int]
+    policy_config: ClassVar[type[GR00TConfig]]  # whose defaults are the published model's
     compared_fields: ClassVar[tuple[str, ...]] = (
         *PaddingProcessor.compared_fields,
         "tokens_per_image",
@@ -81,17 +84,19 @@ class GR00TProcessor(PaddingProcessor):
         image_crop_scale=0.95,
         state_parts=None,
         action_parts=None,
-        embodiment="new_embodiment",
+        embodiment=NEW_EMBODIMENT,
         embodiment_ids=None,
         **kwargs,
     ):
-        self.tokens_per_image = tokens_per_image or self.published_tokens_per_image
+        self.tokens_per_image = tokens_per_image or self.policy_config.eagle_class().image_tokens()
         self.image_size = image_size
         self.image_crop_scale = image_crop_scale
         self.format = self.chat_format(self.tokens_per_image, image_size)
         self.state_parts = state_parts
         self.action_parts = action_parts
-        self.embodiment_ids = {"new_embodiment": 31} if embodiment_ids is None else dict(embodiment_ids)
+        self.embodiment_ids = dict(
+            self.policy_config.default_embodiments if embodiment_ids is None else embodiment_ids
+        )
         if embodiment not in self.embodiment_ids:
             raise EmbodimentError(embodiment, self.embodiment_ids)
         super().__init__(
@@ -103,7 +108,7 @@ class GR00TProcessor(PaddingProcessor):
         )
 
     @classmethod
-    def from_config(cls, config: PolicyConfig, statistics: Mapping | None = None, **kwargs: Any) -> GR00TProcessor:
+    def from_config(cls, config: GR00TConfig, statistics: Mapping | None = None, **kwargs: Any) -> GR00TProcessor:
         """Build the processor of a policy's config; see `LanguageProcessor.from_config`."""
         return super().from_config(
             config,
@@ -258,7 +263,7 @@ class GR00TProcessor(PaddingProcessor):
 
     # --- agreement ----------------------------------------------------------------------------------------
 
-    def check_agreement(self, config: PolicyConfig) -> None:
+    def check_agreement(self, config: GR00TConfig) -> None:
         """Check that this processor feeds the policy that `config` describes.
 
         Raises:
@@ -295,14 +300,14 @@ class GR00TN1_5Processor(GR00TProcessor):
     """Prepare observations for GR00T N1.5; see `GR00TProcessor`."""
 
     chat_format = EagleFormatN1_5
-    published_tokens_per_image = 256
+    policy_config = GR00TN1_5Config
 
 
 class GR00TN1Processor(GR00TProcessor):
     """Prepare observations for GR00T N1; see `GR00TProcessor`."""
 
     chat_format = EagleFormatN1
-    published_tokens_per_image = 64
+    policy_config = GR00TN1Config
 
 
 def crop_and_resize(pictures: torch.Tensor, crop_scale: float, size: int) -> torch.Tensor:
@@ -327,5 +332,5 @@ def _present_cameras(inputs: Mapping[str, Any], batch_size: int) -> list[int]:
     return [inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0] * batch_size
 
 
-register_processor("gr00t_n1_5", GR00TN1_5Processor)
-register_processor("gr00t_n1", GR00TN1Processor)
+for _processor_class in (GR00TN1_5Processor, GR00TN1Processor):
+    register_processor(_processor_class.policy_config.model_type, _processor_class)

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from manipulators.configuration.gr00t_n1 import GR00TN1Config
+from manipulators.configuration.gr00t_n1_5 import GR00TN1_5Config
 from manipulators.errors import (
+    CheckpointError,
     EmbodimentError,
     FeatureShapeError,
     FeatureValueError,
@@ -18,6 +21,7 @@ from manipulators.errors import (
     UnknownFeatureError,
 )
 from manipulators.processing.gr00t import GR00TN1_5Processor, GR00TN1Processor, crop_and_resize
+from manipulators.processing.registry import processor_class as registered
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 IMAGE, START = 4, 6  # ids of <IMG_CONTEXT> and <img> in a tokenizer of words
@@ -329,6 +333,83 @@ def test_one_of_several_robots():
     assert decoded == [[[0.5, 0.0]], [[5.0, 5.0]]] and slots == [1, 2]
     with pytest.raises(EmbodimentError, match="It has statistics for: small, wide"):
         processor.choose_embodiment("other")
+
+
+# --- policies ---------------------------------------------------------------------------------------------
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+}
+
+
+def tiny_config(config_class, **fields):
+    """Return a config with pictures of 28 × 28, which are 4 tokens in N1.5 and 1 in N1."""
+    vision = VISION | {"image_size": 28, "patch_size": 14}
+    eagle = {"vision_config": vision, config_class.eagle_class.language_field: TEXT}
+    if config_class is GR00TN1_5Config:
+        eagle |= {"image_token_index": IMAGE}
+        width = {"backbone_embedding_dim": 16}
+    else:
+        fields = {"img_context_token_id": IMAGE, "projector_dim": 16} | fields
+        width = {}
+    head = {"max_state_dim": 6, "max_action_dim": 4, "action_dim": 4, "action_horizon": 5} | width
+    features = {name: FIELDS[name] for name in ("input_features", "output_features", "state_parts")}
+    return config_class(**features | {"eagle_config": eagle, "action_head_cfg": head, "select_layer": 1} | fields)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSORS)
+def test_processor_of_a_policy(processor_class):
+    config_class = processor_class.policy_config
+    config = tiny_config(config_class, embodiment_tag="gr1", image_crop_scale=0.5)
+    words = word_tokenizer(["press the button"])
+    assert registered(config) is processor_class
+    processor = processor_class.from_config(config, FIELDS["statistics"], tokenizer=words)
+    processor.check_agreement(config)
+    inputs = processor(observation(2), task="press", actions=np.zeros((2, 5, 2)))
+    example = config.example_inputs(2)
+    assert inputs.keys() == example.keys() | {"action_mask"}
+    for name in inputs.keys() - {"input_ids", "attention_mask", "action_mask"}:
+        assert inputs[name].shape == example[name].shape, name
+        assert inputs[name].dtype == example[name].dtype, name
+    tokens = 4 if config_class is GR00TN1_5Config else 1
+    assert (inputs["input_ids"] == config.image_token_index).sum(dim=1).tolist() == [2 * tokens] * 2
+    assert inputs["embodiment_id"].tolist() == [24, 24]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_crop_scale": 0.9}, "image_crop_scale differ"),
+        ({"max_state_dim": 7}, "max_state_dim differ"),
+        ({"action_dim": 5}, "max_action_dim differ"),
+        ({"max_instruction_tokens": 9}, "max_instruction_tokens differ"),
+        ({"state_parts": None}, "state_parts differ"),
+        ({"action_parts": {"hand": {"width": 2, "mode": "q99"}}}, "action_parts differ"),
+        ({"embodiment_ids": {"new_embodiment": 30}}, "embodiment_ids differ"),
+        ({"embodiment_tag": "gr1"}, "statistics of 'new_embodiment', the policy's embodiment_tag is 'gr1'"),
+        ({"img_context_token_id": 5}, "<IMG_CONTEXT> has the id 4 in the tokenizer, but the policy looks for 5"),
+    ],
+)
+def test_processor_of_another_policy(changes, message):
+    processor = GR00TN1Processor.from_config(
+        tiny_config(GR00TN1Config), FIELDS["statistics"], tokenizer=word_tokenizer(["press"])
+    )
+    with pytest.raises(CheckpointError, match=message):
+        processor.check_agreement(tiny_config(GR00TN1Config, **changes))
+
+
+def test_more_words_than_the_policy_has_embeddings_for():
+    config = tiny_config(GR00TN1_5Config)
+    words = word_tokenizer([" ".join(f"word{i}" for i in range(40))])
+    processor = GR00TN1_5Processor.from_config(config, FIELDS["statistics"], tokenizer=words)
+    with pytest.raises(CheckpointError, match="tokenizer knows 49 tokens, the policy's language model 40"):
+        processor.check_agreement(config)
 
 
 # --- saving -----------------------------------------------------------------------------------------------
