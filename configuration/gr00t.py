@@ -36,6 +36,7 @@ class GR00TConfig(PolicyConfig):
     """Hold what GR00T N1.5 and N1 share; see `GR00TN1_5Config` and `GR00TN1Config`."""
 
     reads_instruction: ClassVar[bool] = True
+    other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = {
         "VISUAL": "IDENTITY",
@@ -323,7 +324,9 @@ class GR00TConfig(PolicyConfig):
         pieces = [piece for view in range(views) for piece in (text[:, 2 * view : 2 * view + 2], image)]
         inputs["input_ids"] = torch.cat([*pieces, text[:, 2 * views :]], dim=1)  # (b, n)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["embodiment_id"] = torch.full((batch_size,), self.embodiment_id)
+        slots = [self.embodiment_id, *self.embodiment_ids.values()]  # of other robots too, as far as there are slots
+        slots = [slot for slot in dict.fromkeys(slots) if slot < self.max_num_embodiments]
+        inputs["embodiment_id"] = torch.tensor([slots[i % len(slots)] for i in range(batch_size)])
         return inputs
 
     def _of_any_robot(self) -> GR00TConfig:

@@ -57,6 +57,8 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Model inputs that the network needs whatever the features say.
+    other_inputs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self, **kwargs):
         model_type = kwargs.pop("model_type", self.model_type)

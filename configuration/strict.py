@@ -11,7 +11,7 @@ from huggingface_hub.errors import (
 )
 from transformers import PreTrainedConfig
 
-from ..errors import InvalidConfigError, UnknownConfigFieldError
+from ..errors import InvalidConfigError, ManipulatorsError, UnknownConfigFieldError
 from .typed_values import to_field_type
 
 # What transformers, accelerate and peft set on a config of their own accord; everything else must be a field.
@@ -110,6 +110,8 @@ def _convert_before_checking(cls: type[StrictConfig]) -> None:
         try:
             checked_validate(self)
         except StrictDataclassClassValidationError as error:
+            if isinstance(error.__cause__, ManipulatorsError):
+                raise error.__cause__ from None
             raise InvalidConfigError(str(error.__cause__ or error)) from error
 
     cls.__setattr__, cls.validate = converting_setattr, validate

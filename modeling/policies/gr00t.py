@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from ...configuration.gr00t import GR00TConfig
 from ...errors import FeatureShapeError
@@ -157,6 +156,8 @@ class GR00TPolicy(PolicyModel):
     def check_inputs(self, **observation: Any) -> dict[str, Any]:
         """Return the observation inputs; see `PolicyModel.check_inputs`. The state may be (b, 1, s), as published."""
         inputs = super().check_inputs(**observation)
+        if isinstance(inputs["pixel_values"], (list, tuple)):  # one (b, 3, h, w) per camera
+            inputs["pixel_values"] = torch.stack(list(inputs["pixel_values"]), dim=1)
         if inputs["pixel_values"].ndim != 5:
             expected = "(batch, cameras, 3, height, width)"
             raise FeatureShapeError("pixel_values", tuple(inputs["pixel_values"].shape), expected)

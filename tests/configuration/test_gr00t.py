@@ -144,4 +144,4 @@ def test_examples_of_any_robot_and_of_one(config_class):
     assert inputs["action_mask"][0, 0].tolist() == [True] * 4 + [False] * 28
     tokens = (inputs["input_ids"] == config.image_token_index).sum(1)
     assert tokens.tolist() == [config.tokens_per_image] * 2
-    assert inputs["embodiment_id"].tolist() == [31, 31]
+    assert inputs["embodiment_id"].tolist() == [31, 24]
