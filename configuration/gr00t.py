@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
@@ -303,7 +303,7 @@ class GR00TConfig(PolicyConfig):
 
     # --- examples -------------------------------------------------------------------------------------
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`.
 
         A config without features gives those of a robot with one camera.
@@ -312,7 +312,7 @@ class GR00TConfig(PolicyConfig):
 
         if not self.input_features or not self.output_features:
             return self._of_any_robot().example_inputs(batch_size)
-        inputs = super().example_inputs(batch_size)
+        inputs = super().example_inputs(batch_size, absent_cameras)
         generator = torch.Generator().manual_seed(1)
         views = len(self.image_features)
         pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
@@ -321,7 +321,9 @@ class GR00TConfig(PolicyConfig):
         text = torch.randint(words, (batch_size, 6 + 2 * views), generator=generator)
         text += text >= self.image_token_index  # any word, but no image token
         image = torch.full((batch_size, self.tokens_per_image), self.image_token_index)
-        pieces = [piece for view in range(views) for piece in (text[:, 2 * view : 2 * view + 2], image)]
+        pieces = []
+        for view, name in enumerate(self.image_features):
+            pieces += [text[:, 2 * view : 2 * view + 2], *([] if name in absent_cameras else [image])]
         inputs["input_ids"] = torch.cat([*pieces, text[:, 2 * views :]], dim=1)  # (b, n)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         slots = [self.embodiment_id, *self.embodiment_ids.values()]  # of other robots too, as far as there are slots
@@ -349,4 +351,3 @@ class GR00TConfig(PolicyConfig):
         expanded = batch_size * (self.action_head_cfg.get("expand_batch") or 1) if training else batch_size
         noise = torch.randn(expanded, self.action_horizon, self.action_dim, generator=generator)
         return {"noise": noise} | ({"time": torch.rand(expanded, generator=generator)} if training else {})
-

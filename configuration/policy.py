@@ -1,7 +1,7 @@
 """PolicyConfig: what every policy's configuration has and promises."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers.utils import logging
@@ -230,8 +230,12 @@ class PolicyConfig(StrictConfig):
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included: random numbers of the right shapes, always the same.
+
+        Args:
+            batch_size: b.
+            absent_cameras: those of the optional cameras that no observation has.
 
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
@@ -252,7 +256,8 @@ class PolicyConfig(StrictConfig):
             views = [random(*lead, *feature.shape) for feature in self.image_features.values()]
             inputs["pixel_values"] = stack_views(views)
         if self.optional_cameras:
-            inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
+            present = torch.tensor([name not in absent_cameras for name in self.image_features])
+            inputs["pixel_mask"] = present.expand(batch_size, -1).clone()
         if self.state_dim:
             inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:

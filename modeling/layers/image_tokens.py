@@ -11,7 +11,7 @@ from ...errors import FeatureShapeError, ImageTokenError
 
 
 def real_pictures(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the real pictures (m, 3, h, w), sample by sample, in the cameras' order.
+    """Return the real pictures (m, 3, h, w), sample by sample, in the cameras' order; when compiled, others behind.
 
     Args:
         pixel_values: (b, v, 3, h, w), or (m, 3, h, w), which is returned as it is.
@@ -28,6 +28,9 @@ def real_pictures(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = 
         return pixel_values.flatten(0, 1)
     if pixel_mask.shape != pixel_values.shape[:2]:
         raise FeatureShapeError("pixel_mask", tuple(pixel_mask.shape), f"{tuple(pixel_values.shape[:2])}")
+    if torch.compiler.is_compiling():  # shapes must not depend on values: the others follow, and find no token
+        order = pixel_mask.flatten().logical_not().to(torch.int8).argsort(stable=True)
+        return pixel_values.flatten(0, 1)[order]
     return pixel_values[pixel_mask.bool()]
 
 
