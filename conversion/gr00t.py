@@ -219,7 +219,7 @@ def _find_robot(
     if modes is None and robot.tag == "oxe_droid" and "eef_rotation" in robot.state_parts:
         raise InvalidConfigError(
             "NVIDIA turns the rotations of 'oxe_droid' into other coordinates in its own code, which is not done "
-            "here. Convert them yourself, and say how the parts are normalised: modes={'state.eef_rotation': 'identity', …}."
+            "here. Convert them yourself, and say how parts are normalised: modes={'state.eef_rotation': 'identity'}."
         )
     return read_embodiment(folder, robot.tag, modes or "min_max", keys)
 

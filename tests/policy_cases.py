@@ -143,13 +143,7 @@ DIT = {
     "interleave_self_attention": True,
     "positional_embeddings": None,
 }
-VL = {
-    "attention_head_dim": 8,
-    "num_attention_heads": 4,
-    "num_layers": 1,
-    "dropout": 0.2,
-    "positional_embeddings": None,
-}
+FEATURES_TRANSFORMER = DIT | {"num_attention_heads": 4, "num_layers": 1}
 FLOW_HEAD = {
     "action_dim": 4,
     "max_action_dim": 4,
@@ -174,7 +168,7 @@ def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, head: dict | No
         | {
             "backbone_embedding_dim": 32,
             "diffusion_model_cfg": DIT,
-            "vl_self_attention_cfg": VL,
+            "vl_self_attention_cfg": FEATURES_TRANSFORMER,
             "num_target_vision_tokens": 2,
         }
         | (head or {}),
