@@ -19,7 +19,6 @@ from ...errors import FeatureShapeError, FeatureValueError, InvalidConfigError, 
 from ..layers.category_specific import Categories, CategorySpecificActionEncoder, CategorySpecificMLP
 from ..layers.dit import DiT, PreparedDiT
 from ..layers.masking import masked_mean
-from ..layers.positional import encode_timesteps
 
 
 class LearnedVectors(nn.Embedding):
@@ -189,7 +188,7 @@ class FlowmatchingActionHead(nn.Module):
         noisy = (1 - t) * noise + t * actions  # (b, h, a)
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)
-        code = encode_timesteps(timesteps, config.input_embedding_dim)  # (b, d)
+        code = self.action_encoder.time_code(timesteps)  # (b, d)
         tokens = torch.cat([self.prefix(state, embodiment), self._action_tokens(noisy, code, embodiment)], dim=1)
         velocity = self._decode(self.model(tokens, features, timesteps, mask), embodiment)  # (b, h, a)
         return FlowError((velocity - (actions - noise)).square(), velocity, action_mask)
@@ -248,7 +247,7 @@ class FlowmatchingActionHead(nn.Module):
         timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
         return Prepared(
             self.prefix(state, embodiment),
-            encode_timesteps(timesteps, self.config.input_embedding_dim),
+            self.action_encoder.time_code(timesteps),
             self.model.prepare(self.read(features.to(self.dtype), mask), timesteps, mask),
             embodiment,
         )
