@@ -17,9 +17,10 @@ from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
 from .modeling.adapters import ADAPTER_CONFIG, base_of, commit_of, find_adapter
-from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
+from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
 from .modeling.policy import PolicyModel
-from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
+from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
+from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
 from .processing.registry import processor_class
 

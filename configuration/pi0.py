@@ -1,6 +1,6 @@
 """Configuration of π0, a flow-matching vision-language-action policy (Black et al. 2024, arXiv 2410.24164)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -295,11 +295,11 @@ class PI0PolicyConfig(PolicyConfig):
         if not self.min_period < self.max_period:
             raise InvalidConfigError(f"min_period={self.min_period} must lie below max_period={self.max_period}.")
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""
         import torch
 
-        inputs = super().example_inputs(batch_size)
+        inputs = super().example_inputs(batch_size, absent_cameras)
         generator = torch.Generator().manual_seed(1)
         views, n = len(self.image_features), self.max_instruction_tokens
         if views:

@@ -1,20 +1,12 @@
 """PolicyConfig: what every policy's configuration has and promises."""
 
-import functools
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import (
-    StrictDataclassClassValidationError,
-    StrictDataclassFieldValidationError,
-)
-from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
+from ..errors import InvalidConfigError, nearest
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -24,41 +16,18 @@ from .features import (
     PolicyFeature,
     is_camera_name,
 )
-from .typed_values import to_field_type
+from .strict import StrictConfig
 
 logger = logging.get_logger(__name__)
 
 # Raised by one whenever a saved field changes its meaning; a file of a newer version may hold unknown fields.
 FORMAT_VERSION = 1
 
-# What transformers, accelerate and peft set on a config of their own accord; everything else must be a field.
-_RUNTIME_NAMES = frozenset(
-    (
-        "attn_implementation",
-        "auto_map",
-        "bos_token_id",
-        "distributed_config",
-        "eos_token_id",
-        "experts_implementation",
-        "fusion_config",
-        "kernel_config",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "pad_token_id",
-        "per_layer_config",
-        "quantization_config",
-        "torch_dtype",
-        "transformers_weights",
-        "use_cache",
-    )
-)
 # Trainer sets these on every config; a policy has no use for them.
 _SET_BY_TRAINER = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class PolicyConfig(PreTrainedConfig):
+class PolicyConfig(StrictConfig):
     """Hold what a policy is made of: its features, their normalization, its horizon.
 
     Subclasses add annotated fields with the published defaults. Values are converted first (JSON lists to
@@ -88,11 +57,8 @@ class PolicyConfig(PreTrainedConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        strict(cls)  # checks types in __setattr__; ours must come first, so it is wrapped around it
-        _convert_before_checking(cls)
+    # Model inputs that the network needs whatever the features say.
+    other_inputs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self, **kwargs):
         model_type = kwargs.pop("model_type", self.model_type)
@@ -108,8 +74,6 @@ class PolicyConfig(PreTrainedConfig):
                 f"{FORMAT_VERSION}); fields that do not exist here are left out: {', '.join(unknown)}."
             )
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
-        elif unknown:
-            raise UnknownConfigFieldError(type(self).__name__, unknown[0], self.field_names())
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -122,16 +86,6 @@ class PolicyConfig(PreTrainedConfig):
         return value
 
     @classmethod
-    def field_names(cls) -> list[str]:
-        """Return the names of the fields this library defines (not those of transformers)."""
-        inherited = {field.name for field in fields(PreTrainedConfig)}
-        return [field.name for field in fields(cls) if field.name not in inherited]
-
-    @classmethod
-    def _is_known(cls, name: str) -> bool:
-        return name.startswith("_") or name in cls.__dataclass_fields__ or name in _RUNTIME_NAMES
-
-    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Build the config from saved JSON; `kwargs` override fields, and must name fields that exist."""
         if "type" in config_dict and "model_type" not in config_dict:
@@ -139,15 +93,7 @@ class PolicyConfig(PreTrainedConfig):
                 "This config.json is in LeRobot's layout. Load it with AutoPolicy.from_pretrained or "
                 "PolicyPipeline.from_pretrained, or write it as ours: manipulators convert SRC DST"
             )
-        return_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict(dict(config_dict), return_unused_kwargs=True, **kwargs)
-        config.validate()  # an override may contradict another field
-        if return_unused:  # asked by whoever has a use for them: arguments of loading weights, say
-            return config, unused
-        unknown = [name for name in unused if not name.startswith("_")]
-        if unknown:
-            raise UnknownConfigFieldError(cls.__name__, unknown[0], cls.field_names())
-        return config
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
@@ -249,11 +195,16 @@ class PolicyConfig(PreTrainedConfig):
         return self.input_features[ENVIRONMENT_STATE].shape[0] if known else None
 
     @property
-    def action_dim(self) -> int:
-        """Width of an action."""
+    def robot_action_dim(self) -> int:
+        """Width of an action in the robot's own units."""
         if ACTION not in self.output_features:
             raise InvalidConfigError("The action's width is unknown until output_features holds 'action'.")
         return self.output_features[ACTION].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action: the robot's, unless a published config.json calls the padded width so."""
+        return self.robot_action_dim
 
     @property
     def model_state_dim(self) -> int | None:
@@ -263,7 +214,7 @@ class PolicyConfig(PreTrainedConfig):
     @property
     def model_action_dim(self) -> int:
         """Width of an action as the network sees it: with padding, for policies that pad."""
-        return self.action_dim
+        return self.robot_action_dim
 
     @property
     def action_horizon(self) -> int:
@@ -279,8 +230,12 @@ class PolicyConfig(PreTrainedConfig):
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included: random numbers of the right shapes, always the same.
+
+        Args:
+            batch_size: b.
+            absent_cameras: those of the optional cameras that no observation has.
 
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
@@ -301,13 +256,14 @@ class PolicyConfig(PreTrainedConfig):
             views = [random(*lead, *feature.shape) for feature in self.image_features.values()]
             inputs["pixel_values"] = stack_views(views)
         if self.optional_cameras:
-            inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
+            present = torch.tensor([name not in absent_cameras for name in self.image_features])
+            inputs["pixel_mask"] = present.expand(batch_size, -1).clone()
         if self.state_dim:
             inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:
             inputs["environment_state"] = random(*lead, self.environment_state_dim)
-        actions = random(batch_size, self.action_horizon, self.action_dim)
-        padding = (0, self.model_action_dim - self.action_dim)
+        actions = random(batch_size, self.action_horizon, self.robot_action_dim)
+        padding = (0, self.model_action_dim - self.robot_action_dim)
         inputs["actions"] = pad(actions, padding)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
         if padding != (0, 0):
@@ -343,37 +299,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _convert_before_checking(cls: type[PolicyConfig]) -> None:
-    """Wrap the strict checks of `cls`: convert values first, refuse unknown names, raise this library's errors."""
-    checked_setattr, checked_validate = cls.__setattr__, cls.validate
-
-    def converting_setattr(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property) and name not in _RUNTIME_NAMES:
-            if getattr(type(self), name).fset is None:
-                raise InvalidConfigError(
-                    f"{type(self).__name__}.{name} follows from the other fields and cannot be set."
-                )
-        elif not (self._is_known(name) or hasattr(type(self), name)):
-            raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
-        field = type(self).__dataclass_fields__.get(name)
-        try:
-            value = to_field_type(self._completed(name, value), field.type) if field else value
-            checked_setattr(self, name, value)
-        except StrictDataclassFieldValidationError as error:
-            raise InvalidConfigError(f"{type(self).__name__}.{name}: {error.__cause__ or error}") from error
-
-    @functools.wraps(checked_validate)  # keeps the mark by which `strict` knows its own method
-    def validate(self) -> None:
-        try:
-            checked_validate(self)
-        except StrictDataclassClassValidationError as error:
-            raise InvalidConfigError(str(error.__cause__ or error)) from error
-
-    cls.__setattr__, cls.validate = converting_setattr, validate
-
-
-# The base class itself is not decorated by __init_subclass__, which only sees its subclasses.
-strict(PolicyConfig)
-_convert_before_checking(PolicyConfig)

@@ -1,4 +1,4 @@
-"""Positional encodings: fixed sinusoids over one axis (time) and two (an image)."""
+"""Positional encodings: fixed sinusoids over one axis (time), two (an image), and of a timestep."""
 
 import math
 
@@ -31,3 +31,22 @@ def sinusoidal_2d(height: int, width: int, channels: int, like: torch.Tensor) ->
     y = encode(height)[:, None].expand(height, width, half)
     x = encode(width)[None, :].expand(height, width, half)
     return torch.cat([y, x], dim=-1).flatten(0, 1).to(like.dtype)  # (h·w, d)
+
+
+def encode_timesteps(
+    timesteps: torch.Tensor, width: int, last: int | None = None, cosine_first: bool = False
+) -> torch.Tensor:
+    """Return sines and cosines (n, width) of timesteps (n,), float32, of frequencies that fall geometrically from 1.
+
+    Args:
+        timesteps: (n,).
+        width: even.
+        last: the frequency of this number would be 1/10000; by default the one after the last. Half the width less
+            one makes it the last.
+        cosine_first: cosines, then sines.
+    """
+    half = width // 2
+    i = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+    angles = timesteps[:, None].float() * torch.exp(i * (-math.log(10000) / (last or half)))  # (n, width / 2)
+    parts = (angles.cos(), angles.sin()) if cosine_first else (angles.sin(), angles.cos())
+    return torch.cat(parts, dim=1)

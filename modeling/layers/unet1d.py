@@ -11,13 +11,12 @@ for every observation: both are computed once, by `condition_films` and `step_fi
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.diffusion import DiffusionConfig
+from .positional import encode_timesteps
 from .time_conv import TimeConv1d, TimeUpsample1d
 
 LAST_GROUPS = 8  # of the last convolution's norm, whatever `n_groups` says: published so
@@ -31,10 +30,7 @@ class TimestepEmbedding(nn.Module):
         self.width = width
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        half = self.width // 2
-        steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
-        angles = timesteps[:, None].float() * torch.exp(steps * (-math.log(10000) / (half - 1)))  # (n, half)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)  # (n, width)
+        return encode_timesteps(timesteps, self.width, last=self.width // 2 - 1)  # (n, width)
 
 
 class ConvBlock(nn.Module):

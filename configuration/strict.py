@@ -1,0 +1,117 @@
+"""StrictConfig: a configuration that converts what JSON can say, checks it, and knows its own names."""
+
+import functools
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassFieldValidationError,
+)
+from transformers import PreTrainedConfig
+
+from ..errors import InvalidConfigError, ManipulatorsError, UnknownConfigFieldError
+from .typed_values import to_field_type
+
+# What transformers, accelerate and peft set on a config of their own accord; everything else must be a field.
+RUNTIME_NAMES = frozenset(
+    (
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "distributed_config",
+        "eos_token_id",
+        "experts_implementation",
+        "fusion_config",
+        "kernel_config",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "pad_token_id",
+        "per_layer_config",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_weights",
+        "use_cache",
+    )
+)
+
+
+class StrictConfig(PreTrainedConfig):
+    """Hold typed fields: of a policy, or of a component that has a config of its own.
+
+    Values are converted first (JSON lists to tuples, int to float), then type-checked; names that do not exist raise,
+    in the constructor, on assignment and from JSON. Methods named `validate_…` check what must agree.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        strict(cls)  # checks types in __setattr__; ours must come first, so it is wrapped around it
+        _convert_before_checking(cls)
+
+    def __post_init__(self, **kwargs):
+        for name in kwargs:
+            if not self._is_known(name):
+                raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _completed(cls, name: str, value: Any) -> Any:
+        """Return the value with what it leaves open filled in."""
+        return value
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names of the fields this library defines (not those of transformers)."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        return [field.name for field in fields(cls) if field.name not in inherited]
+
+    @classmethod
+    def _is_known(cls, name: str) -> bool:
+        return name.startswith("_") or name in cls.__dataclass_fields__ or name in RUNTIME_NAMES
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build the config from saved JSON; `kwargs` override fields, and must name fields that exist."""
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(dict(config_dict), return_unused_kwargs=True, **kwargs)
+        config.validate()  # an override may contradict another field
+        if return_unused:  # asked by whoever has a use for them: arguments of loading weights, say
+            return config, unused
+        unknown = [name for name in unused if not name.startswith("_")]
+        if unknown:
+            raise UnknownConfigFieldError(cls.__name__, unknown[0], cls.field_names())
+        return config
+
+
+def _convert_before_checking(cls: type[StrictConfig]) -> None:
+    """Wrap the strict checks of `cls`: convert values first, refuse unknown names, raise this library's errors."""
+    checked_setattr, checked_validate = cls.__setattr__, cls.validate
+
+    def converting_setattr(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property) and name not in RUNTIME_NAMES:
+            if getattr(type(self), name).fset is None:
+                raise InvalidConfigError(
+                    f"{type(self).__name__}.{name} follows from the other fields and cannot be set."
+                )
+        elif not (self._is_known(name) or hasattr(type(self), name)):
+            raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
+        field = type(self).__dataclass_fields__.get(name)
+        try:
+            value = to_field_type(self._completed(name, value), field.type) if field else value
+            checked_setattr(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            raise InvalidConfigError(f"{type(self).__name__}.{name}: {error.__cause__ or error}") from error
+
+    @functools.wraps(checked_validate)  # keeps the mark by which `strict` knows its own method
+    def validate(self) -> None:
+        try:
+            checked_validate(self)
+        except StrictDataclassClassValidationError as error:
+            if isinstance(error.__cause__, ManipulatorsError):
+                raise error.__cause__ from None
+            raise InvalidConfigError(str(error.__cause__ or error)) from error
+
+    cls.__setattr__, cls.validate = converting_setattr, validate
