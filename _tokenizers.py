@@ -20,6 +20,7 @@ def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -
     if source is None:
         raise MissingTokenizerError(None)
     try:
-        return AutoTokenizer.from_pretrained(source)
+        # Said outright, transformers does not ask at the terminal about code that a repository brings along.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingTokenizerError(str(source), error) from error

@@ -16,10 +16,11 @@ from .configuration.policy import PolicyConfig
 from .conversion import published_layout, read_published
 from .errors import CheckpointError, MissingFileError, UnknownPolicyError
 from .modeling import registry
-from .modeling.adapters import ADAPTER_CONFIG, base_of, find_adapter
-from .modeling.policies import act, diffusion, pi0  # noqa: F401  (importing a policy registers it)
+from .modeling.adapters import ADAPTER_CONFIG, base_of, commit_of, find_adapter
+from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
 from .modeling.policy import PolicyModel
-from .processing import pi0 as _  # noqa: F401  (as does importing a processor)
+from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
+from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
 from .processing.registry import processor_class
 
@@ -86,8 +87,8 @@ def _load_ours(source: str | os.PathLike, config: dict[str, Any], **kwargs: Any)
     policy_class = _class_for(config, source)
     adapter = find_adapter(source, kwargs)
     if adapter is not None and not isinstance(kwargs.get("base"), PolicyModel):
-        base = kwargs.get("base") or base_of(adapter)
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs and name != "revision"}
+        base, revision = (kwargs["base"], None) if kwargs.get("base") else base_of(adapter)
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs} | {"revision": revision}
         base_config: dict[str, Any] = {}
         with suppress(MissingFileError):  # whoever loads the adapter says it better
             base_config = read_config_json(base, **hub)
@@ -113,7 +114,9 @@ def load_published_checkpoint(
             )
         )
     overrides = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
-    return read_published(folder, config, source=str(source), **overrides)
+    policy, processor = read_published(folder, config, source=str(source), **overrides)
+    policy.config._commit_hash = commit_of(source, **_hub_arguments(kwargs))
+    return policy, processor
 
 
 def read_config_json(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:

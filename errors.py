@@ -287,6 +287,17 @@ class FeatureShapeError(ProcessingError):
         super().__init__(f"{name} has shape {tuple(given)}; expected {expected}.")
 
 
+class ImageTokenError(ProcessingError):
+    """Prompts that do not hold as many image tokens as their pictures become."""
+
+    def __init__(self, tokens: list[int], token_id: int, pictures: int, each: int):
+        super().__init__(
+            f"The prompts hold {tokens} image tokens (id {token_id}); expected {each} for each picture of a prompt, "
+            f"{pictures * each} in all for pixel_values of {pictures} pictures. Prepare prompts and pictures with the "
+            f"policy's processor, or pass only the pictures that have tokens."
+        )
+
+
 class FeatureValueError(ProcessingError):
     """A feature with impossible values: NaN, infinity, pixels outside [0, 1], a wrong type."""
 

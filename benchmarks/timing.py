@@ -62,10 +62,7 @@ def alternate(
     items: int | None = None,
 ) -> Comparison:
     """Time two calls in this process, in turn; which of them begins changes from round to round."""
-    for _ in range(warmup):
-        ours()
-        theirs()
-    return _alternate(name, lambda: seconds_of(ours), lambda: seconds_of(theirs), rounds, items)
+    return compare(name, lambda: seconds_of(ours), lambda: seconds_of(theirs), rounds, warmup, items)
 
 
 def alternate_processes(name: str, ours: str, theirs: str, rounds: int) -> Comparison:
@@ -81,13 +78,20 @@ def alternate_processes(name: str, ours: str, theirs: str, rounds: int) -> Compa
             raise RuntimeError(f"{name} failed:\n{result.stderr[-4000:]}")
         return float(result.stdout.split()[-1])
 
-    run(ours), run(theirs)
-    return _alternate(name, lambda: run(ours), lambda: run(theirs), rounds, None)
+    return compare(name, lambda: run(ours), lambda: run(theirs), rounds, warmup=1)
 
 
-def _alternate(
-    name: str, ours: Callable[[], float], theirs: Callable[[], float], rounds: int, items: int | None
+def compare(
+    name: str,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    rounds: int,
+    warmup: int = 2,
+    items: int | None = None,
 ) -> Comparison:
+    """Take, in turn, the seconds that two calls report; those of the warm-up are not counted."""
+    for _ in range(warmup):
+        ours(), theirs()
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     sides = {"ours": ours, "theirs": theirs}
     for index in range(rounds):

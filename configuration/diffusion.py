@@ -1,6 +1,6 @@
 """Configuration of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
@@ -192,9 +192,9 @@ class DiffusionConfig(PolicyConfig):
         channels, *size = self.image_features[camera].shape
         return channels, *(self.crop_shape or self.resize_shape or size)
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs; see `PolicyConfig`. With language also `input_ids`, `attention_mask` (b, n)."""
-        inputs = super().example_inputs(batch_size)
+        inputs = super().example_inputs(batch_size, absent_cameras)
         if not self.reads_instruction:
             return inputs
         import torch

@@ -1,6 +1,6 @@
 """Configuration of π0, a flow-matching vision-language-action policy (Black et al. 2024, arXiv 2410.24164)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -130,7 +130,8 @@ class PI0PolicyConfig(PolicyConfig):
         image_padding (`str`, *optional*, defaults to `"centered"`): where a picture of another aspect is padded: on
             both sides, or `"top_left"`, above and to the left only, as LeRobot 0.1 to 0.3 did.
         empty_cameras (`int`, *optional*, defaults to 0): cameras of the pretrained policy that this robot lacks. They
-            are named `observation.images.empty_camera_0` and so on, and are optional.
+            are named `observation.images.empty_camera_0` and so on, and are optional. With no other cameras the policy
+            is blind, which is what a policy that sees is to be compared with.
         tokenizer_name (`str`, *optional*, defaults to `"google/paligemma-3b-pt-224"`): Hub id or folder of PaliGemma's
             tokenizer. The default is gated: ask for access, or pass `tokenizer=` where a processor is built.
         max_instruction_tokens (`int`, *optional*, defaults to 48): tokens per instruction, padding included.
@@ -269,8 +270,11 @@ class PI0PolicyConfig(PolicyConfig):
 
     def validate_inputs(self) -> None:
         """Check that there are cameras and a state, and nothing that π0 has no tokens for."""
-        if self.input_features and not self.image_features:
-            raise InvalidConfigError("π0 needs a camera; input_features holds no 'observation.images.<camera>'.")
+        if self.input_features and not self.image_features and not self.empty_cameras:
+            raise InvalidConfigError(
+                "π0 needs a camera; input_features holds no 'observation.images.<camera>'. For a policy that is blind "
+                "on purpose: empty_cameras=1."
+            )
         if self.input_features and self.state_dim is None:
             raise InvalidConfigError("π0 needs the robot's state; input_features holds no 'observation.state'.")
         if self.environment_state_dim:
@@ -291,11 +295,11 @@ class PI0PolicyConfig(PolicyConfig):
         if not self.min_period < self.max_period:
             raise InvalidConfigError(f"min_period={self.min_period} must lie below max_period={self.max_period}.")
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""
         import torch
 
-        inputs = super().example_inputs(batch_size)
+        inputs = super().example_inputs(batch_size, absent_cameras)
         generator = torch.Generator().manual_seed(1)
         views, n = len(self.image_features), self.max_instruction_tokens
         if views:

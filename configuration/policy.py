@@ -1,7 +1,7 @@
 """PolicyConfig: what every policy's configuration has and promises."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers.utils import logging
@@ -57,6 +57,8 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Model inputs that the network needs whatever the features say.
+    other_inputs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self, **kwargs):
         model_type = kwargs.pop("model_type", self.model_type)
@@ -193,11 +195,16 @@ class PolicyConfig(StrictConfig):
         return self.input_features[ENVIRONMENT_STATE].shape[0] if known else None
 
     @property
-    def action_dim(self) -> int:
-        """Width of an action."""
+    def robot_action_dim(self) -> int:
+        """Width of an action in the robot's own units."""
         if ACTION not in self.output_features:
             raise InvalidConfigError("The action's width is unknown until output_features holds 'action'.")
         return self.output_features[ACTION].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action: the robot's, unless a published config.json calls the padded width so."""
+        return self.robot_action_dim
 
     @property
     def model_state_dim(self) -> int | None:
@@ -207,7 +214,7 @@ class PolicyConfig(StrictConfig):
     @property
     def model_action_dim(self) -> int:
         """Width of an action as the network sees it: with padding, for policies that pad."""
-        return self.action_dim
+        return self.robot_action_dim
 
     @property
     def action_horizon(self) -> int:
@@ -223,8 +230,12 @@ class PolicyConfig(StrictConfig):
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]
 
-    def example_inputs(self, batch_size: int = 2) -> dict[str, Any]:
+    def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included: random numbers of the right shapes, always the same.
+
+        Args:
+            batch_size: b.
+            absent_cameras: those of the optional cameras that no observation has.
 
         Returns:
             `state` (b, s) or (b, t, s), `environment_state`, `pixel_values` (b, v, c, h, w), with history
@@ -245,13 +256,14 @@ class PolicyConfig(StrictConfig):
             views = [random(*lead, *feature.shape) for feature in self.image_features.values()]
             inputs["pixel_values"] = stack_views(views)
         if self.optional_cameras:
-            inputs["pixel_mask"] = torch.ones(batch_size, len(self.image_features), dtype=torch.bool)
+            present = torch.tensor([name not in absent_cameras for name in self.image_features])
+            inputs["pixel_mask"] = present.expand(batch_size, -1).clone()
         if self.state_dim:
             inputs["state"] = pad(random(*lead, self.state_dim), (0, self.model_state_dim - self.state_dim))
         if self.environment_state_dim:
             inputs["environment_state"] = random(*lead, self.environment_state_dim)
-        actions = random(batch_size, self.action_horizon, self.action_dim)
-        padding = (0, self.model_action_dim - self.action_dim)
+        actions = random(batch_size, self.action_horizon, self.robot_action_dim)
+        padding = (0, self.model_action_dim - self.robot_action_dim)
         inputs["actions"] = pad(actions, padding)
         inputs["action_is_pad"] = torch.zeros(batch_size, self.action_horizon, dtype=torch.bool)
         if padding != (0, 0):

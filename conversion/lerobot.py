@@ -181,7 +181,7 @@ def _build_processor(
     config: PolicyConfig, normalizer: dict, unnormalizer: dict, general: dict[str, Any], source: str
 ) -> PolicyProcessor:
     if "relative_to" in general:
-        general = general | {"relative_to": _relative_to(general["relative_to"], config.action_dim)}
+        general = general | {"relative_to": _relative_to(general["relative_to"], config.robot_action_dim)}
     statistics = normalizer["statistics"]
     actions = unnormalizer["statistics"].get(ACTION, statistics.get(ACTION, {}))
     mode = config.normalization_mode(config.output_features[ACTION])

@@ -13,16 +13,17 @@ from torch import nn
 from ..errors import UnknownPolicyError, WeightsMismatchError, nearest
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
-from . import lerobot, openpi, transformers_pi0
+from . import gr00t, lerobot, openpi, transformers_pi0
 from .act import ACT
 from .diffusion import DIFFUSION
+from .gr00t import GR00T_N1, GR00T_N1_5
 from .pi0 import PI0
 from .published_policy import PublishedPolicy
 
 # The layouts of whole checkpoints.
-LAYOUTS = (lerobot, openpi, transformers_pi0)
+LAYOUTS = (lerobot, openpi, transformers_pi0, gr00t)
 # Whose names `load_published` can read.
-POLICIES: tuple[PublishedPolicy, ...] = (ACT, DIFFUSION, PI0)
+POLICIES: tuple[PublishedPolicy, ...] = (ACT, DIFFUSION, PI0, GR00T_N1_5, GR00T_N1)
 
 
 def published_layout(config: Mapping[str, Any]) -> Callable | None:
@@ -64,7 +65,7 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
         WeightsMismatchError: weights are missing, unexpected or of another shape.
     """
     kind, part = _published_policy(module)
-    renamed = kind.rename(state_dict)
+    renamed = kind.trim(kind.rename(state_dict), module)
     own = module.state_dict()
     if part:
         siblings = {name for name in renamed if name.startswith(tuple(kind.components))}

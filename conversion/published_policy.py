@@ -23,6 +23,10 @@ logger = logging.get_logger(__name__)
 Weights = Mapping[str, torch.Tensor]
 
 
+def _all(weights: Weights, module: nn.Module) -> Weights:
+    return weights
+
+
 @dataclass(frozen=True)
 class PublishedPolicy:
     """Say how a policy's published weights and config become ours.
@@ -34,12 +38,15 @@ class PublishedPolicy:
         rename: published state dict → the same under our names; names that it does not know stay.
         fields: published config and renamed weights → fields of our config. The weights say what a published config
             only names.
+        trim: renamed weights and the module that is to receive them → without those that it has no place for by its
+            config.
     """
 
     policy_class: type[PolicyModel]
     components: Mapping[str, type[nn.Module]]
     rename: Callable[[Weights], dict[str, torch.Tensor]]
     fields: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
+    trim: Callable[[Weights, nn.Module], Weights] = _all
 
     def prefix_of(self, module: nn.Module) -> str | None:
         """Return the prefix of a module's weights in the policy, "" for the policy itself; None for a stranger."""

@@ -64,7 +64,7 @@ class PolicyPipeline(Pipeline):
         self.clamp_actions = clamp_actions
         if clamp_actions:
             self._limits()
-        self._outside, self._predicted = torch.zeros(config.action_dim), 0
+        self._outside, self._predicted = torch.zeros(config.robot_action_dim), 0
 
     @classmethod
     def from_pretrained(

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import logging
+from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .._files import read_json, write_text
@@ -146,17 +147,28 @@ def find_adapter(source: str | os.PathLike | None, kwargs: Mapping[str, Any]) ->
     return Path(snapshot_download(str(source), allow_patterns=["*.json", ADAPTER_WEIGHTS], **hub))
 
 
-def base_of(folder: str | os.PathLike) -> str:
-    """Return where the base of an adapter was when the adapter was trained.
+def commit_of(
+    source: str | os.PathLike | None, cache_dir: str | None = None, revision: str | None = None, **_: Any
+) -> str | None:
+    """Return the commit of the Hub repository that a policy has just been loaded from; None of a folder."""
+    if source is None or os.path.isdir(source):
+        return None
+    path = try_to_load_from_cache(str(source), "config.json", cache_dir=cache_dir, revision=revision)
+    return extract_commit_hash(path, None) if isinstance(path, str) else None
+
+
+def base_of(folder: str | os.PathLike) -> tuple[str, str | None]:
+    """Return where the base of an adapter was when the adapter was trained, and at which commit.
 
     Raises:
         CheckpointError: its folder does not say.
     """
     record = read_json(Path(folder, BASE_FILE)) if Path(folder, BASE_FILE).is_file() else {}
-    base = record.get("base") or read_json(Path(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    config = read_json(Path(folder, ADAPTER_CONFIG))
+    base = record.get("base") or config.get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{folder} does not say which base its adapter belongs to. Pass base=folder_or_id.")
-    return str(base)
+    return str(base), record.get("revision") or config.get("revision")
 
 
 def load_adapted(
@@ -180,13 +192,11 @@ def load_adapted(
         adapter_config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptFileError(folder / ADAPTER_CONFIG, "adapter configuration", error) from error
-    record = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
     if isinstance(base, torch.nn.Module):
         return _attach(base, adapter_config, folder)
-    source = base or base_of(folder)
+    source, revision = (base, None) if base else base_of(folder)
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     kwargs.pop("revision", None)  # the adapter's
-    revision = None if base else record.get("revision") or adapter_config.revision
     if (folder / "config.json").is_file():
         kwargs.pop("config", None)  # AutoModel's, of the base
         config, kwargs = policy_class.config_class.from_pretrained(str(folder), return_unused_kwargs=True, **kwargs)

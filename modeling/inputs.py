@@ -35,6 +35,7 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
     widths = {"state": config.model_state_dim, "environment_state": config.environment_state_dim}
     tokens = ["input_ids", "attention_mask"] if config.reads_instruction else []
     needed = [name for name, width in widths.items() if width] + (["pixel_values"] if cameras else []) + tokens
+    needed = list(dict.fromkeys([*needed, *config.other_inputs]))
     missing = [name for name in needed if inputs.get(name) is None]
     if missing:
         raise MissingFeatureError(missing, batch, [*config.input_features, *tokens])

@@ -31,7 +31,7 @@ from ..errors import (
     UnknownConfigFieldError,
     WeightsMismatchError,
 )
-from .adapters import find_adapter, has_adapter, load_adapted, save_base_record
+from .adapters import commit_of, find_adapter, has_adapter, load_adapted, save_base_record
 from .inputs import model_inputs
 
 logger = logging.get_logger(__name__)
@@ -209,6 +209,7 @@ class PolicyModel(PreTrainedModel):
             if not allow_partial:
                 raise mismatch
             logger.warning(f"allow_partial=True: {mismatch}")
+        policy.config._commit_hash = commit_of(pretrained_model_name_or_path, **kwargs)
         policy.freeze_parts()
         return (policy, info) if wants_info else policy
 

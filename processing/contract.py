@@ -73,7 +73,7 @@ def _entry(processor: PolicyProcessor, name: str) -> ContractEntry:
         name,
         "out" if name in processor.output_features else "in",
         feature.shape,
-        processor.normalization_mode(feature).value,
+        processor.describe_normalization(name),
         name in processor.optional_cameras,
         () if feature.type is FeatureType.VISUAL else _dimensions(processor, name, feature.shape[0]),
     )

@@ -93,10 +93,32 @@ class LanguageProcessor(PolicyProcessor):
         first = next(iter(inputs.values()))
         batch_size = len(first[0] if isinstance(first, list) else first)
         task = observation.get(TASK) if task is None else task
-        return BatchFeature(data=dict(inputs) | self.encode_instruction(task, batch_size))
+        return BatchFeature(data=dict(inputs) | self.encode_instruction(task, batch_size, inputs))
 
-    def encode_instruction(self, task: str | list[str] | None, batch_size: int) -> dict[str, Any]:
-        """Return `input_ids` (b, n) and `attention_mask` (b, n) of one instruction for all, or of one each."""
+    def encode_instruction(
+        self, task: str | list[str] | None, batch_size: int, inputs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return `input_ids` (b, n) and `attention_mask` (b, n) of one instruction for all, or of one each.
+
+        `inputs` is what else was prepared, for language models whose text also says where the pictures stand.
+        """
+        encoded = self.tokenizer(
+            [self.prompt(text) for text in self.read_instructions(task, batch_size)],
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_instruction_tokens,
+            return_tensors="pt",
+        )
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (b, n) each
+
+    def read_instructions(self, task: str | list[str] | None, batch_size: int) -> list[str]:
+        """Return one instruction for each observation of a batch.
+
+        Raises:
+            MissingFeatureError: there is none.
+            FeatureValueError, FeatureShapeError: something else than text, or another number.
+        """
         if task is None:
             raise MissingFeatureError([TASK], (), [*self.input_features, TASK])
         texts = [task] * batch_size if isinstance(task, str) else list(task)
@@ -105,12 +127,4 @@ class LanguageProcessor(PolicyProcessor):
                 raise FeatureValueError(f"An instruction is a str; got {text!r}.")
         if len(texts) != batch_size:
             raise FeatureShapeError(TASK, (len(texts),), f"one instruction, or one for each of {batch_size}")
-        encoded = self.tokenizer(
-            [self.prompt(text) for text in texts],
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_instruction_tokens,
-            return_tensors="pt",
-        )
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (b, n) each
+        return texts

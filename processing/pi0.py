@@ -8,37 +8,31 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from ..configuration.features import ACTION, STATE, FeatureType
+from ..configuration.features import FeatureType
 from ..configuration.pi0 import PI0PolicyConfig
-from ..errors import FeatureShapeError
-from .language import LanguageProcessor
+from .padding import PaddingProcessor
 from .registry import register_processor
 
 
-class PI0Processor(LanguageProcessor):
+class PI0Processor(PaddingProcessor):
     """Prepare observations for π0, and take the padding off its chunks.
 
     Pictures of any size are resized, padded and brought from [0, 1] to [-1, 1]. States and actions are normalised in
-    their own width, then padded with zeros: the policy itself sees padded widths only. `action_mask` (b, h, a) says
-    which dimensions of the labels are real.
+    their own width, then padded with zeros: the policy itself sees padded widths only.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): PaliGemma's.
         image_resolution (`tuple[int, int]`): height and width of the pictures that the network sees.
         image_padding (`str`, *optional*, defaults to `"centered"`): or `"top_left"`, see `PI0PolicyConfig`.
-        max_state_dim (`int`): width of its states.
-        max_action_dim (`int`): width of its actions.
         clean_instructions (`bool`, *optional*, defaults to False): trim instructions, and read underscores and line
             breaks in them as spaces, as openpi does and LeRobot does not.
-        kwargs: what `LanguageProcessor` takes.
+        kwargs: what `PaddingProcessor` takes.
     """
 
     compared_fields: ClassVar[tuple[str, ...]] = (
-        *LanguageProcessor.compared_fields,
+        *PaddingProcessor.compared_fields,
         "image_resolution",
         "image_padding",
-        "max_state_dim",
-        "max_action_dim",
     )
 
     # transformers finds what has files of its own, the tokenizer, by the names in this signature.
@@ -47,16 +41,12 @@ class PI0Processor(LanguageProcessor):
         tokenizer=None,
         image_resolution=(224, 224),
         image_padding="centered",
-        max_state_dim=32,
-        max_action_dim=32,
         clean_instructions=False,
         **kwargs,
     ):
         super().__init__(tokenizer=tokenizer, **kwargs)
         self.image_resolution = list(image_resolution)
         self.image_padding = image_padding
-        self.max_state_dim = max_state_dim
-        self.max_action_dim = max_action_dim
         self.clean_instructions = clean_instructions
 
     @classmethod
@@ -81,29 +71,14 @@ class PI0Processor(LanguageProcessor):
     def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return what the network sees: (b, 3, h, w) in [-1, 1] for a camera, (…, width) padded for a vector."""
         x = super().encode(name, x)
-        if name == STATE:
-            return F.pad(x, (0, self.max_state_dim - x.shape[-1]))
-        if name == ACTION:
-            return F.pad(x, (0, self.max_action_dim - x.shape[-1]))
-        if self.input_features[name].type is FeatureType.VISUAL:
+        feature = (self.input_features | self.output_features)[name]
+        if feature.type is FeatureType.VISUAL:
             return resize_with_padding(x, *self.image_resolution, centered=self.image_padding == "centered") * 2 - 1
         return x
 
     def absent_picture(self, name: str) -> torch.Tensor:
         """Return a black picture (3, h, w): -1 everywhere."""
         return torch.full((3, *self.image_resolution), -1.0)
-
-    def _labels(self, *args: Any) -> dict[str, torch.Tensor]:
-        labels = super()._labels(*args)
-        real = torch.arange(self.max_action_dim) < self.output_features[ACTION].shape[0]  # (a,)
-        return labels | {"action_mask": real.expand_as(labels["actions"]).clone()}
-
-    def decode_actions(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
-        """Return a predicted chunk (…, padded width) in robot units, without its padding; see `PolicyProcessor`."""
-        if chunk.shape[-1] != self.max_action_dim:
-            expected = f"a last dimension of {self.max_action_dim}, padding included"
-            raise FeatureShapeError("The predicted chunk", tuple(chunk.shape), expected)
-        return super().decode_actions(chunk[..., : self.output_features[ACTION].shape[0]], state)
 
 
 def resize_with_padding(images: torch.Tensor, height: int, width: int, centered: bool = True) -> torch.Tensor:

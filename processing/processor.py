@@ -144,12 +144,13 @@ class PolicyProcessor(ProcessorMixin):
         }
 
     def _build_normalizers(self, statistics: Mapping[str, Mapping]) -> dict[str, Normalizer]:
+        features = self.input_features | self.output_features
         return {
-            name: Normalizer(
-                name, feature, self.normalization_mode(feature), statistics.get(name), self.normalization_eps
-            )
-            for name, feature in (self.input_features | self.output_features).items()
+            name: self._build_normalizer(name, feature, statistics.get(name)) for name, feature in features.items()
         }
+
+    def _build_normalizer(self, name: str, feature: PolicyFeature, statistics: Mapping | None) -> Normalizer:
+        return Normalizer(name, feature, self.normalization_mode(feature), statistics, self.normalization_eps)
 
     def choose_embodiment(self, name: str) -> None:
         """Use the statistics of one of the embodiments that the policy knows.
@@ -211,6 +212,10 @@ class PolicyProcessor(ProcessorMixin):
                 f"{self.normalization_mapping}. Say 'IDENTITY' where values are to pass unchanged."
             )
         return NormalizationMode(self.normalization_mapping[feature.type.value])
+
+    def describe_normalization(self, name: str) -> str:
+        """Return how a feature is normalised, in words for the contract."""
+        return self.normalization_mode((self.input_features | self.output_features)[name]).value
 
     # --- observation → model inputs -------------------------------------------------------------------
 

@@ -133,6 +133,50 @@ def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
     return PI0PolicyConfig(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
 
 
+QWEN3 = GEMMA | {"num_hidden_layers": 3}
+DIT = {
+    "attention_head_dim": 8,
+    "num_attention_heads": 3,
+    "num_layers": 2,
+    "output_dim": 16,
+    "dropout": 0.2,
+    "interleave_self_attention": True,
+    "positional_embeddings": None,
+}
+FEATURES_TRANSFORMER = DIT | {"num_attention_heads": 4, "num_layers": 1}
+FLOW_HEAD = {
+    "action_dim": 4,
+    "max_action_dim": 4,
+    "action_horizon": 5,
+    "max_state_dim": 6,
+    "max_num_embodiments": 3,
+    "max_seq_len": 8,
+    "input_embedding_dim": 24,
+    "hidden_size": 16,
+    "num_inference_timesteps": 3,
+}
+
+
+def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, head: dict | None = None, **fields):
+    """Return a `GR00TN1_5Config`, arguments as in `tiny_act`; `head` are fields of its action head."""
+    from manipulators import GR00TN1_5Config
+
+    parts = {
+        "backbone_cfg": {"select_layer": 2},
+        "eagle_config": {"vision_config": SIGLIP, "text_config": QWEN3, "image_token_index": 4},
+        "action_head_cfg": FLOW_HEAD
+        | {
+            "backbone_embedding_dim": 32,
+            "diffusion_model_cfg": DIT,
+            "vl_self_attention_cfg": FEATURES_TRANSFORMER,
+            "num_target_vision_tokens": 2,
+        }
+        | (head or {}),
+        "embodiment_ids": {"new_embodiment": 1, "gr1": 2},
+    }
+    return GR00TN1_5Config(**features_of(cameras or TWO_CAMERAS, state, None), **(parts | fields))
+
+
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
@@ -142,6 +186,14 @@ KEYPOINT_BIAS = frozenset({"diffusion.rgb_encoder.pool.nets.bias"})
 KEYPOINT_BIASES = frozenset({f"diffusion.rgb_encoder.{i}.pool.nets.bias" for i in (0, 1)})
 # A bias of the keys adds the same to every score of a query, and the softmax takes it off again.
 PI0_KEY_BIAS = frozenset({"model.paligemma_with_expert.vision_tower.encoder.layers.0.self_attn.k_proj.bias"})
+# As above, and in the blocks of the action head.
+GR00T_KEY_BIAS = frozenset(
+    {
+        "backbone.eagle_model.vision_model.encoder.layers.0.self_attn.k_proj.bias",
+        "action_head.vl_self_attention.transformer_blocks.0.attn1.to_k.bias",
+        *(f"action_head.model.transformer_blocks.{i}.attn1.to_k.bias" for i in range(2)),
+    }
+)
 
 CASES = {
     "act_states": Case(lambda: tiny_act(environment=4)),
@@ -183,5 +235,12 @@ CASES = {
     "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
     "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
     "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "gr00t_n1_5": Case(
+        lambda: tiny_gr00t_n1_5(
+            optional_cameras=("observation.images.above",), tune_llm=True, project_to_dim=32, mask_padding=True
+        ),
+        GR00T_KEY_BIAS,
+        complete=True,
+    ),
     "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
 }

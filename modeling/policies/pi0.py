@@ -126,7 +126,7 @@ class PI0Policy(PolicyModel):
             # Actions of a chunk see each other: what stands in padding must not be chance.
             actions = fill_padded(actions, action_is_pad)
         if action_mask is None:
-            action_mask = torch.arange(actions.shape[-1], device=actions.device) < self.config.action_dim
+            action_mask = torch.arange(actions.shape[-1], device=actions.device) < self.config.robot_action_dim
         # 3. The loss.
         error = self.model(*inputs, actions, noise, time)  # (b, h, a)
         loss = masked_mean(error, action_is_pad, None if counted == "all" else action_mask.expand_as(error))

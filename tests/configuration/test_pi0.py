@@ -82,6 +82,8 @@ def test_empty_cameras():
         assert list(made.image_features) == names
         assert made.optional_cameras == tuple(names[1:])
         assert made.image_features[names[2]].shape == (3, 224, 224)
+    blind = config(input_features=STATE, empty_cameras=1)
+    assert list(blind.image_features) == [names[1]] and blind.optional_cameras == (names[1],)
     again = PI0PolicyConfig.from_dict(config(empty_cameras=2).to_dict())
     assert list(again.image_features) == names and again.optional_cameras == tuple(names[1:])
 

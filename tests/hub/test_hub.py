@@ -198,3 +198,44 @@ whole = LeRobotDataset("someone/tiny", action_horizon=2)
 report(same(whole, ["observation.state", "action", *local.camera_names]))
 """
     assert client(start + whole) is True
+
+
+def test_an_adapter_and_its_base_load_by_id(hub, client):
+    said = client(
+        BUILD
+        + """
+from manipulators.training.tuning import apply_tuning
+policy.push_to_hub("your-lab/act-tiny", processor=processor)
+tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+apply_tuning(tuned, {"tune_projector": True, "tune_diffusion_model": "lora"}, r=2)
+with torch.no_grad():
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1)
+tuned.eval().push_to_hub("your-lab/act-adapter", processor=processor)
+report({
+    "tuned": answer(PolicyPipeline(model=tuned, processor=processor, device="cpu")),
+    "pipeline": answer(PolicyPipeline.from_pretrained("your-lab/act-adapter", device="cpu")),
+    "parts": list(tuned.parameter_parts),
+    "base": expected,
+})
+"""
+    )
+    files = hub.repositories["models/your-lab/act-adapter"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"} < set(files)
+    assert "model.safetensors" not in files
+    assert json.loads(files["adapter_base.json"])["revision"] == hub.head(KEY)
+    assert "base_model: your-lab/act-tiny" in files["README.md"].decode()
+    assert said["pipeline"] == said["tuned"] != said["base"]
+
+    # The base goes on; the adapter stays with the commit it was trained on, also without a network.
+    hub.put(KEY, "model.safetensors", b"another base")
+    load_again = """
+import torch
+from manipulators import PolicyPipeline
+pipeline = PolicyPipeline.from_pretrained("your-lab/act-adapter", device="cpu")
+report(pipeline.predict_chunk({"observation.state": torch.tensor([0.5, -1.0, 2.0])}).tolist())
+"""
+    assert client(load_again) == said["tuned"]
+    hub.stop()
+    assert client(load_again.replace('device="cpu")', 'device="cpu", local_files_only=True)', 1)) == said["tuned"]

@@ -31,6 +31,84 @@ def blocks(shared):
     return of
 
 
+TINY_EAGLE = {
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+    },
+    "language": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 64,
+    },
+}
+PROMPTS = torch.tensor([[0, 0, 7, *[60] * 4, 8], [9, *[60] * 4, 7, 8, 9]])
+PROMPT_MASK = (PROMPTS > 0).long()
+
+
+def trained(module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_eagle_backbone(blocks, monkeypatch):
+    config = {"vision_config": TINY_EAGLE["vision_config"], "llm_config": TINY_EAGLE["language"]}
+    tiny = partial(manipulators.EagleBackbone, eagle_config=config, img_context_token_id=60)
+    monkeypatch.setattr(manipulators, "EagleBackbone", tiny)
+    initialization, forward = blocks("EagleBackbone")
+    scope = {
+        "batch_dict": {
+            "pixel_values": torch.randn(2, 3, 28, 28),
+            "input_ids": PROMPTS,
+            "attention_mask": PROMPT_MASK,
+            "state": torch.randn(2, 1, 8),
+        }
+    }
+    exec(initialization, scope)  # its model_path is a placeholder, and needed for the image token's id only
+    model = scope["backbone"].model
+    assert len(model.language_model.layers) == 12
+    assert not trained(model.language_model) and trained(model.vision_model)
+    exec(forward, scope)
+    assert scope["output"]["backbone_features"].shape == (2, 8, 32)
+    assert torch.equal(scope["output"]["backbone_attention_mask"], PROMPT_MASK)
+
+
+def test_eagle_backbone_1_5(blocks, monkeypatch):
+    config = {
+        "vision_config": TINY_EAGLE["vision_config"],
+        "text_config": TINY_EAGLE["language"],
+        "image_token_index": 60,
+        "use_pixel_shuffle": True,
+    }
+    tiny = partial(manipulators.EagleBackbone1_5, eagle_config=config)
+    monkeypatch.setattr(manipulators, "EagleBackbone1_5", tiny)
+    initialization, forward = blocks("EagleBackbone1_5")
+    scope = {}
+    exec(initialization, scope)
+    model = scope["backbone"].eagle_model
+    assert len(model.language_model.layers) == 16
+    assert trained(model.language_model) and not trained(model.vision_model)
+    values = {
+        "input_ids": PROMPTS,
+        "attention_mask": PROMPT_MASK,
+        "pixel_values": torch.randn(2, 3, 28, 28),
+        "image_sizes": torch.full((2, 2), 28),
+    }
+    for name in values:  # the block's four placeholders
+        forward = forward.replace(f'"eagle_{name}": tensor', f'"eagle_{name}": {name}')
+    scope |= values
+    exec(forward, scope)
+    assert scope["output"]["backbone_features"].shape == (2, 8, 1536)
+    assert torch.equal(scope["output"]["backbone_attention_mask"], PROMPT_MASK)
+
+
 def test_act_backbone(blocks):
     initialization, forward = blocks("ACTBackbone")
     scope = {"torch": torch, "batch_size": 2}

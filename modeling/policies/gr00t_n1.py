@@ -1,0 +1,24 @@
+"""GR00TN1Policy: Eagle 2 and a flow-matching action head, for many robots (NVIDIA 2025, arXiv 2503.14734)."""
+
+from __future__ import annotations
+
+from ...configuration.gr00t_n1 import GR00TN1Config
+from ..action_heads.flow_matching import FlowmatchingActionHead
+from ..backbones.eagle import EagleBackbone
+from ..registry import register_policy
+from .gr00t import GR00TPolicy, parts_of
+
+
+@register_policy("gr00t_n1")
+class GR00TN1Policy(GR00TPolicy):
+    """Be GR00T N1; see `GR00TPolicy`.
+
+    Args:
+        config (`GR00TN1Config`): its defaults are the published model's.
+    """
+
+    config_class = GR00TN1Config
+    backbone_class = EagleBackbone
+    head_class = FlowmatchingActionHead
+    parameter_parts = parts_of("backbone.model", "backbone.linear")
+    modules_to_save = (*GR00TPolicy.modules_to_save, "backbone.linear")
