@@ -19,7 +19,6 @@ from ...errors import FeatureShapeError, FeatureValueError, InvalidConfigError, 
 from ..layers.category_specific import Categories, CategorySpecificActionEncoder, CategorySpecificMLP
 from ..layers.dit import DiT, PreparedDiT
 from ..layers.masking import masked_mean
-from ..layers.positional import encode_timesteps
 
 
 class LearnedVectors(nn.Embedding):
@@ -71,6 +70,7 @@ class FlowmatchingActionHead(nn.Module):
             )
         config.validate()
         self.config = config
+        self.features_dim = config.features_dim
         n, d, hidden = config.max_num_embodiments, config.input_embedding_dim, config.hidden_size
         self.model = DiT(config.dit_config())
         self.state_encoder = CategorySpecificMLP(n, config.max_state_dim, hidden, d)
@@ -189,7 +189,7 @@ class FlowmatchingActionHead(nn.Module):
         noisy = (1 - t) * noise + t * actions  # (b, h, a)
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)
-        code = encode_timesteps(timesteps, config.input_embedding_dim)  # (b, d)
+        code = self.action_encoder.time_code(timesteps)  # (b, d)
         tokens = torch.cat([self.prefix(state, embodiment), self._action_tokens(noisy, code, embodiment)], dim=1)
         velocity = self._decode(self.model(tokens, features, timesteps, mask), embodiment)  # (b, h, a)
         return FlowError((velocity - (actions - noise)).square(), velocity, action_mask)
@@ -248,7 +248,7 @@ class FlowmatchingActionHead(nn.Module):
         timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
         return Prepared(
             self.prefix(state, embodiment),
-            encode_timesteps(timesteps, self.config.input_embedding_dim),
+            self.action_encoder.time_code(timesteps),
             self.model.prepare(self.read(features.to(self.dtype), mask), timesteps, mask),
             embodiment,
         )
@@ -306,12 +306,11 @@ class FlowmatchingActionHead(nn.Module):
         self, features: torch.Tensor, mask: torch.Tensor | None, state: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Return the mask for attention (b, 1, 1, n), None where nothing is masked, and the state (b, 1, s)."""
-        b, config = len(features), self.config
-        if features.ndim != 3 or features.shape[-1] != config.features_dim:
-            raise FeatureShapeError("features", tuple(features.shape), f"(batch, tokens, {config.features_dim})")
+        if features.ndim != 3 or features.shape[-1] != self.features_dim:
+            raise FeatureShapeError("features", tuple(features.shape), f"(batch, tokens, {self.features_dim})")
         state = state[:, None] if state.ndim == 2 else state
-        _check_shape("state", state, (b, 1, config.max_state_dim))
-        if mask is None or not config.mask_padding:
+        _check_shape("state", state, (len(features), 1, self.config.max_state_dim))
+        if mask is None or not self.config.mask_padding:
             return None, state
         _check_shape("mask", mask, tuple(features.shape[:2]))
         return mask.bool()[:, None, None], state

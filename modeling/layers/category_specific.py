@@ -5,9 +5,13 @@ Shapes: b batch, n tokens, c categories. Parameter names are the published ones 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+
+from .positional import encode_timesteps
 
 # The category of each sample (b,), or the one that all samples are of: its weights are then read where they lie,
 # while those of several categories are copied for every sample.
@@ -54,6 +58,13 @@ class CategorySpecificActionEncoder(nn.Module):
         self.W1 = CategorySpecificLinear(num_categories, action_dim, width)
         self.W2 = CategorySpecificLinear(num_categories, 2 * width, width)
         self.W3 = CategorySpecificLinear(num_categories, width, width)
+        self.width = width
+
+    def time_code(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the codes (t, width) of timesteps (t,), float32."""
+        half = self.width // 2
+        steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+        return encode_timesteps(timesteps, steps * (-math.log(10000) / half))
 
     def forward(self, actions: torch.Tensor, time_code: torch.Tensor, categories: Categories) -> torch.Tensor:
         """Return (b, h, width).
