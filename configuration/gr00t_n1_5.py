@@ -108,8 +108,3 @@ class GR00TN1_5Config(GR00TConfig):
     def image_token_index(self) -> int:
         """The id of the token in whose place a picture's token stands."""
         return self.eagle_config["image_token_index"]
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of the backbone's features."""
-        return self.hidden_size if self.project_to_dim is None else self.project_to_dim

@@ -168,7 +168,7 @@ class PolicyModel(PreTrainedModel):
             MissingFileError, CorruptFileError: there are no weights, or they cannot be read.
             BaseMismatchError: an adapter's base is not the one it was trained on.
         """
-        source = str(pretrained_model_name_or_path)
+        source = str(pretrained_model_name_or_path or getattr(kwargs.get("config"), "name_or_path", None))
         if kwargs.pop("use_safetensors", True) is False:
             raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
         # AutoModel has replaced an adapter's folder by its base's already, and says so.
