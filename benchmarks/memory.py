@@ -1,4 +1,4 @@
-"""A policy at its published size on a CPU: what loading a checkpoint and predicting a chunk take, in bytes and seconds.
+"""A policy of published size on a CPU: what loading a checkpoint and predicting a chunk take, in bytes and seconds.
 
     python benchmarks/memory.py pi0 --folder /tmp/pi0 --output outputs/benchmarks
     python benchmarks/memory.py gr00t_n1_5 --folder /tmp/gr00t --output outputs/benchmarks
