@@ -37,7 +37,7 @@ class GR00TConfig(PolicyConfig):
 
     reads_instruction: ClassVar[bool] = True
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras", "embodiment_tag", "state_parts", "action_parts")
-    other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
+    other_inputs: ClassVar[tuple[str, ...]] = ("embodiment_id",)
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = {
         "VISUAL": "IDENTITY",
@@ -310,9 +310,7 @@ class GR00TConfig(PolicyConfig):
         return self.robot_action_dim if self.output_features else None
 
     def validate_inputs(self) -> None:
-        """Check that there are cameras and a state, and nothing that GR00T has no tokens for."""
-        if self.input_features and not self.image_features:
-            raise InvalidConfigError("GR00T needs a camera; input_features holds no 'observation.images.<camera>'.")
+        """Check that there is a state, and nothing that GR00T has no tokens for."""
         if self.input_features and self.state_dim is None:
             raise InvalidConfigError("GR00T needs the robot's state; input_features holds no 'observation.state'.")
         if self.environment_state_dim:
@@ -353,8 +351,9 @@ class GR00TConfig(PolicyConfig):
         inputs = super().example_inputs(batch_size, absent_cameras)
         generator = torch.Generator().manual_seed(1)
         views = len(self.image_features)
-        pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
-        inputs["pixel_values"] = pictures
+        if views:
+            pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
+            inputs["pixel_values"] = pictures
         words = self._language_config["vocab_size"] - 1
         text = torch.randint(words, (batch_size, 6 + 2 * views), generator=generator)
         text += text >= self.image_token_index  # any word, but no image token

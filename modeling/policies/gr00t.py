@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...configuration.gr00t import GR00TConfig
-from ...errors import FeatureShapeError
+from ...errors import FeatureShapeError, MissingFeatureError
 from ..action_heads.flow_matching import FlowmatchingActionHead
 from ..backbones.vision_language import VisionLanguageBackbone
 from ..layers.image_tokens import real_pictures
@@ -151,14 +151,22 @@ class GR00TPolicy(PolicyModel):
         self.action_head.freeze()
 
     def check_inputs(self, **observation: Any) -> dict[str, Any]:
-        """Return the observation inputs; see `PolicyModel.check_inputs`. The state may be (b, 1, s), as published."""
+        """Return the observation inputs; see `PolicyModel.check_inputs`.
+
+        Of a robot without cameras `pixel_values` are of none; a list of one (b, 3, h, w) per camera is joined.
+        """
         inputs = super().check_inputs(**observation)
-        if isinstance(inputs["pixel_values"], (list, tuple)):  # one (b, 3, h, w) per camera
-            inputs["pixel_values"] = torch.stack(list(inputs["pixel_values"]), dim=1)
-        if inputs["pixel_values"].ndim != 5:
-            expected = "(batch, cameras, 3, height, width)"
-            raise FeatureShapeError("pixel_values", tuple(inputs["pixel_values"].shape), expected)
-        return inputs
+        pictures = observation["pixel_values"]
+        if self.config.input_features and not self.config.image_features:
+            size = self.config.image_size
+            pictures = inputs["state"].new_zeros(len(inputs["state"]), 0, 3, size, size)
+        if pictures is None:
+            raise MissingFeatureError(["pixel_values"], inputs, ["pixel_values", *inputs])
+        if isinstance(pictures, (list, tuple)):
+            pictures = torch.stack(list(pictures), dim=1)
+        if pictures.ndim != 5:
+            raise FeatureShapeError("pixel_values", tuple(pictures.shape), "(batch, cameras, 3, height, width)")
+        return inputs | {"pixel_values": pictures}
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Choose the attention kernel of the vision tower and of the language model."""
