@@ -67,6 +67,12 @@ def tiny_gr00t_n1_5():
 
 
 @pytest.fixture(scope="session")
+def tiny_gr00t_n1():
+    """Return the function that builds a tiny `GR00TN1Config`; see policy_cases.py."""
+    return POLICY_CASES["tiny_gr00t_n1"]
+
+
+@pytest.fixture(scope="session")
 def statistics_of():
     """Return a function: config → statistics of every kind for each of its features, other ones per dimension."""
 

@@ -194,6 +194,13 @@ def test_a_model_type_without_a_fragment_needs_no_code(make_card):
     assert render_card(make_card(model_type="policy_card"))  # the name of the template itself
 
 
+@pytest.mark.parametrize("model_type", ["act_policy", "diffusion_policy", "gr00t_n1", "gr00t_n1_5", "pi0_policy"])
+def test_every_policy_has_words_of_its_own(make_card, model_type):
+    text = render_card(make_card(model_type=model_type))
+    assert "Paper: [" in text and "```bibtex\n@" in text
+    assert not lint_card(text)
+
+
 def test_own_words_replace_those_of_the_model_type(make_card):
     card = make_card(summary="Ours.", paper={"title": "Our paper"}, citation="@misc{ours}")
     text = render_card(card)
