@@ -91,6 +91,10 @@ class FusedPolicyError(ManipulatorsError, RuntimeError):
     """A policy cannot be fused as it is, or is fused and can no longer do what was asked."""
 
 
+class InferenceOnlyError(ManipulatorsError, RuntimeError):
+    """A policy in training mode was asked for what only inference has."""
+
+
 class BaseMismatchError(CheckpointError, ValueError):
     """An adapter whose base is not the one it was trained on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..errors import (
     CorruptFileError,
     FeatureShapeError,
     FusedPolicyError,
+    InferenceOnlyError,
     ManipulatorsError,
     MissingFileError,
     UnknownConfigFieldError,
@@ -34,6 +36,7 @@ from ..errors import (
 )
 from .adapters import commit_of, find_adapter, has_adapter, load_adapted, save_base_record
 from .inputs import model_inputs
+from .stages import compile_stages, example_observation
 
 logger = logging.get_logger(__name__)
 
@@ -74,6 +77,10 @@ class PolicyModel(PreTrainedModel):
     parameter_parts: ClassVar[dict[str, tuple[str, ...]]] = {}
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {}
     modules_to_save: ClassVar[tuple[str, ...]] = ()
+
+    # The methods that sampling consists of, in order, under the name of what each does: what `compile` compiles and
+    # `manipulators benchmark` times. They take and return tensors, or containers of tensors.
+    stages: ClassVar[dict[str, str]] = {"network": "forward"}
 
     is_fused = False  # see `fuse`
 
@@ -168,6 +175,29 @@ class PolicyModel(PreTrainedModel):
         if not self.is_fused:
             self._fuse()
             self.is_fused = True
+        return self
+
+    def compile(self, batch_size: int = 1, inputs: Mapping[str, Any] | None = None, **options: Any):
+        """Compile what sampling consists of, stage by stage and for fixed shapes, and return the policy, warmed up.
+
+        Other shapes are compiled when they come, at the price of a pause: give here what the robot will give.
+
+        Args:
+            batch_size: observations at once.
+            inputs: model inputs to warm up with; by default the config's `example_inputs`.
+            options: of `torch.compile`, such as `backend=` and `mode=`.
+
+        Raises:
+            InferenceOnlyError: it is in training mode.
+        """
+        if self.training:
+            raise InferenceOnlyError(
+                f"{type(self).__name__} is in training mode, and compile() is for inference: policy.eval().compile()"
+            )
+        compile_stages(self, **options)
+        inputs = example_observation(self, batch_size) if inputs is None else inputs
+        for _ in range(2):  # the first call compiles; with CUDA graphs the second one records
+            self.predict_action_chunk(**inputs)
         return self
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:

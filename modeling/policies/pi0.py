@@ -53,6 +53,12 @@ class PI0Policy(PolicyModel):
         "tune_diffusion_model": LINEAR,
     }
 
+    stages = {
+        "vision": "model.paligemma_with_expert.embed_image",
+        "prefix": "model.read_observation",
+        "denoise": "model.denoise_step",
+    }
+
     def __init__(self, config: PI0PolicyConfig):
         config.require_features()
         super().__init__(config)
