@@ -5,6 +5,8 @@ Shapes: b batch, n tokens, c categories. Parameter names are the published ones 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
@@ -12,6 +14,13 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 # The category of each sample (b,), or the one that all samples are of: its weights are then read where they lie,
 # while those of several categories are copied for every sample.
 Categories = int | torch.Tensor
+# Matrix and bias of a category, (in, out) and (out,), or of each sample's, (b, in, out) and (b, 1, out).
+Affine = tuple[torch.Tensor, torch.Tensor]
+
+
+def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Map (b, n, in) to (b, n, out)."""
+    return F.linear(x, weight.T, bias) if weight.ndim == 2 else torch.baddbmm(bias, x, weight)
 
 
 class CategorySpecificLinear(nn.Module):
@@ -28,9 +37,18 @@ class CategorySpecificLinear(nn.Module):
         nn.init.normal_(self.W, std=0.02)
         nn.init.zeros_(self.b)
 
-    def forward(self, x: torch.Tensor, categories: Categories) -> torch.Tensor:
-        """Return (b, n, output_dim)."""
-        return torch.matmul(x, self.W[categories]) + self.b[categories].unsqueeze(-2)
+    def forward(self, x: torch.Tensor | None, categories: Categories) -> torch.Tensor | Affine:
+        """Return (b, n, output_dim); without tokens the weights that would map them."""
+        shared = isinstance(categories, int)
+        weights = self.W[categories], self.b[categories] if shared else self.b[categories].unsqueeze(1)
+        return weights if x is None else affine(x, *weights)
+
+
+class PreparedMLP(NamedTuple):
+    """The weights of the categories at hand."""
+
+    first: Affine
+    last: Affine
 
 
 class CategorySpecificMLP(nn.Module):
@@ -44,6 +62,22 @@ class CategorySpecificMLP(nn.Module):
     def forward(self, x: torch.Tensor, categories: Categories) -> torch.Tensor:
         """Return (b, n, output_dim)."""
         return self.layer2(F.relu(self.layer1(x, categories)), categories)
+
+    def prepare(self, categories: Categories) -> PreparedMLP:
+        """Return what `step` needs besides the tokens."""
+        return PreparedMLP(self.layer1(None, categories), self.layer2(None, categories))
+
+    def step(self, x: torch.Tensor, prepared: PreparedMLP) -> torch.Tensor:
+        """Return (b, n, output_dim)."""
+        return affine(F.relu(affine(x, *prepared.first)), *prepared.last)
+
+
+class PreparedActionEncoder(NamedTuple):
+    """The weights of the categories at hand, with the flow times worked in."""
+
+    weight: torch.Tensor  # (action_dim, width) or (b, action_dim, width)
+    biases: list[torch.Tensor]  # for each flow time (width,) or (b, 1, width)
+    last: Affine
 
 
 class CategorySpecificActionEncoder(nn.Module):
@@ -60,9 +94,24 @@ class CategorySpecificActionEncoder(nn.Module):
 
         Args:
             actions: (b, h, action_dim).
-            time_code: (b, width), or (1, width) where all flow times are the same.
+            time_code: (b, width).
             categories: (b,), or one for all.
         """
         x = self.W1(actions, categories)  # (b, h, width)
         x = torch.cat([x, time_code[:, None].expand_as(x)], dim=-1)  # (b, h, 2 · width)
         return self.W3(F.silu(self.W2(x, categories)), categories)
+
+    def prepare(self, time_codes: torch.Tensor, categories: Categories) -> PreparedActionEncoder:
+        """Return what `step` needs besides the actions, for the codes (t, width) of flow times that samples share.
+
+        Nothing bends between W1 and W2, so that they are one matrix, and what W2 makes of a flow time is a bias.
+        """
+        (weight, bias), (second, second_bias) = self.W1(None, categories), self.W2(None, categories)
+        of_actions, of_time = second.chunk(2, dim=-2)  # (…, width, width) each
+        bias = bias @ of_actions + second_bias + time_codes @ of_time  # (t, width) or (b, t, width)
+        biases = bias.unbind(0) if bias.ndim == 2 else bias.split(1, dim=1)
+        return PreparedActionEncoder(weight @ of_actions, list(biases), self.W3(None, categories))
+
+    def step(self, actions: torch.Tensor, prepared: PreparedActionEncoder, i: int) -> torch.Tensor:
+        """Return (b, h, width) for actions (b, h, action_dim) at the i-th of the prepared flow times."""
+        return affine(F.silu(affine(actions, prepared.weight, prepared.biases[i])), *prepared.last)
