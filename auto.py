@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ class AutoPolicy:
 
 
 def load_policy_and_processor(
-    source: str | os.PathLike, tokenizer: Any = None, **kwargs: Any
+    source: str | os.PathLike, tokenizer: Any = None, embodiment: str | None = None, **kwargs: Any
 ) -> tuple[PolicyModel, PolicyProcessor]:
     """Load a policy and the processor saved with it; other arguments as `AutoPolicy.from_pretrained`.
 
@@ -69,16 +70,24 @@ def load_policy_and_processor(
         source: folder or Hub id.
         tokenizer: of a published policy that reads instructions, where its own cannot be had: a tokenizer, or a
             folder or Hub id that holds one. Our checkpoints hold theirs.
+        embodiment: which robot it is for, where a checkpoint knows several.
 
     Raises:
         CheckpointError: the processor feeds another policy than the one beside it.
+        EmbodimentError: it knows no such robot.
     """
     config = read_config_json(source, **kwargs)
-    if published_layout(config) is not None:
-        return load_published_checkpoint(source, config, tokenizer=tokenizer, **kwargs)
-    policy = _load_ours(source, config, **kwargs)
-    processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
-    processor.check_agreement(policy.config)
+    reader = published_layout(config)
+    if reader is not None:
+        if embodiment is not None and "embodiment" in inspect.signature(reader).parameters:
+            kwargs["embodiment"] = embodiment  # robots of different widths: the policy must know too
+        policy, processor = load_published_checkpoint(source, config, tokenizer=tokenizer, **kwargs)
+    else:
+        policy = _load_ours(source, config, **kwargs)
+        processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
+        processor.check_agreement(policy.config)
+    if embodiment is not None:
+        processor.choose_embodiment(embodiment)
     return policy, processor
 
 

@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
     command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
+    command.add_argument("--embodiment", help="which robot it is to be for, where a checkpoint knows several")
     command.set_defaults(command=convert)
 
     command = commands.add_parser(
@@ -155,7 +156,9 @@ def convert(options: argparse.Namespace) -> None:
     from .hub_cards.checkpoint_card import write_checkpoint_card
 
     with new_folder(options.output) as folder:
-        policy, processor = load_policy_and_processor(options.source, tokenizer=options.tokenizer)
+        policy, processor = load_policy_and_processor(
+            options.source, tokenizer=options.tokenizer, embodiment=options.embodiment
+        )
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_checkpoint_card(folder)

@@ -11,7 +11,7 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .eagle import VisionLanguageConfig
 from .features import STATE
 from .flow_matching import FlowmatchingActionHeadConfig
-from .policy import PolicyConfig
+from .vision_language_action import VisionLanguageActionConfig
 
 NEW_EMBODIMENT = "new_embodiment"
 # Fields that are completed with the published values.
@@ -32,10 +32,11 @@ def nested(field: str, name: str) -> property:
     return property(read, write, doc=f"Shorthand for {field}[{name!r}].")
 
 
-class GR00TConfig(PolicyConfig):
+class GR00TConfig(VisionLanguageActionConfig):
     """Hold what GR00T N1.5 and N1 share; see `GR00TN1_5Config` and `GR00TN1Config`."""
 
-    reads_instruction: ClassVar[bool] = True
+    title: ClassVar[str] = "GR00T"
+    robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras", "embodiment_tag", "state_parts", "action_parts")
     other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = {
@@ -138,6 +139,21 @@ class GR00TConfig(PolicyConfig):
         own = {name: self.head_class.__dataclass_fields__[name].default for name in self.head_class.field_names()}
         return own | dict(self.default_head) | (value or {})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> GR00TConfig:
+        """Build the config from saved JSON; `kwargs` override fields and nested values before anything is checked."""
+        values = dict(config_dict)
+        told = {name: kwargs.pop(name) for name in list(kwargs) if name in (*cls.field_names(), *cls.shorthands())}
+        head = dict(told.get("action_head_cfg") or values.get("action_head_cfg") or {})
+        widths = {told[name] for name in ("action_dim", "max_action_dim") if name in told}
+        if len(widths) == 1:
+            head |= dict.fromkeys(("action_dim", "max_action_dim"), *widths)
+        if "action_horizon" in told:
+            if values.get("n_action_steps") == head.get("action_horizon"):
+                values.pop("n_action_steps", None)  # the whole chunk, before and after
+            head["action_horizon"] = told["action_horizon"]
+        return super().from_dict(values | told | {"action_head_cfg": head}, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values, those that the published config.json repeats at its top too."""
         return super().to_dict() | {name: getattr(self, name) for name in _REPEATED}
@@ -205,14 +221,24 @@ class GR00TConfig(PolicyConfig):
         return self.eagle_config["vision_config"]["image_size"]
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Shape (3, height, width) of the pictures that the network sees."""
+        return (3, self.image_size, self.image_size)
+
+    @property
     def tokens_per_image(self) -> int:
         """Image tokens in the prompt of one picture."""
         return self.eagle_class.of(self.eagle_config).image_tokens()
 
     @property
+    def projects_features(self) -> bool:
+        """Whether the backbone projects the language model's features to `project_to_dim`."""
+        return self.project_to_dim is not None
+
+    @property
     def feature_dim(self) -> int:
         """Width of the backbone's features."""
-        raise NotImplementedError(f"{type(self).__name__} must say its feature_dim")
+        return self.project_to_dim if self.projects_features else self.hidden_size
 
     def head_config(self) -> FlowmatchingActionHeadConfig:
         """Return the config of the action head."""
@@ -227,11 +253,6 @@ class GR00TConfig(PolicyConfig):
     def require_features(self) -> None:
         """Check the config before a network is built; features may still be absent: one network serves many robots."""
         self.validate()
-
-    def validate_history(self) -> None:
-        """Check that no observation history is asked for: GR00T looks at the current observation only."""
-        if self.n_obs_steps != 1:
-            raise InvalidConfigError(f"n_obs_steps={self.n_obs_steps}: GR00T looks at 1 observation only.")
 
     def validate_horizon(self) -> None:
         """Check that no more actions are executed than predicted."""
@@ -256,7 +277,7 @@ class GR00TConfig(PolicyConfig):
         """Check that state and actions fit into the widths that the network has."""
         widths = {
             "max_state_dim": (self.max_state_dim, self._encoded_state_dim),
-            "action_dim": (self.action_dim, self.robot_action_dim if self.output_features else 1),
+            "action_dim": (self.action_dim, self._robot_action_dim or 1),
         }
         for name, (limit, width) in widths.items():
             if limit < width:
@@ -269,21 +290,27 @@ class GR00TConfig(PolicyConfig):
     def _encoded_state_dim(self) -> int:
         """Width of the state before it is padded: a part in sines and cosines is twice as wide as its angles."""
         parts = (self.state_parts or {}).values()
-        return (self.state_dim or 0) + sum(part["width"] for part in parts if part.get("mode") == "sin_cos")
+        return (self.state_dim or 0) + sum(part.get("width", 0) for part in parts if part.get("mode") == "sin_cos")
 
-    def validate_inputs(self) -> None:
-        """Check that there are cameras and a state, and nothing that GR00T has no tokens for."""
-        if self.input_features and not self.image_features:
-            raise InvalidConfigError("GR00T needs a camera; input_features holds no 'observation.images.<camera>'.")
-        if self.input_features and self.state_dim is None:
-            raise InvalidConfigError("GR00T needs the robot's state; input_features holds no 'observation.state'.")
-        if self.environment_state_dim:
-            raise InvalidConfigError(
-                "GR00T does not read 'observation.environment_state'; remove it from the features."
-            )
-        for name, feature in self.image_features.items():
-            if feature.shape[0] != 3:
-                raise InvalidConfigError(f"{name} has {feature.shape[0]} channels; GR00T sees RGB, 3.")
+    def validate_parts(self) -> None:
+        """Check that the parts of state and action are as wide together as their features."""
+        for name, feature in (("state_parts", self.state_dim), ("action_parts", self._robot_action_dim)):
+            parts = getattr(self, name)
+            if parts is None or feature is None:
+                continue
+            widths = {part: dict(described).get("width", 0) for part, described in parts.items()}
+            if sum(widths.values()) != feature:
+                raise InvalidConfigError(
+                    f"{name} have the widths {widths}, {sum(widths.values())} together, but the feature has "
+                    f"{feature}. For a robot without parts: {name}=None."
+                )
+
+    @property
+    def _robot_action_dim(self) -> int | None:
+        return self.robot_action_dim if self.output_features else None
+
+    def validate_pictures(self) -> None:
+        """Check that something of the pictures is left."""
         if not 0 < self.image_crop_scale <= 1:
             raise InvalidConfigError(f"image_crop_scale={self.image_crop_scale} must lie above 0 and up to 1.")
 

@@ -87,6 +87,6 @@ class GR00TN1Config(GR00TConfig):
         return self.eagle_class.of(self.eagle_config).image_tokens(self.scale_image_resolution)
 
     @property
-    def feature_dim(self) -> int:
-        """Width of the backbone's features."""
-        return self.hidden_size if self.projector_dim == -1 else self.project_to_dim
+    def projects_features(self) -> bool:
+        """Whether the backbone projects the language model's features to `project_to_dim`."""
+        return super().projects_features and self.projector_dim != -1

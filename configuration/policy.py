@@ -57,6 +57,8 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Fields beside the features that are one robot's, which another that starts from its weights does not inherit.
+    robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras",)
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 

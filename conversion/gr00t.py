@@ -264,8 +264,8 @@ def _check_sizes(config: GR00TConfig, weights: Weights, source: str) -> None:
             f"select_layer={config.select_layer}, but {source} holds the language model's first {max(layers) + 1} "
             f"layers only."
         )
-    projects = any(name in weights for name in ("backbone.eagle_linear.weight", "backbone.linear.weight"))
-    if config.feature_dim != config.hidden_size and not projects:
+    projection = ("backbone.eagle_linear.weight", "backbone.linear.weight")
+    if config.projects_features and not any(name in weights for name in projection):
         raise InvalidConfigError(
             f"The features are to be projected from {config.hidden_size} to {config.feature_dim}, but {source} holds "
             f"no weights for that: leave project_to_dim as published."

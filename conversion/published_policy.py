@@ -74,6 +74,7 @@ def build_policy(
     dtype: torch.dtype | str | None,
 ) -> PolicyModel:
     """Return the policy of a config and its renamed weights, strictly, in eval mode; without `dtype` in float32."""
+    config.name_or_path = source
     policy = policy_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype or torch.float32)
     policy.config.name_or_path = source
     return policy

@@ -84,7 +84,7 @@ class PolicyPipeline(Pipeline):
             device: by default the first accelerator, else the CPU.
             dtype: of the weights; by default as saved.
             camera_map: your camera's name → the policy's, with or without `observation.images.`.
-            embodiment: which statistics to use, where a checkpoint has several.
+            embodiment: which robot it is, where a checkpoint knows several.
             clamp_actions: keep actions inside the range of the training data.
             overrides: `revision`, `token`, `local_files_only`, …, `tokenizer` where a published checkpoint names one
                 that is gated, and config fields to change.
@@ -98,9 +98,7 @@ class PolicyPipeline(Pipeline):
             raise InvalidConfigError(f"There is no device {device!r}; write cpu, cuda or cuda:0. ({error})") from error
         if dtype is not None:
             overrides["dtype"] = dtype
-        policy, processor = load_policy_and_processor(source, **overrides)
-        if embodiment is not None:
-            processor.choose_embodiment(embodiment)
+        policy, processor = load_policy_and_processor(source, embodiment=embodiment, **overrides)
         processor.normalizer(ACTION)  # several embodiments and none chosen: better said now than on the robot
         if camera_map:
             processor.rename_map = processor.rename_map | _camera_names(camera_map, policy.config.image_features)

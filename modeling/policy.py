@@ -26,6 +26,7 @@ from ..errors import (
     CheckpointError,
     CorruptFileError,
     FeatureShapeError,
+    FusedPolicyError,
     ManipulatorsError,
     MissingFileError,
     UnknownConfigFieldError,
@@ -74,6 +75,8 @@ class PolicyModel(PreTrainedModel):
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {}
     modules_to_save: ClassVar[tuple[str, ...]] = ()
 
+    is_fused = False  # see `fuse`
+
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -95,6 +98,8 @@ class PolicyModel(PreTrainedModel):
 
     def train(self, mode: bool = True):
         """Set training mode; a part's modules that are frozen whole stay as they are at inference."""
+        if mode and self.is_fused:
+            raise FusedPolicyError(f"A fused {type(self).__name__} is for inference; to train it, load it again.")
         super().train(mode)
         if mode:
             for part in self.parameter_parts:
@@ -141,6 +146,42 @@ class PolicyModel(PreTrainedModel):
         observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation).actions
 
+    # --- speed ----------------------------------------------------------------------------------------
+
+    def fuse(self):
+        """Join weights that are multiplied by the same input into one matrix each, and return the policy.
+
+        Predictions stay what they were, up to rounding. `save_pretrained` writes the separate weights under their
+        names, so that loading is how a policy becomes unfused again.
+
+        Raises:
+            FusedPolicyError: it is being trained, or has an adapter.
+        """
+        name = type(self).__name__
+        if self.training:
+            raise FusedPolicyError(f"{name} is in training mode, and a fused policy is for inference: policy.eval()")
+        if has_adapter(self):
+            raise FusedPolicyError(
+                f"{name} has an adapter, whose layers cannot be joined. Make it part of the weights first: "
+                f"manipulators.merge_and_save(policy, folder), which returns the merged policy."
+            )
+        if not self.is_fused:
+            self._fuse()
+            self.is_fused = True
+        return self
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Put adapter layers into the policy, as transformers does; not into a fused one."""
+        if self.is_fused:
+            raise FusedPolicyError(
+                f"A fused {type(self).__name__} takes no adapter, whose layers go into the separate weights; load it "
+                f"again, and fuse it after merging."
+            )
+        super().add_adapter(*args, **kwargs)
+
+    def _fuse(self) -> None:
+        """Replace layers by fused ones; a policy that has some to join overrides this."""
+
     # --- loading and saving ---------------------------------------------------------------------------
 
     @classmethod
@@ -168,7 +209,7 @@ class PolicyModel(PreTrainedModel):
             MissingFileError, CorruptFileError: there are no weights, or they cannot be read.
             BaseMismatchError: an adapter's base is not the one it was trained on.
         """
-        source = str(pretrained_model_name_or_path)
+        source = str(pretrained_model_name_or_path or getattr(kwargs.get("config"), "name_or_path", None))
         if kwargs.pop("use_safetensors", True) is False:
             raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
         # AutoModel has replaced an adapter's folder by its base's already, and says so.

@@ -322,7 +322,7 @@ def crop_and_resize(pictures: torch.Tensor, crop_scale: float, size: int) -> tor
     x = pictures[..., top : top + height, left : left + width]
     if (height, width) != (size, size):
         x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return (x.clamp(0, 1) * 255).to(torch.uint8)
+    return (x * 255).to(torch.uint8)
 
 
 def _present_cameras(inputs: Mapping[str, Any], batch_size: int) -> list[int]:

@@ -61,6 +61,12 @@ def tiny_pi0():
 
 
 @pytest.fixture(scope="session")
+def tiny_gr00t_n1_5():
+    """Return the function that builds a tiny `GR00TN1_5Config`; see policy_cases.py."""
+    return POLICY_CASES["tiny_gr00t_n1_5"]
+
+
+@pytest.fixture(scope="session")
 def statistics_of():
     """Return a function: config → statistics of every kind for each of its features, other ones per dimension."""
 

@@ -133,7 +133,6 @@ def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
     return PI0PolicyConfig(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
 
 
-QWEN3 = GEMMA | {"num_hidden_layers": 3}
 DIT = {
     "attention_head_dim": 8,
     "num_attention_heads": 3,
@@ -162,8 +161,8 @@ def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, head: dict | No
     from manipulators import GR00TN1_5Config
 
     parts = {
-        "backbone_cfg": {"select_layer": 2},
-        "eagle_config": {"vision_config": SIGLIP, "text_config": QWEN3, "image_token_index": 4},
+        "backbone_cfg": {"select_layer": 1},
+        "eagle_config": {"vision_config": SIGLIP, "text_config": GEMMA, "image_token_index": 4},
         "action_head_cfg": FLOW_HEAD
         | {
             "backbone_embedding_dim": 32,

@@ -165,12 +165,14 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
             f"{recipe.data.dataset} gives the inputs {list(inputs)} and the outputs {list(outputs)}; a policy needs "
             f"both. The dataset has: {', '.join(dataset.features)}."
         )
-    # The cameras are the dataset's, and none is ever missing: what a base says of its own means nothing here.
-    fields = {"optional_cameras": ()} | recipe.config | {"input_features": inputs, "output_features": outputs}
+    # The robot is the dataset's, and no camera is ever missing: what a base says of its own means nothing here.
+    config_class = registry.policy_class(recipe.policy).config_class
+    fields = {name: config_class.__dataclass_fields__[name].default for name in config_class.robot_fields}
+    fields |= recipe.config | {"input_features": inputs, "output_features": outputs}
     if recipe.base is None:
         if recipe.dtype is not None:
             raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
-        policy = AutoPolicy.from_config(registry.policy_class(recipe.policy).config_class(**fields))
+        policy = AutoPolicy.from_config(config_class(**fields))
     else:
         policy = AutoPolicy.from_pretrained(recipe.base, **fields, **({"dtype": recipe.dtype} if recipe.dtype else {}))
         if policy.config.model_type != recipe.policy:

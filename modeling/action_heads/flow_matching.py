@@ -25,7 +25,6 @@ from ..layers.category_specific import (
 )
 from ..layers.dit import DiT, PreparedDiT
 from ..layers.masking import masked_mean
-from ..layers.positional import encode_timesteps
 
 
 class LearnedVectors(nn.Embedding):
@@ -77,6 +76,7 @@ class FlowmatchingActionHead(nn.Module):
             )
         config.validate()
         self.config = config
+        self.features_dim = config.features_dim
         n, d, hidden = config.max_num_embodiments, config.input_embedding_dim, config.hidden_size
         self.model = DiT(config.dit_config())
         self.state_encoder = CategorySpecificMLP(n, config.max_state_dim, hidden, d)
@@ -191,7 +191,7 @@ class FlowmatchingActionHead(nn.Module):
         noisy = (1 - t) * noise + t * actions  # (b, h, a)
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)
-        code = encode_timesteps(timesteps, config.input_embedding_dim).to(self.dtype)  # (b, d)
+        code = self.action_encoder.time_code(timesteps)  # (b, d)
         x = self.action_encoder(noisy.to(self.dtype), code, embodiment)  # (b, h, d)
         x = self.model(self._tokens(self.prefix(state, embodiment), x), features, timesteps, mask)
         velocity = self.action_decoder(x[:, -config.action_horizon :], embodiment).float()  # (b, h, a)
@@ -252,19 +252,18 @@ class FlowmatchingActionHead(nn.Module):
         embodiment = self._embodiment(embodiment_id, len(features))
         buckets = self.config.num_timestep_buckets
         timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
-        codes = encode_timesteps(timesteps, self.config.input_embedding_dim).to(self.dtype)  # (steps, d)
         return Prepared(
             self.prefix(state, embodiment),
-            self.action_encoder.prepare(codes, embodiment),
+            self.action_encoder.prepare(self.action_encoder.time_code(timesteps), embodiment),
             self.model.prepare(self.read(features.to(self.dtype), mask), timesteps, mask),
             self.action_decoder.prepare(embodiment),
         )
 
     def step(self, actions: torch.Tensor, prepared: Prepared, i: int) -> torch.Tensor:
         """Return the velocity (b, h, a) of noisy actions (b, h, a) in the i-th step of sampling."""
-        x = self.action_encoder.step(actions.to(self.dtype), prepared.encoder, i)  # (b, h, d)
+        x = self.action_encoder(actions.to(self.dtype), prepared=prepared.encoder.at(i))  # (b, h, d)
         x = self.model.step(self._tokens(prepared.prefix, x), prepared.dit, i, last=actions.shape[1])  # (b, h, hidden)
-        return self.action_decoder.step(x, prepared.decoder).float()
+        return self.action_decoder(x, prepared=prepared.decoder).float()
 
     # --- the names of InternManip's document ------------------------------------------------------------
 
@@ -313,12 +312,11 @@ class FlowmatchingActionHead(nn.Module):
         self, features: torch.Tensor, mask: torch.Tensor | None, state: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Return the mask for attention (b, 1, 1, n), None where nothing is masked, and the state (b, 1, s)."""
-        b, config = len(features), self.config
-        if features.ndim != 3 or features.shape[-1] != config.features_dim:
-            raise FeatureShapeError("features", tuple(features.shape), f"(batch, tokens, {config.features_dim})")
+        if features.ndim != 3 or features.shape[-1] != self.features_dim:
+            raise FeatureShapeError("features", tuple(features.shape), f"(batch, tokens, {self.features_dim})")
         state = state[:, None] if state.ndim == 2 else state
-        _check_shape("state", state, (b, 1, config.max_state_dim))
-        if mask is None or not config.mask_padding:
+        _check_shape("state", state, (len(features), 1, self.config.max_state_dim))
+        if mask is None or not self.config.mask_padding:
             return None, state
         _check_shape("mask", mask, tuple(features.shape[:2]))
         return mask.bool()[:, None, None], state

@@ -7,11 +7,13 @@ the published ones of GR00T, which are diffusers'.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...configuration.flow_matching import DiTConfig, SelfAttentionTransformerConfig
@@ -57,7 +59,9 @@ class TimestepEncoder(nn.Module):
         self.timestep_embedder = TimestepEmbedding(TIME_CHANNELS, width)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        waves = encode_timesteps(timesteps, TIME_CHANNELS, last=TIME_CHANNELS // 2 - 1, cosine_first=True)
+        half = TIME_CHANNELS // 2
+        steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+        waves = encode_timesteps(timesteps, steps * -math.log(10000) / (half - 1), cosine_first=True)  # (t, channels)
         return self.timestep_embedder(waves.to(self.timestep_embedder.linear_1.weight.dtype))
 
 
@@ -86,7 +90,7 @@ class SinusoidalPositionalEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fill the buffer again: a model built without storage has lost its values."""
-        self.pe.copy_(sinusoidal_1d(*self.pe.shape[1:]))
+        init.copy_(self.pe, sinusoidal_1d(*self.pe.shape[1:]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.pe[:, : x.shape[1]].to(x.dtype)

@@ -34,19 +34,16 @@ def sinusoidal_2d(height: int, width: int, channels: int, like: torch.Tensor) ->
 
 
 def encode_timesteps(
-    timesteps: torch.Tensor, width: int, last: int | None = None, cosine_first: bool = False
+    timesteps: torch.Tensor, log_frequencies: torch.Tensor, cosine_first: bool = False
 ) -> torch.Tensor:
-    """Return sines and cosines (n, width) of timesteps (n,), float32, of frequencies that fall geometrically from 1.
+    """Return sines and cosines (n, width) of timesteps (n,), float32.
 
     Args:
         timesteps: (n,).
-        width: even.
-        last: the frequency of this number would be 1/10000; by default the one after the last. Half the width less
-            one makes it the last.
+        log_frequencies: (width / 2,) float32, falling from 0 to about -log(10000). Each network has them as its
+            authors compute them: in another order they are rounded otherwise, which 1000 steps make visible.
         cosine_first: cosines, then sines.
     """
-    half = width // 2
-    i = torch.arange(half, device=timesteps.device, dtype=torch.float32)
-    angles = timesteps[:, None].float() * torch.exp(i * (-math.log(10000) / (last or half)))  # (n, width / 2)
+    angles = timesteps[:, None].float() * log_frequencies.exp()  # (n, width / 2)
     parts = (angles.cos(), angles.sin()) if cosine_first else (angles.sin(), angles.cos())
     return torch.cat(parts, dim=1)

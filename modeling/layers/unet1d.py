@@ -11,6 +11,8 @@ for every observation: both are computed once, by `condition_films` and `step_fi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
@@ -30,7 +32,9 @@ class TimestepEmbedding(nn.Module):
         self.width = width
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        return encode_timesteps(timesteps, self.width, last=self.width // 2 - 1)  # (n, width)
+        half = self.width // 2
+        steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+        return encode_timesteps(timesteps, steps * (-math.log(10000) / (half - 1)))  # (n, width)
 
 
 class ConvBlock(nn.Module):

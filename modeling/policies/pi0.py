@@ -159,6 +159,9 @@ class PI0Policy(PolicyModel):
         """Freeze what the config says, and what no loss depends on."""
         self.model.freeze()
 
+    def _fuse(self) -> None:
+        self.model.paligemma_with_expert.fuse()
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Choose the attention kernel of the vision tower and of the joint layers: eager, sdpa or flex_attention."""
         super().set_attn_implementation(attn_implementation, *args, **kwargs)

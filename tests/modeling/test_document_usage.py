@@ -182,10 +182,11 @@ def test_diffusion_action_head(blocks, language):
 
 
 def filled(block, **values):
-    """Return a block whose `name=...` arguments, which the document leaves open, read `name=name`."""
-    names = re.findall(r"(\w+)=\.\.\.", block)
+    """Return a block whose `name=...` and `name={...}` arguments, which the document leaves open, read `name=name`."""
+    left_open = re.compile(r"(\w+)=(?:\.\.\.|\{\.\.\.\})")
+    names = left_open.findall(block)
     assert names and set(names) <= values.keys()
-    return re.sub(r"(\w+)=\.\.\.", r"\1=\1", block)
+    return left_open.sub(r"\1=\1", block)
 
 
 def test_paligemma_with_expert_model(blocks, tiny_pi0):
@@ -224,3 +225,47 @@ def test_pi0_flow_matching(blocks, tiny_pi0):
     assert scope["loss"].shape == (2, 5, 4)
     exec(sampling, scope)
     assert scope["actions"].shape == (2, 5, 4)
+
+
+DIT = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "positional_embeddings": None}
+
+
+def flow_matching_scope():
+    small = {"input_embedding_dim": 8, "hidden_size": 6}
+    return {
+        "torch": torch,
+        "diffusion_model_cfg": DIT,
+        "vl_self_attention_cfg": DIT,
+        "standard_config_params": small | {"diffusion_model_cfg": DIT, "backbone_embedding_dim": 8},
+        "vl_embeddings": torch.randn(2, 9, 8),
+        "mask": torch.ones(2, 16, 7),  # one name for two masks: that of the features is not read
+        "actions": torch.randn(2, 16, 7),
+        "states": torch.randn(2, 1, 64),
+        "robot_ids": torch.tensor([0, 31]),
+    }
+
+
+def test_flow_matching_action_head(blocks, monkeypatch):
+    initialization, training, inference = blocks("FlowmatchingActionHead")
+    small = partial(manipulators.FlowmatchingActionHeadConfig, input_embedding_dim=8, hidden_size=6)
+    monkeypatch.setattr(manipulators, "FlowmatchingActionHeadConfig", small)
+    scope = flow_matching_scope()
+    exec(filled(initialization, diffusion_model_cfg=DIT), scope)
+    exec(training, scope)
+    scope["output"]["loss"].backward()
+    assert scope["output"]["predictions"].shape == (2, 16, 7)
+    exec(inference, scope)
+    assert scope["result"]["action_pred"].shape == (2, 16, 7)
+
+
+def test_flow_matching_action_head_1_5(blocks):
+    initialization, training, inference = blocks("FlowmatchingActionHead_1_5")
+    scope = flow_matching_scope()
+    exec(filled(initialization, vl_self_attention_cfg=DIT), scope)
+    *inputs, _, _ = blocks("FlowmatchingActionHead")[1].splitlines()  # the section before prepares them
+    exec("\n".join(inputs), scope)
+    exec(training, scope)
+    scope["output"]["loss"].backward()
+    assert scope["output"]["predictions"].shape == (4, 16, 7)  # expand_batch=2
+    exec(inference, scope)
+    assert scope["result"]["action_pred"].shape == (2, 16, 7)

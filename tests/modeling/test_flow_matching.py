@@ -1,18 +1,11 @@
-"""What a denoising step of GR00T's heads costs, against the same arithmetic written straight down.
+"""The flow-matching heads of GR00T: training, sampling, padding, what is frozen, what is refused."""
 
-Counted are calls of ATen operators that compute. An operator is a view, and not counted, where its schema says that
-its output shares memory with its input (`OpOverload.is_view`: view, transpose, slice, expand, …), and so is
-`_unsafe_view`, which differs from `view` for autograd only.
-"""
-
-import math
-from collections import Counter
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812  (torch's own convention)
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from manipulators import (
     FlowmatchingActionHead,
@@ -20,206 +13,399 @@ from manipulators import (
     FlowmatchingActionHeadConfig,
     FlowmatchingActionHeadConfig_1_5,
 )
+from manipulators.errors import FeatureShapeError, FeatureValueError, InvalidConfigError, MissingFeatureError
 
-WIDTH, HEADS, LAYERS, HORIZON, FUTURE, TOKENS = 16, 2, 16, 5, 3, 11
-STEPS = 4
-MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
-
-
-class Operators(TorchDispatchMode):
-    """Count the operators that compute, and matrix products over as many rows as there are features."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-        self.over_features = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        name = operator.overloadpacket.__name__
-        if not operator.is_view and name != "_unsafe_view":
-            self.calls[name] += 1
-        if name in MATRIX_PRODUCTS:
-            left = args[1] if name in ("addmm", "baddbmm") else args[0]
-            self.over_features += left.shape[-2] == TOKENS
-        return operator(*args, **(kwargs or {}))
+SIZES = {
+    "input_embedding_dim": 8,
+    "hidden_size": 6,
+    "max_seq_len": 8,
+    "action_dim": 3,
+    "action_horizon": 4,
+    "max_state_dim": 5,
+    "max_num_embodiments": 4,
+    "num_inference_timesteps": 3,
+}
+DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "num_layers": 2,
+    "interleave_self_attention": True,
+    "positional_embeddings": None,
+}
+VL = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "positional_embeddings": None}
 
 
-def counted(function, *arguments):
-    """Return the operators that a call makes."""
-    with torch.no_grad(), Operators() as operators:
-        function(*arguments)
-    return operators
-
-
-# --- the reference's arithmetic, written straight down ----------------------------------------------------
-
-
-class Plain:
-    """Compute the velocity as NVIDIA's head does: what no step changes is computed again in every step.
-
-    Only what works on the features first (N1.5) is done once per chunk there, too, as is the state's token.
-    """
-
-    def __init__(self, head, features, state, ids):
-        self.weights, self.ids, self.features = head.state_dict(), ids, features
-        if "vlln.weight" in self.weights:
-            self.features = self.norm("vlln", features)
-            count = len(head.vl_self_attention.transformer_blocks)
-            for block in (f"vl_self_attention.transformer_blocks.{i}" for i in range(count)):
-                y = self.norm(f"{block}.norm1", self.features)
-                x = self.features + self.attention(f"{block}.attn1", y, y)
-                self.features = x + self.feed_forward(f"{block}.ff", self.norm(f"{block}.norm3", x))
-        x = F.relu(self.specific("state_encoder.layer1", state[:, None]))
-        self.state = self.specific("state_encoder.layer2", x)
-
-    def linear(self, name, x):
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def specific(self, name, x):
-        return torch.bmm(x, self.weights[f"{name}.W"][self.ids]) + self.weights[f"{name}.b"][self.ids].unsqueeze(1)
-
-    def norm(self, name, x):
-        return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def attention(self, name, x, context):
-        def split(x):
-            return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-        q, k, v = (
-            self.linear(f"{name}.to_q", x),
-            self.linear(f"{name}.to_k", context),
-            self.linear(f"{name}.to_v", context),
-        )
-        x = F.scaled_dot_product_attention(split(q), split(k), split(v))
-        return self.linear(f"{name}.to_out.0", x.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, name, x):
-        return self.linear(f"{name}.net.2", F.gelu(self.linear(f"{name}.net.0.proj", x), approximate="tanh"))
-
-    def step(self, actions, bucket):
-        b, h = actions.shape[:2]
-        # 1. The tokens: state, future, actions.
-        frequencies = torch.exp(torch.arange(WIDTH // 2) * (-math.log(10000) / (WIDTH // 2)))
-        angles = torch.full((b, h, 1), float(bucket)) * frequencies
-        code = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        x = self.specific("action_encoder.W2", torch.cat([self.specific("action_encoder.W1", actions), code], dim=-1))
-        x = self.specific("action_encoder.W3", x * torch.sigmoid(x))
-        x = x + F.embedding(torch.arange(h), self.weights["position_embedding.weight"])
-        future = [self.weights["future_tokens.weight"].expand(b, -1, -1)] if "vlln.weight" in self.weights else []
-        x = torch.cat([self.state, *future, x], dim=1)
-        # 2. The timestep.
-        angles = torch.full((b, 1), float(bucket)) * torch.exp(torch.arange(128) * (-math.log(10000) / 127))
-        time = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        time = F.silu(self.linear("model.timestep_encoder.timestep_embedder.linear_1", time))
-        time = self.linear("model.timestep_encoder.timestep_embedder.linear_2", time)
-        # 3. The blocks.
-        for i in range(LAYERS):
-            block = f"model.transformer_blocks.{i}"
-            scale, shift = self.linear(f"{block}.norm1.linear", F.silu(time)).chunk(2, dim=1)
-            y = F.layer_norm(x, (WIDTH,)) * (1 + scale[:, None]) + shift[:, None]
-            x = x + self.attention(f"{block}.attn1", y, y if i % 2 else self.features)
-            x = x + self.feed_forward(f"{block}.ff", F.layer_norm(x, (WIDTH,)))
-        shift, scale = self.linear("model.proj_out_1", F.silu(time)).chunk(2, dim=1)
-        x = F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
-        x = self.linear("model.proj_out_2", x)
-        # 4. The velocity.
-        x = self.specific("action_decoder.layer2", F.relu(self.specific("action_decoder.layer1", x)))
-        return x[:, -h:]
-
-    def sample(self, noise, steps):
-        for i in range(steps):
-            noise = noise + self.step(noise, int(i / steps * 1000)) / steps
-        return noise
-
-
-# --- tests ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["n1", "n1_5"])
-def head(request):
-    """A head of 16 tiny blocks, as many as published, no weight of which is zero."""
+def build(version="n1_5", **fields):
     torch.manual_seed(0)
-    transformer = {"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "positional_embeddings": None}
-    common = {
-        "diffusion_model_cfg": transformer | {"num_layers": LAYERS, "interleave_self_attention": True},
-        "input_embedding_dim": WIDTH,
-        "hidden_size": 12,
-        "action_dim": 4,
-        "action_horizon": HORIZON,
-        "max_state_dim": 6,
-        "max_num_embodiments": 3,
-        "num_inference_timesteps": STEPS,
-    }
-    if request.param == "n1":
-        head = FlowmatchingActionHead(FlowmatchingActionHeadConfig(**common))
+    fields = SIZES | {"diffusion_model_cfg": DIT} | fields
+    if version == "n1":
+        head = FlowmatchingActionHead(FlowmatchingActionHeadConfig(**fields))
     else:
-        config = FlowmatchingActionHeadConfig_1_5(
-            backbone_embedding_dim=WIDTH,
-            vl_self_attention_cfg=transformer | {"num_layers": 2},
-            num_target_vision_tokens=FUTURE,
-            **common,
-        )
-        head = FlowmatchingActionHead_1_5(config)
+        special = {"backbone_embedding_dim": 8, "vl_self_attention_cfg": VL, "num_target_vision_tokens": 2}
+        head = FlowmatchingActionHead_1_5(FlowmatchingActionHeadConfig_1_5(**(special | fields)))
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return head.eval()
+    return head
 
 
-@pytest.fixture
-def chunk():
-    """Return a function: slots of embodiments → features, state, slots and noise for a batch of them."""
-
-    def draw(*slots):
-        torch.manual_seed(1)
-        b = len(slots)
-        features, state, noise = torch.randn(b, TOKENS, WIDTH), torch.randn(b, 6), torch.randn(b, HORIZON, 4)
-        return SimpleNamespace(features=features, state=state, ids=torch.tensor(slots), noise=noise)
-
-    return draw
-
-
-def prepared(head, given, steps=STEPS):
-    with torch.no_grad():
-        return head.prepare(given.features, None, given.state, given.ids, steps)
+def batch(b=2, n=6):
+    torch.manual_seed(1)
+    return {
+        "features": torch.randn(b, n, 8),
+        "mask": torch.ones(b, n, dtype=torch.long),
+        "state": torch.randn(b, 5),
+        "actions": torch.randn(b, 4, 3),
+        "action_mask": torch.ones(b, 4, 3, dtype=torch.bool),
+        "embodiment_id": torch.arange(b) % 4,
+    }
 
 
-@pytest.mark.parametrize("slots", [(1,), (2, 2), (2, 0, 1)], ids=["one", "shared", "mixed"])
-def test_the_plain_formulation_gives_the_same_actions(head, chunk, slots):
-    given = chunk(*slots)
-    found = head.sample(given.features, None, given.state, given.ids, given.noise)
-    expected = Plain(head, given.features, given.state, given.ids).sample(given.noise, STEPS)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def observed(inputs):
+    return {name: value for name, value in inputs.items() if name not in ("actions", "action_mask")}
 
 
-def test_operators_per_step(head, chunk):
-    given = chunk(1)
-    ours = counted(head.step, given.noise, prepared(head, given), 1).calls
-    plain = counted(Plain(head, given.features, given.state, given.ids).step, given.noise, 250).calls
-    assert ours.total() <= 186
-    assert plain.total() >= 320  # LeRobot 0.4.4: 351
+def draws(b=2):
+    generator = torch.Generator().manual_seed(2)
+    return {"noise": torch.randn(b, 4, 3, generator=generator), "time": torch.rand(b, generator=generator)}
 
 
-def test_several_embodiments_cost_no_operator_more(head, chunk):
-    """Their weights are gathered once per chunk."""
-    shared, mixed = chunk(1, 1), chunk(1, 2)
-    of_shared = counted(head.step, shared.noise, prepared(head, shared), 1).calls
-    of_mixed = counted(head.step, mixed.noise, prepared(head, mixed), 1).calls
-    assert of_mixed.total() <= of_shared.total()
-    assert of_mixed["index"] == 0
+def door(inputs):
+    names = {"actions": "action"}
+    features = {"backbone_features": inputs["features"], "backbone_attention_mask": inputs["mask"]}
+    return features, {names.get(n, n): v for n, v in inputs.items() if n not in ("features", "mask")}
 
 
-def test_features_are_read_once_per_chunk(head, chunk):
-    given = chunk(1)
+versions = pytest.mark.parametrize("version", ["n1", "n1_5"])
 
-    def products(steps):
-        return counted(
-            head.sample, given.features, None, given.state, given.ids, given.noise, None, steps
-        ).over_features
 
-    # Keys and values of the 8 blocks that see them; N1.5: query, key, value, output and two of the feed-forward twice.
-    expected = 8 * 2 + (2 * 6 if isinstance(head, FlowmatchingActionHead_1_5) else 0)
-    assert products(1) == products(STEPS) == products(3 * STEPS) == expected
-    assert counted(head.step, given.noise, prepared(head, given), 1).over_features == 0
-    plain = Plain(head, given.features, given.state, given.ids)
-    assert counted(plain.sample, given.noise, STEPS).over_features == STEPS * 8 * 2
+# --- training ---------------------------------------------------------------------------------------------
+
+
+@versions
+def test_loss_and_gradients(version):
+    head, inputs = build(version), batch()
+    flow = head.loss(**inputs, **draws())
+    assert flow.error.shape == flow.velocity.shape == (2, 4, 3)
+    assert torch.equal(flow.action_mask, inputs["action_mask"])
+    flow.error.mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+def test_error_is_that_of_the_velocity():
+    head, inputs, given = build().eval(), batch(), draws()
+    flow = head.loss(**inputs, **given)
+    torch.testing.assert_close(flow.error, (flow.velocity - (inputs["actions"] - given["noise"])) ** 2)
+    # At time 0 there is only noise, so the labels do not matter.
+    given["time"] = torch.zeros(2)
+    other = inputs | {"actions": torch.randn(2, 4, 3)}
+    assert torch.equal(head.loss(**inputs, **given).velocity, head.loss(**other, **given).velocity)
+    # Times of one bucket are not told apart by the network.
+    seen = []
+    head.model.register_forward_hook(lambda _, arguments, __: seen.append(arguments[2].tolist()))
+    head.loss(**inputs, noise=given["noise"], time=torch.tensor([0.0019, 0.9999]))
+    head.loss(**inputs, noise=given["noise"], time=torch.tensor([-0.0009, 1.0]))
+    assert seen == [[1, 999], [0, 1000]]
+
+
+def test_times_are_more_often_close_to_noise():
+    torch.manual_seed(0)
+    time = build().sample_time(20000, "cpu")
+    assert time.min() > -0.002 and time.max() <= 1
+    assert time.mean().item() == pytest.approx(1 - 0.6 / 0.999, abs=0.01)  # Beta(1.5, 1) has mean 0.6
+
+
+def test_randomness_can_be_seeded():
+    head, inputs = build().eval(), batch()
+    losses = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        losses.append(head.loss(**inputs).error)
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+
+
+def test_action_mask():
+    head, inputs, given = build().eval(), batch(), draws()
+    inputs["action_mask"][:, :, 2] = False
+    error = head.loss(**inputs, **given).error
+    torch.testing.assert_close(head(*door(inputs), **given).loss, error[..., :2].mean())
+    inputs["action_mask"] = inputs["action_mask"].float()
+    torch.testing.assert_close(head(*door(inputs), **given).loss, error[..., :2].mean())
+    without = {name: value for name, value in inputs.items() if name != "action_mask"}
+    torch.testing.assert_close(head(*door(without), **given).loss, error.mean())
+
+
+def test_nothing_that_counts():
+    head, inputs = build(), batch()
+    inputs["action_mask"][:] = False
+    loss = head(*door(inputs)).loss
+    assert loss.item() == 0
+    loss.backward()
+    assert all(parameter.grad.abs().sum() == 0 for parameter in head.parameters())
+
+
+def test_expanded_batch():
+    """Each sample is trained on at several flow times, in the order 0, 1, 0, 1, …; sampling is as before."""
+    head, inputs, given = build(expand_batch=3).eval(), batch(), draws(6)
+    inputs["action_mask"][1, 2:] = False
+    flow = head.loss(**inputs, **given)
+    assert flow.error.shape == (6, 4, 3) and torch.equal(flow.action_mask, inputs["action_mask"].repeat(3, 1, 1))
+    once = build().eval()
+    for i in range(3):
+        part = slice(2 * i, 2 * i + 2)
+        expected = once.loss(**inputs, noise=given["noise"][part], time=given["time"][part])
+        torch.testing.assert_close(flow.velocity[part], expected.velocity)
+    torch.testing.assert_close(head(*door(inputs), **given).loss, flow.error[flow.action_mask].mean())
+    assert head.loss(**inputs).error.shape == (6, 4, 3)
+    noise = given["noise"][:2]
+    assert torch.equal(head.sample(**observed(inputs), noise=noise), once.sample(**observed(inputs), noise=noise))
+    with pytest.raises(FeatureShapeError, match=r"noise has shape \(2, 4, 3\); expected \(6, 4, 3\)"):
+        head.loss(**inputs, noise=noise)
+    with pytest.raises(FeatureShapeError, match=r"time has shape \(2,\); expected \(6,\)"):
+        head.loss(**inputs, time=torch.rand(2))
+
+
+def test_gradient_checkpointing():
+    gradients = []
+    for recompute in (False, True):
+        head = build().train()
+        for module in head.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = recompute
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        torch.manual_seed(5)  # of the dropout
+        calls = []
+        head.model.transformer_blocks[0].norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        head.loss(**batch(), **draws()).error.mean().backward()
+        assert len(calls) == 1 + recompute
+        gradients.append([parameter.grad for parameter in head.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+# --- what is trained --------------------------------------------------------------------------------------
+
+PROJECTOR = {"state_encoder", "action_encoder", "action_decoder", "position_embedding"}
+ALWAYS = {"future_tokens", "vlln", "vl_self_attention"}
+
+
+@pytest.mark.parametrize("projector", [True, False])
+@pytest.mark.parametrize("transformer", [True, False])
+def test_trainable_parts(projector, transformer):
+    head = build(tune_projector=projector, tune_diffusion_model=transformer)
+    expected = ALWAYS | (PROJECTOR if projector else set()) | ({"model"} if transformer else set())
+    assert {name.split(".")[0] for name, p in head.named_parameters() if p.requires_grad} == expected
+    head.eval().train()
+    assert {name for name, module in head.named_children() if module.training} == expected
+    if not transformer:
+        assert not head.model.transformer_blocks[0].final_dropout.training
+        head.model.transformer_blocks[0].attn1.requires_grad_(True)  # somebody has unfrozen it
+        assert head.train().model.training
+
+
+def test_dropout_only_in_training():
+    head, inputs, given = build(), batch(), draws()
+    assert not torch.equal(head.loss(**inputs, **given).error, head.loss(**inputs, **given).error)
+    head.eval()
+    assert torch.equal(head.loss(**inputs, **given).error, head.loss(**inputs, **given).error)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------
+
+
+@versions
+def test_sampling(version):
+    head, inputs = build(version).eval(), observed(batch())
+    noise = draws()["noise"]
+    chunks = {n: head.sample(**inputs, noise=noise, num_steps=n) for n in (1, 3, None)}
+    assert chunks[1].shape == (2, 4, 3) and not chunks[1].requires_grad
+    assert torch.equal(chunks[3], chunks[None]) and not torch.equal(chunks[1], chunks[3])
+    seeded = [head.sample(**inputs, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+    start = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head.sample(**inputs, noise=start), seeded[0])
+
+
+def test_one_step_follows_the_velocity_of_the_noise():
+    head, inputs = build().eval(), batch()
+    noise = draws()["noise"]
+    velocity = head.loss(**inputs, noise=noise, time=torch.zeros(2)).velocity
+    torch.testing.assert_close(head.sample(**observed(inputs), noise=noise, num_steps=1), noise + velocity)
+
+
+def test_timesteps_are_cut_to_buckets():
+    head, seen = build().eval(), []
+    head.model.timestep_encoder.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].tolist()))
+    head.sample(**observed(batch()), num_steps=16)
+    assert seen == [[0, 62, 125, 187, 250, 312, 375, 437, 500, 562, 625, 687, 750, 812, 875, 937]]
+
+
+def test_features_are_read_once():
+    head, calls = build().eval(), []
+    head.vl_self_attention.register_forward_hook(lambda *_: calls.append("features"))
+    head.state_encoder.register_forward_hook(lambda *_: calls.append("state"))
+    head.model.transformer_blocks[0].attn1.to_k.register_forward_hook(lambda *_: calls.append("keys"))
+    head.action_decoder.register_forward_hook(lambda *_: calls.append("step"))
+    head.sample(**observed(batch()), num_steps=4)
+    assert calls == ["state", "features", "keys", *["step"] * 4]
+
+
+@versions
+def test_half_precision(version):
+    head, inputs, given = build(version).eval(), batch(), draws()
+    expected = head.sample(**observed(inputs), noise=given["noise"])
+    error = head.loss(**inputs, **given).error
+    head.to(torch.bfloat16)
+    found = head.sample(**observed(inputs), noise=given["noise"])
+    assert found.dtype == torch.float32 and 0 < (found - expected).abs().max() < 0.05
+    half = head.loss(**inputs, **given).error
+    assert half.dtype == torch.float32 and 0 < (half - error).abs().max() < 0.3
+
+
+@versions
+def test_compiles_whole(version):
+    head, inputs = build(version).eval(), batch()
+    noise = draws()["noise"]
+    sample = torch.compile(head.sample, backend="eager", fullgraph=True)
+    torch.testing.assert_close(sample(**observed(inputs), noise=noise), head.sample(**observed(inputs), noise=noise))
+
+
+# --- padding and embodiments ------------------------------------------------------------------------------
+
+
+def padded():
+    """One batch, in which the second sample's first three tokens are padding, and that sample alone."""
+    inputs = batch()
+    inputs["mask"][1, :3] = 0
+    alone = {name: value[1:] for name, value in inputs.items()}
+    alone |= {"features": inputs["features"][1:, 3:], "mask": inputs["mask"][1:, 3:]}
+    return inputs, alone
+
+
+@versions
+def test_padding_counts_as_published(version):
+    head, given = build(version).eval(), draws()
+    inputs, alone = padded()
+    ones = inputs | {"mask": torch.ones_like(inputs["mask"])}
+    error = head.loss(**inputs, **given).error
+    assert torch.equal(error, head.loss(**ones, **given).error)
+    of_one = {name: value[1:] for name, value in given.items()}
+    assert not torch.allclose(error[1:], head.loss(**alone, **of_one).error, atol=1e-4)
+
+
+@versions
+def test_masked_padding_makes_samples_independent(version):
+    head, given = build(version, mask_padding=True).eval(), draws()
+    inputs, alone = padded()
+    of_one = {name: value[1:] for name, value in given.items()}
+    torch.testing.assert_close(head.loss(**inputs, **given).error[1:], head.loss(**alone, **of_one).error)
+    chunk = head.sample(**observed(inputs), noise=given["noise"])
+    torch.testing.assert_close(chunk[1:], head.sample(**observed(alone), noise=of_one["noise"]))
+    # Nothing is masked where nothing is padded, or where nobody says what is.
+    plain = build(version).eval()
+    for mask in (torch.ones(2, 6), None):
+        whole = inputs | {"mask": mask}
+        torch.testing.assert_close(head.loss(**whole, **given).error, plain.loss(**whole, **given).error)
+    with pytest.raises(FeatureShapeError, match=r"mask has shape \(2, 5\); expected \(2, 6\)"):
+        head.loss(**inputs | {"mask": torch.ones(2, 5)})
+
+
+def test_masked_padding_in_an_expanded_batch():
+    head, given = build(mask_padding=True, expand_batch=2).eval(), draws(4)
+    inputs, alone = padded()
+    of_one = {name: value[1::2] for name, value in given.items()}
+    torch.testing.assert_close(head.loss(**inputs, **given).error[1::2], head.loss(**alone, **of_one).error)
+
+
+def test_embodiments_have_weights_of_their_own():
+    head, inputs = build().eval(), observed(batch())
+    noise = draws()["noise"]
+    mixed = head.sample(**inputs, noise=noise)
+    for i in range(2):
+        same = inputs | {"embodiment_id": torch.tensor([i, i])}
+        assert torch.allclose(head.sample(**same, noise=noise)[i], mixed[i], atol=1e-6)
+        assert not torch.allclose(head.sample(**same, noise=noise)[1 - i], mixed[1 - i], atol=1e-4)
+
+
+@pytest.mark.parametrize(("ids", "given"), [([0, 4], "4"), ([-1, 0], "-1")])
+def test_embodiment_without_a_slot(ids, given):
+    head, inputs = build(), batch() | {"embodiment_id": torch.tensor(ids)}
+    with pytest.raises(FeatureValueError, match=f"embodiment_id holds {given}; .*max_num_embodiments=4 slots, 0 to 3"):
+        head.loss(**inputs)
+    with pytest.raises(FeatureValueError, match="embodiment_id"):
+        head.sample(**observed(inputs))
+
+
+def test_future_tokens_are_optional():
+    head = build(num_target_vision_tokens=0).eval()
+    assert not any("future_tokens" in name for name in head.state_dict())
+    assert head.prefix(torch.randn(2, 1, 5), 0).shape == (2, 1, 8)
+    assert build().prefix(torch.randn(2, 1, 5), 0).shape == (2, 3, 8)
+
+
+def test_parts_left_out():
+    head = build(use_vlln=False, vl_self_attention_cfg=None, add_pos_embed=False)
+    assert {name.split(".")[0] for name in head.state_dict()} == PROJECTOR - {"position_embedding"} | {
+        "model",
+        "future_tokens",
+    }
+    features = torch.randn(2, 6, 8)
+    assert head.read(features, None) is features
+    assert build(add_pos_embed=False, tune_projector=False).sample(**observed(batch())).shape == (2, 4, 3)
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"features": torch.zeros(2, 6, 9)}, r"features has shape \(2, 6, 9\); expected \(batch, tokens, 8\)"),
+        ({"state": torch.zeros(2, 4)}, r"state has shape \(2, 1, 4\); expected \(2, 1, 5\)"),
+        ({"actions": torch.zeros(2, 5, 3)}, r"actions has shape \(2, 5, 3\); expected \(2, 4, 3\)"),
+        ({"action_mask": torch.ones(2, 4)}, r"action_mask has shape \(2, 4\); expected \(2, 4, 3\)"),
+        ({"embodiment_id": torch.tensor([1])}, r"embodiment_id has shape \(1,\); expected \(2,\)"),
+    ],
+)
+def test_shapes(changed, message):
+    with pytest.raises(FeatureShapeError, match=message):
+        build().loss(**batch() | changed)
+
+
+def test_sampling_is_checked():
+    head, inputs = build(), observed(batch())
+    with pytest.raises(InvalidConfigError, match="num_steps=0 must be at least 1"):
+        head.sample(**inputs, num_steps=0)
+    with pytest.raises(FeatureShapeError, match=r"noise has shape \(2, 4, 2\); expected \(2, 4, 3\)"):
+        head.sample(**inputs, noise=torch.zeros(2, 4, 2))
+
+
+def test_missing_entries():
+    features, given = door(batch())
+    with pytest.raises(MissingFeatureError, match="lacks action"):
+        build()(features, {name: value for name, value in given.items() if name != "action"})
+    with pytest.raises(MissingFeatureError, match="lacks embodiment_id, state"):
+        build().get_action(features, {"action": given["action"]})
+
+
+def test_another_heads_config():
+    with pytest.raises(InvalidConfigError, match="is built from FlowmatchingActionHeadConfig_1_5, not Flow"):
+        FlowmatchingActionHead_1_5(FlowmatchingActionHeadConfig())
+    with pytest.raises(InvalidConfigError, match="not FlowmatchingActionHeadConfig_1_5"):
+        FlowmatchingActionHead(FlowmatchingActionHeadConfig_1_5())
+
+
+@versions
+def test_the_documents_names(version):
+    head, inputs, given = build(version).eval(), batch(), draws()
+    features, rest = door(inputs)
+    output = head(head.prepare_input(features), head.prepare_input(rest), **given)
+    assert output.loss.shape == () and output["predictions"].shape == (2, 4, 3)
+    noise = given["noise"]
+    expected = head.sample(**observed(inputs), noise=noise)
+    assert torch.equal(head.get_action(features, rest, noise=noise).action_pred, expected)
+    assert torch.equal(head.inference(features, rest, noise=noise)["action_pred"], expected)
+    ours = {("actions" if name == "action" else name): value for name, value in rest.items()}
+    assert torch.equal(head(features, ours, **given).loss, output.loss)
+    with_time = rest | {"state": rest["state"][:, None]}  # (b, 1, s), as published
+    assert torch.equal(head(features, with_time, **given).loss, output.loss)

@@ -13,7 +13,6 @@ from manipulators import (
     FlowmatchingActionHeadConfig,
     FlowmatchingActionHeadConfig_1_5,
 )
-from manipulators.modeling.layers.positional import encode_timesteps
 
 CASES = (
     "flow_head_n1_single",
@@ -44,7 +43,13 @@ def golden(shared, request):
     features = {name: inputs[name] for name in ("backbone_features", "backbone_attention_mask")}
     given = {name: inputs[name] for name in ("state", "action", "action_mask", "embodiment_id")}
     return SimpleNamespace(
-        head=head.eval(), config=head.config, inputs=inputs, outputs=outputs, close=close, door=(features, given)
+        head=head.eval(),
+        config=head.config,
+        times=case["config"].get("expand_batch") or 1,
+        inputs=inputs,
+        outputs=outputs,
+        close=close,
+        door=(features, given),
     )
 
 
@@ -65,7 +70,6 @@ def test_every_step_of_a_loss(golden):
     hooks = [
         recorded(head.state_encoder, seen, "state_features"),
         recorded(head.action_encoder, seen, "noisy_trajectory", argument=0),
-        recorded(head.action_encoder, seen, "time_code", argument=1),
         recorded(head.action_encoder, seen, "action_features_no_pos"),
         recorded(head.model, seen, "t_discretized", argument=2),
         recorded(head.model.timestep_encoder, seen, "dit_temb"),
@@ -80,29 +84,26 @@ def test_every_step_of_a_loss(golden):
         found = head(*golden.door, noise=inputs["noise"], time=time)
     for hook in hooks:
         hook.remove()
-    (time_code,) = seen.pop("time_code")
-    assert torch.equal(time_code, encode_timesteps(golden.outputs["t_discretized"], 48))
     for name, (value,) in seen.items():
         golden.close(value, name)
     # Only what the actions need is decoded; the reference decodes every token.
-    ids = inputs["embodiment_id"].repeat(golden.config.expand_batch or 1) if "n1_5" in head.config.model_type else None
-    ids = (
-        inputs["embodiment_id"].repeat(len(seen["dit_out"][0]) // len(inputs["embodiment_id"])) if ids is None else ids
-    )
+    ids = inputs["embodiment_id"].repeat(golden.times)
     golden.close(head.action_decoder(seen["dit_out"][0], ids), "decoder_out")
     golden.close(found["loss"].reshape(1), "loss")
     golden.close(found["predictions"], "pred_velocity")
 
 
-def test_every_step_of_sampling(golden, monkeypatch):
-    head, actions = golden.head, []
-    step = head.step
-    monkeypatch.setattr(head, "step", lambda x, *rest: (actions.append(x), step(x, *rest))[1])
+def test_every_step_of_sampling(golden):
+    head = golden.head
     seen = {}
-    hook = recorded(head.model.timestep_encoder, seen, "timesteps", argument=0)
+    hooks = [
+        recorded(head.action_encoder, seen, "actions", argument=0),
+        recorded(head.model.timestep_encoder, seen, "timesteps", argument=0),
+    ]
     found = head.get_action(*golden.door, noise=golden.inputs["inference_init_noise"])
-    hook.remove()
-    golden.close(torch.stack(actions), "inference_actions_before_each_step")
+    for hook in hooks:
+        hook.remove()
+    golden.close(torch.stack(seen["actions"]), "inference_actions_before_each_step")
     (timesteps,) = seen["timesteps"]  # encoded once, for all steps and samples
     assert torch.equal(timesteps[:, None].expand(4, len(found.action_pred)), golden.outputs["inference_timesteps"])
     golden.close(found.action_pred, "action_pred")
@@ -112,8 +113,7 @@ def test_steps_of_sampling_predict_what_training_does(golden):
     """Sampling caches what the loss computes anew: keys and values, modulations."""
     head, inputs = golden.head, golden.inputs
     features, given = inputs["backbone_features"], (inputs["state"], inputs["action"], None, inputs["embodiment_id"])
-    times = golden.config.expand_batch if getattr(golden.config, "expand_batch", None) else 1
-    x = inputs["inference_init_noise"]
+    x, times = inputs["inference_init_noise"], golden.times
     prepared = head.prepare(features, None, given[0], given[3], steps=3)
     with torch.no_grad():
         for i in range(3):

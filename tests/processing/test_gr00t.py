@@ -354,13 +354,12 @@ def tiny_config(config_class, **fields):
     eagle = {"vision_config": vision, config_class.eagle_class.language_field: TEXT}
     if config_class is GR00TN1_5Config:
         eagle |= {"image_token_index": IMAGE}
-        width = {"backbone_embedding_dim": 16}
+        fields = {"project_to_dim": 2048} | fields
     else:
         fields = {"img_context_token_id": IMAGE, "projector_dim": 16} | fields
-        width = {}
-    head = {"max_state_dim": 6, "max_action_dim": 4, "action_dim": 4, "action_horizon": 5} | width
+    fields = {"max_state_dim": 6, "action_dim": 4, "action_horizon": 5, "select_layer": 1} | fields
     features = {name: FIELDS[name] for name in ("input_features", "output_features", "state_parts")}
-    return config_class(**features | {"eagle_config": eagle, "action_head_cfg": head, "select_layer": 1} | fields)
+    return config_class(**features | {"eagle_config": eagle} | fields)
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS)
