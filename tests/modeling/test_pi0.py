@@ -266,13 +266,12 @@ def test_what_is_observed_is_read_once(policy, inputs):
     assert calls[3:] == [[2 * 4 + 6, 1], *[[None, 5]] * 4]
 
 
-# Operators that return other sizes and strides over the same memory: nothing is computed or copied.
-VIEWS = {"view", "_unsafe_view", "t", "transpose", "slice", "select", "split_with_sizes", "split", "unsqueeze"}
-VIEWS |= {"squeeze", "expand", "alias", "detach", "permute", "as_strided", "unbind"}
-
-
 class CountedOperators(TorchDispatchMode):
-    """Count what reaches a device: aten operators other than views, by name."""
+    """Count what reaches a device: ATen operators that compute or copy.
+
+    Views are not counted: operators whose schema says that their output shares memory with their input
+    (`OpOverload.is_view`), and `_unsafe_view`, which differs from `view` for autograd only.
+    """
 
     def __init__(self):
         super().__init__()
@@ -280,7 +279,7 @@ class CountedOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name not in VIEWS:
+        if not function.is_view and name != "_unsafe_view":
             self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 
