@@ -342,8 +342,9 @@ class GR00TConfig(VisionLanguageActionConfig):
         inputs = super().example_inputs(batch_size, absent_cameras)
         generator = torch.Generator().manual_seed(1)
         views = len(self.image_features)
-        pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
-        inputs["pixel_values"] = pictures
+        if views:
+            pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
+            inputs["pixel_values"] = pictures
         words = self._language_config["vocab_size"] - 1
         text = torch.randint(words, (batch_size, 6 + 2 * views), generator=generator)
         text += text >= self.image_token_index  # any word, but no image token

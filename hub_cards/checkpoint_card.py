@@ -16,7 +16,12 @@ from .card_data import CardData, ContractRow
 from .wording import is_hub_id
 
 # As people say them, where that is not the model type in capitals.
-POLICY_NAMES = {"diffusion_policy": "Diffusion", "pi0_policy": "π0"}
+POLICY_NAMES = {
+    "diffusion_policy": "Diffusion",
+    "gr00t_n1": "GR00T N1",
+    "gr00t_n1_5": "GR00T N1.5",
+    "pi0_policy": "π0",
+}
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 BASE_FILE = "adapter_base.json"  # what it says: modeling/adapters.py
 

@@ -101,7 +101,7 @@ class PolicyModel(PreTrainedModel):
         for name in self.parameter_parts.get(part, ()):
             with suppress(AttributeError):
                 found[name] = self.get_submodule(name)
-        return found
+        return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
 
     def train(self, mode: bool = True):
         """Set training mode; a part's modules that are frozen whole stay as they are at inference."""

@@ -142,7 +142,6 @@ DIT = {
     "interleave_self_attention": True,
     "positional_embeddings": None,
 }
-FEATURES_TRANSFORMER = DIT | {"num_attention_heads": 4, "num_layers": 1}
 FLOW_HEAD = {
     "action_dim": 4,
     "max_action_dim": 4,
@@ -156,10 +155,14 @@ FLOW_HEAD = {
 }
 
 
-def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, head: dict | None = None, **fields):
-    """Return a `GR00TN1_5Config`, arguments as in `tiny_act`; `head` are fields of its action head."""
+EMBODIMENTS = {"new_embodiment": 1, "gr1": 2}
+
+
+def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `GR00TN1_5Config`, arguments as in `tiny_act`."""
     from manipulators import GR00TN1_5Config
 
+    features_transformer = DIT | {"num_attention_heads": 4, "num_layers": 1}
     parts = {
         "backbone_cfg": {"select_layer": 1},
         "eagle_config": {"vision_config": SIGLIP, "text_config": GEMMA, "image_token_index": 4},
@@ -167,13 +170,25 @@ def tiny_gr00t_n1_5(cameras: dict | None = None, state: int = 3, head: dict | No
         | {
             "backbone_embedding_dim": 32,
             "diffusion_model_cfg": DIT,
-            "vl_self_attention_cfg": FEATURES_TRANSFORMER,
+            "vl_self_attention_cfg": features_transformer,
             "num_target_vision_tokens": 2,
-        }
-        | (head or {}),
-        "embodiment_ids": {"new_embodiment": 1, "gr1": 2},
+        },
+        "embodiment_ids": EMBODIMENTS,
     }
     return GR00TN1_5Config(**features_of(cameras or TWO_CAMERAS, state, None), **(parts | fields))
+
+
+def tiny_gr00t_n1(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `GR00TN1Config`, arguments as in `tiny_act`."""
+    from manipulators import GR00TN1Config
+
+    parts = {
+        "backbone_cfg": {"select_layer": 1, "projector_dim": 32, "project_to_dim": 24, "img_context_token_id": 4},
+        "eagle_config": {"vision_config": SIGLIP, "llm_config": GEMMA | {"head_dim": 8}},
+        "action_head_cfg": FLOW_HEAD | {"diffusion_model_cfg": DIT},
+        "embodiment_ids": EMBODIMENTS,
+    }
+    return GR00TN1Config(**features_of(cameras or TWO_CAMERAS, state, None), **(parts | fields))
 
 
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
@@ -186,11 +201,16 @@ KEYPOINT_BIASES = frozenset({f"diffusion.rgb_encoder.{i}.pool.nets.bias" for i i
 # A bias of the keys adds the same to every score of a query, and the softmax takes it off again.
 PI0_KEY_BIAS = frozenset({"model.paligemma_with_expert.vision_tower.encoder.layers.0.self_attn.k_proj.bias"})
 # As above, and in the blocks of the action head.
-GR00T_KEY_BIAS = frozenset(
+GR00T_N1_KEY_BIAS = frozenset(
     {
-        "backbone.eagle_model.vision_model.encoder.layers.0.self_attn.k_proj.bias",
-        "action_head.vl_self_attention.transformer_blocks.0.attn1.to_k.bias",
+        "backbone.model.vision_model.encoder.layers.0.self_attn.k_proj.bias",
         *(f"action_head.model.transformer_blocks.{i}.attn1.to_k.bias" for i in range(2)),
+    }
+)
+GR00T_N1_5_KEY_BIAS = frozenset(
+    {
+        *(name.replace("backbone.model.", "backbone.eagle_model.") for name in GR00T_N1_KEY_BIAS),
+        "action_head.vl_self_attention.transformer_blocks.0.attn1.to_k.bias",
     }
 )
 
@@ -234,12 +254,28 @@ CASES = {
     "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
     "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
     "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
     "gr00t_n1_5": Case(
-        lambda: tiny_gr00t_n1_5(
-            optional_cameras=("observation.images.above",), tune_llm=True, project_to_dim=32, mask_padding=True
-        ),
-        GR00T_KEY_BIAS,
+        lambda: tiny_gr00t_n1_5(tune_llm=True, project_to_dim=32, mask_padding=True),
+        GR00T_N1_5_KEY_BIAS,
         complete=True,
     ),
-    "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
+    "gr00t_n1_5_optional_camera": Case(
+        lambda: tiny_gr00t_n1_5(
+            {"wrist": (3, 32, 32), "above": (3, 24, 48)},
+            optional_cameras=("observation.images.above",),
+            use_vlln=False,
+            num_target_vision_tokens=0,
+        ),
+        GR00T_N1_5_KEY_BIAS - {"action_head.vl_self_attention.transformer_blocks.0.attn1.to_k.bias"},
+    ),
+    "gr00t_n1": Case(
+        lambda: tiny_gr00t_n1(optional_cameras=("observation.images.above",), tune_llm=True),
+        GR00T_N1_KEY_BIAS,
+        complete=True,
+    ),
+    "gr00t_n1_head_only": Case(
+        lambda: tiny_gr00t_n1({"above": (3, 28, 28)}, tune_visual=False, mask_padding=True, reproject_vision=True),
+        GR00T_N1_KEY_BIAS - {"backbone.model.vision_model.encoder.layers.0.self_attn.k_proj.bias"},
+    ),
 }

@@ -15,10 +15,8 @@ from ..layers.masking import fill_padded, masked_mean
 from ..policy import LABELS, PolicyModel, PolicyOutput
 
 HEAD = "action_head."
-# Small, or a robot's own: what its states and actions go through, and learned tokens between the two.
-PROJECTORS = ("state_encoder", "action_encoder", "action_decoder", "position_embedding", "future_tokens")
-# What turns noise into actions, and what first works on the features for it.
-TRANSFORMERS = ("model", "vlln", "vl_self_attention")
+# Small, or a robot's own: what its states and actions go through.
+PROJECTORS = tuple(HEAD + name for name in ("state_encoder", "action_encoder", "action_decoder", "position_embedding"))
 
 
 class GR00TPolicy(PolicyModel):
@@ -26,6 +24,7 @@ class GR00TPolicy(PolicyModel):
 
     States and actions have the padded widths of the config: the processor pads and takes the padding off again.
     Subclasses name their parts, which are composed here: a backbone that gives features, a head that reads them.
+    Beside adapters the projectors are trained in full: those of a new robot start from nothing.
 
     Args:
         config (`GR00TConfig`): of the same model; features may be absent.
@@ -37,8 +36,6 @@ class GR00TPolicy(PolicyModel):
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen3DecoderLayer", "LlamaDecoderLayer", "TransformerBlock"]
-    # Trained in full beside any adapter, since a new robot's start from nothing.
-    modules_to_save = tuple(HEAD + name for name in PROJECTORS)
     lora_targets = {
         "tune_llm": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "tune_visual": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "mlp1.0", "mlp1.1", "mlp1.3"),
@@ -156,12 +153,12 @@ class GR00TPolicy(PolicyModel):
     def check_inputs(self, **observation: Any) -> dict[str, Any]:
         """Return the observation inputs; see `PolicyModel.check_inputs`. The state may be (b, 1, s), as published."""
         inputs = super().check_inputs(**observation)
-        if isinstance(inputs["pixel_values"], (list, tuple)):  # one (b, 3, h, w) per camera
-            inputs["pixel_values"] = torch.stack(list(inputs["pixel_values"]), dim=1)
-        if inputs["pixel_values"].ndim != 5:
-            expected = "(batch, cameras, 3, height, width)"
-            raise FeatureShapeError("pixel_values", tuple(inputs["pixel_values"].shape), expected)
-        return inputs
+        pictures = inputs["pixel_values"]
+        if isinstance(pictures, (list, tuple)):  # one (b, 3, h, w) per camera
+            pictures = torch.stack(list(pictures), dim=1)
+        if pictures.ndim != 5:
+            raise FeatureShapeError("pixel_values", tuple(pictures.shape), "(batch, cameras, 3, height, width)")
+        return inputs | {"pixel_values": pictures}
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Choose the attention kernel of the vision tower and of the language model."""
@@ -174,16 +171,17 @@ class GR00TPolicy(PolicyModel):
         return (torch.arange(actions.shape[-1], device=actions.device) < width).expand_as(actions)
 
 
-def parts_of(model: str, projection: str) -> dict[str, tuple[str, ...]]:
-    """Return the modules of each part.
+def parts_of(model: str, projectors: tuple[str, ...], transformers: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the modules of each part; projectors are trained in full beside any adapter.
 
     Args:
-        model: name of the vision-language model in the policy.
-        projection: name of what its features are projected with.
+        model: name of the vision-language model.
+        projectors: names of what a robot's states and actions, and the features, go through.
+        transformers: names of what turns noise into actions.
     """
     return {
         "tune_llm": (f"{model}.language_model",),
         "tune_visual": (f"{model}.vision_model", f"{model}.mlp1"),
-        "tune_projector": (projection, *(HEAD + name for name in PROJECTORS)),
-        "tune_diffusion_model": tuple(HEAD + name for name in TRANSFORMERS),
+        "tune_projector": projectors,
+        "tune_diffusion_model": transformers,
     }

@@ -6,7 +6,7 @@ from ...configuration.gr00t_n1_5 import GR00TN1_5Config
 from ..action_heads.flow_matching_1_5 import FlowmatchingActionHead_1_5
 from ..backbones.eagle_1_5 import EagleBackbone1_5
 from ..registry import register_policy
-from .gr00t import GR00TPolicy, parts_of
+from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of
 
 
 @register_policy("gr00t_n1_5")
@@ -20,5 +20,9 @@ class GR00TN1_5Policy(GR00TPolicy):
     config_class = GR00TN1_5Config
     backbone_class = EagleBackbone1_5
     head_class = FlowmatchingActionHead_1_5
-    parameter_parts = parts_of("backbone.eagle_model", "backbone.eagle_linear")
-    modules_to_save = (*GR00TPolicy.modules_to_save, "backbone.eagle_linear")
+    # The learned tokens are as small as a projector. What works on the features does so for the transformer, in layers
+    # of the same kind.
+    modules_to_save = (*PROJECTORS, HEAD + "future_tokens", "backbone.eagle_linear")
+    parameter_parts = parts_of(
+        "backbone.eagle_model", modules_to_save, (HEAD + "model", HEAD + "vlln", HEAD + "vl_self_attention")
+    )

@@ -1,33 +1,20 @@
 """InternManip's Eagle backbones give their numbers here, on padding too, and have the published sizes."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from manipulators import EagleBackbone, EagleBackbone1_5
+from manipulators import EagleBackbone, EagleBackbone1_5, load_published
+from manipulators.conversion.gr00t import rename_gr00t_weights
 
-RENAMES = {"vision_model.vision_model.": "vision_model.", "language_model.model.": "language_model."}
-UNUSED = re.compile(r"(vision_model\.head|language_model\.lm_head)\.")
 CLASSES = {"n1": EagleBackbone, "n1_5": EagleBackbone1_5}
 
 
 def close(found, expected, atol=2e-5, rtol=1e-4):
     torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
-
-
-def renamed(published: dict) -> dict:
-    """Return weights under the names that transformers 5 gives their parts; what nothing reads is left out."""
-    weights = {}
-    for name, value in published.items():
-        for old, new in RENAMES.items():
-            name = name.replace(old, new)
-        if not UNUSED.search(name):
-            weights[name] = value
-    return weights
 
 
 @pytest.fixture(scope="module", params=["n1", "n1_5"])
@@ -40,8 +27,7 @@ def golden(shared, request):
 
     def build(**fields):
         backbone = CLASSES[request.param](**(backbone_cfg | case | fields)).eval()
-        backbone.load_state_dict(renamed(arrays["weights"]))  # strict
-        return backbone
+        return load_published(backbone, arrays["weights"])
 
     return SimpleNamespace(name=request.param, build=build, inputs=arrays["inputs"], outputs=arrays["outputs"])
 
@@ -125,7 +111,8 @@ def test_pixel_shuffle_and_projection_of_n1_5(shared):
         "mlp_connector_layers": 2,
     }
     backbone = EagleBackbone1_5(select_layer=3, eagle_config=eagle_config).eval()
-    backbone.load_state_dict({f"eagle_{name}": value for name, value in renamed(arrays["weights"]).items()})
+    weights = rename_gr00t_weights(arrays["weights"])
+    backbone.load_state_dict({f"eagle_{name}": value for name, value in weights.items()})
     with torch.no_grad():
         output = backbone({f"eagle_{name}": value for name, value in arrays["inputs"].items()})
     close(output["backbone_features"], arrays["outputs"]["backbone_features_fa2_emulated"])
@@ -146,7 +133,7 @@ def test_published_names_and_shapes(shared, request, table, prefix, backbone_cfg
     """Unused are the 11 tensors of the vision pooling head and the language model's head over words, in N1.5."""
     published = json.loads((shared / "specs" / table).read_text())
     of_backbone = {name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)}
-    expected = {name: tuple(shape) for name, shape in renamed(of_backbone).items()}
+    expected = {name: tuple(shape) for name, shape in rename_gr00t_weights(of_backbone).items()}
     with torch.device("meta"):
         backbone = CLASSES[request.node.callspec.id](**backbone_cfg)
     assert {name: tuple(value.shape) for name, value in backbone.state_dict().items()} == expected

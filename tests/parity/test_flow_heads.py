@@ -12,6 +12,7 @@ from manipulators import (
     FlowmatchingActionHead_1_5,
     FlowmatchingActionHeadConfig,
     FlowmatchingActionHeadConfig_1_5,
+    load_published,
 )
 
 CASES = (
@@ -34,7 +35,7 @@ def golden(shared, request):
         head = FlowmatchingActionHead_1_5(config)
     else:
         head = FlowmatchingActionHead(FlowmatchingActionHeadConfig(**case["config"]))
-    head.load_state_dict(weights)
+    load_published(head, weights)
     assert len(weights) == case["n_weight_tensors"]
 
     def close(found, name):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from manipulators import GR00TN1_5Config, GR00TN1_5Policy, load_published
+from manipulators.conversion.gr00t import rename_gr00t_weights
 
 SLOTS = {"gr1": 2, "new_embodiment": 5}  # of the six that the golden's head has
 TOLERANCE = {"atol": 3e-5, "rtol": 1e-4}
@@ -72,3 +73,42 @@ def test_loss_and_actions(golden, build, inputs, labels, kernel, name):
     torch.testing.assert_close(loss, outputs[f"loss_{name}"][0], **TOLERANCE)
     actions = policy.predict_action_chunk(**inputs, noise=golden[1]["inputs"]["inference_init_noise"])
     torch.testing.assert_close(actions, outputs[f"action_pred_{name}"], **TOLERANCE)
+
+
+def test_components_by_themselves(golden, build, inputs):
+    """The whole policy's weights load into a backbone or a head, which have no `backbone.` in their names."""
+    policy, weights = build(), golden[1]["weights"]
+    for part in (policy.backbone, policy.action_head):
+        before = {name: value.clone() for name, value in part.state_dict().items()}
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter.zero_()
+        load_published(part, weights)
+        assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sample_and_its_batch(golden, build, inputs, labels, masked):
+    """The published model looks at padding, so that the longest prompt of a batch changes the others' actions."""
+    policy = build(mask_padding=masked)
+    shorter = {name: value[1:] for name, value in inputs.items()}
+    real = shorter["attention_mask"][0].bool()
+    shorter["input_ids"], shorter["attention_mask"] = shorter["input_ids"][:, real], shorter["attention_mask"][:, real]
+    noise = golden[1]["inputs"]["inference_init_noise"]
+    together = policy.predict_action_chunk(**inputs, noise=noise)[1:]
+    alone = policy.predict_action_chunk(**shorter, noise=noise[1:])
+    assert torch.allclose(together, alone, atol=1e-5) == masked
+    real_steps = labels | {"action_mask": labels["action_mask"] * torch.tensor([0, 1])[:, None, None]}
+    together = policy(**inputs, **real_steps).loss
+    alone = policy(**shorter, **{name: value[1:] for name, value in labels.items()}).loss
+    assert torch.allclose(together, alone, atol=1e-5) == masked
+
+
+def test_the_published_model_has_these_weights(shared):
+    """Names and shapes at real size, without storage; what nothing reads is left out."""
+    table = json.loads((shared / "specs" / "gr00t_n1_5_keys.json").read_text())
+    with torch.device("meta"):
+        policy = GR00TN1_5Policy(GR00TN1_5Config())
+    assert {n: tuple(v.shape) for n, v in policy.state_dict().items()} == {
+        name: tuple(shape) for name, shape in rename_gr00t_weights(table).items()
+    }
