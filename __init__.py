@@ -57,6 +57,7 @@ _EXPORTS = {
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
+    "measure_speed": "inference.speed",
     "merge_and_save": "training.tuning",
     "parameter_table": "training.tuning",
     "record_demonstrations": "evaluation.demonstrations",

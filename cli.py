@@ -1,4 +1,7 @@
-"""The command line: record | train | eval | convert | convert-dataset | card. Heavy imports wait for a command."""
+"""The command line: record | train | eval | benchmark | convert | convert-dataset | card.
+
+Heavy imports wait for a command.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, where something draws")
     command.set_defaults(command=evaluate)
 
+    command = commands.add_parser("benchmark", help="time a policy: processor, stages, decoding, and a whole chunk")
+    command.add_argument("source", help="checkpoint: folder or Hub id, ours or as another project published it")
+    command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
+    command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: as saved)")
+    command.add_argument("--batch-size", type=int, default=1, help="observations per chunk (default: 1)")
+    command.add_argument("--rounds", type=int, default=20, help="chunks that are counted (default: 20)")
+    command.add_argument("--warmup", type=int, default=3, help="chunks before them that are not (default: 3)")
+    command.add_argument("--num-steps", type=int, help="steps of sampling (default: the policy's)")
+    command.add_argument("--fuse", action="store_true", help="join weights that read the same input")
+    command.add_argument("--compile", action="store_true", help="compile every stage first")
+    command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
+    command.add_argument("--output", type=Path, help="write every measurement to this JSON file")
+    command.set_defaults(command=benchmark)
+
     command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
@@ -147,6 +164,24 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.video and not result.video:
         print(result.video_note)
     print(_result_line(json.dumps(result.to_dict())))
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Time a checkpoint."""
+    from ._files import write_text
+    from .inference.pipeline import PolicyPipeline
+    from .inference.speed import measure_speed
+
+    loading = {"tokenizer": options.tokenizer} if options.tokenizer else {}
+    pipeline = PolicyPipeline.from_pretrained(options.source, device=options.device, dtype=options.dtype, **loading)
+    if options.fuse:
+        pipeline.policy.fuse()
+    if options.compile:
+        pipeline.policy.compile(batch_size=options.batch_size)
+    speed = measure_speed(pipeline, options.rounds, options.warmup, options.batch_size, options.num_steps)
+    if options.output:
+        write_text(options.output, speed.to_json())
+    print(speed.table())
 
 
 def convert(options: argparse.Namespace) -> None:

@@ -87,6 +87,14 @@ def _listed(rows: list, title: str, describe, limit: int = 8) -> list[str]:
     return [f"  {len(rows)} {title}:"] + [f"    {describe(row)}" for row in rows[:limit]] + more
 
 
+class FusedPolicyError(ManipulatorsError, RuntimeError):
+    """A policy cannot be fused as it is, or is fused and can no longer do what was asked."""
+
+
+class InferenceOnlyError(ManipulatorsError, RuntimeError):
+    """A policy in training mode was asked for what only inference has."""
+
+
 class BaseMismatchError(CheckpointError, ValueError):
     """An adapter whose base is not the one it was trained on."""
 

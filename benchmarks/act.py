@@ -23,10 +23,19 @@ from lerobot.policies.act.modeling_act import ACTPolicy as TheirPolicy
 from lerobot.policies.act.processor_act import make_act_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.utils.import_utils import get_safe_default_video_backend
-from timing import Comparison, alternate, alternate_processes, machine, report, write
+from timing import (
+    Comparison,
+    alternate,
+    alternate_processes,
+    machine,
+    report,
+    require_equal,
+    trainer_optimizer,
+    write,
+)
 from torch.utils.data import DataLoader
 
-from manipulators import AutoPolicy, LeRobotDataset, LeRobotWriter, PolicyPipeline, PolicyTrainingArguments
+from manipulators import AutoPolicy, LeRobotDataset, LeRobotWriter, PolicyPipeline
 
 THREADS = 2
 CAMERA, STATE, ACTION = "observation.images.top", "observation.state", "action"
@@ -120,13 +129,6 @@ class Workbench:
         return root
 
 
-def require_equal(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    """Stop unless both compute the same: speed without it means nothing."""
-    difference = (ours - theirs).abs().max().item()
-    if ours.shape != theirs.shape or not difference <= tolerance:
-        raise SystemExit(f"{name}: the two differ by {difference:.3g} (tolerance {tolerance:g}).")
-
-
 # --- figures ----------------------------------------------------------------------------------------------
 
 
@@ -183,15 +185,6 @@ def train(bench: Workbench, rounds: int) -> Iterator[Comparison]:
         their_optimizer.zero_grad()
 
     yield alternate(f"train step, batch {BATCH}", our_step, their_step, rounds, warmup=1)
-
-
-def trainer_optimizer(policy: torch.nn.Module, folder: Path, learning_rate: float) -> torch.optim.Optimizer:
-    """Return the optimizer that our trainer builds by default, with one learning rate."""
-    from manipulators import PolicyTrainer
-
-    arguments = PolicyTrainingArguments(str(folder / "trainer"), learning_rate=learning_rate, use_cpu=True)
-    optimizer_class, settings = PolicyTrainer.get_optimizer_cls_and_kwargs(arguments, policy)
-    return optimizer_class(policy.parameters(), weight_decay=arguments.weight_decay, **settings)
 
 
 OBSERVATION = f"""

@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from act import require_equal, trainer_optimizer
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig as TheirConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy as TheirPolicy
 from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
-from timing import Comparison, alternate, machine, report, seconds_of, write
+from timing import Comparison, alternate, machine, report, require_equal, seconds_of, trainer_optimizer, write
 
 from manipulators import AutoPolicy, DiffusionPolicy
 

@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from act import require_equal, trainer_optimizer
 from safetensors.torch import load_file, save_file
-from timing import Comparison, compare, machine, report, seconds_of, write
+from timing import Comparison, compare, machine, report, require_equal, seconds_of, trainer_optimizer, write
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from manipulators import PI0Policy, PI0PolicyConfig

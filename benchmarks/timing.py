@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,22 @@ def seconds_of(call: Callable[[], object]) -> float:
         return time.perf_counter() - start
     finally:
         gc.enable()
+
+
+def require_equal(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Stop unless both compute the same: speed without it means nothing."""
+    difference = (ours - theirs).abs().max().item()
+    if ours.shape != theirs.shape or not difference <= tolerance:
+        raise SystemExit(f"{name}: the two differ by {difference:.3g} (tolerance {tolerance:g}).")
+
+
+def trainer_optimizer(policy: torch.nn.Module, folder: Path, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimizer that our trainer builds by default, with one learning rate."""
+    from manipulators import PolicyTrainer, PolicyTrainingArguments
+
+    arguments = PolicyTrainingArguments(str(folder / "trainer"), learning_rate=learning_rate, use_cpu=True)
+    optimizer_class, settings = PolicyTrainer.get_optimizer_cls_and_kwargs(arguments, policy)
+    return optimizer_class(policy.parameters(), weight_decay=arguments.weight_decay, **settings)
 
 
 def machine(packages: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .eagle import VisionLanguageConfig
 from .features import STATE
 from .flow_matching import FlowmatchingActionHeadConfig
-from .policy import PolicyConfig
+from .vision_language_action import VisionLanguageActionConfig
 
 NEW_EMBODIMENT = "new_embodiment"
 # Fields that are completed with the published values.
@@ -32,12 +32,12 @@ def nested(field: str, name: str) -> property:
     return property(read, write, doc=f"Shorthand for {field}[{name!r}].")
 
 
-class GR00TConfig(PolicyConfig):
+class GR00TConfig(VisionLanguageActionConfig):
     """Hold what GR00T N1.5 and N1 share; see `GR00TN1_5Config` and `GR00TN1Config`."""
 
-    reads_instruction: ClassVar[bool] = True
+    title: ClassVar[str] = "GR00T"
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras", "embodiment_tag", "state_parts", "action_parts")
-    other_inputs: ClassVar[tuple[str, ...]] = ("embodiment_id",)
+    other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = {
         "VISUAL": "IDENTITY",
@@ -221,6 +221,11 @@ class GR00TConfig(PolicyConfig):
         return self.eagle_config["vision_config"]["image_size"]
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Shape (3, height, width) of the pictures that the network sees."""
+        return (3, self.image_size, self.image_size)
+
+    @property
     def tokens_per_image(self) -> int:
         """Image tokens in the prompt of one picture."""
         return self.eagle_class.of(self.eagle_config).image_tokens()
@@ -248,11 +253,6 @@ class GR00TConfig(PolicyConfig):
     def require_features(self) -> None:
         """Check the config before a network is built; features may still be absent: one network serves many robots."""
         self.validate()
-
-    def validate_history(self) -> None:
-        """Check that no observation history is asked for: GR00T looks at the current observation only."""
-        if self.n_obs_steps != 1:
-            raise InvalidConfigError(f"n_obs_steps={self.n_obs_steps}: GR00T looks at 1 observation only.")
 
     def validate_horizon(self) -> None:
         """Check that no more actions are executed than predicted."""
@@ -309,17 +309,8 @@ class GR00TConfig(PolicyConfig):
     def _robot_action_dim(self) -> int | None:
         return self.robot_action_dim if self.output_features else None
 
-    def validate_inputs(self) -> None:
-        """Check that there is a state, and nothing that GR00T has no tokens for."""
-        if self.input_features and self.state_dim is None:
-            raise InvalidConfigError("GR00T needs the robot's state; input_features holds no 'observation.state'.")
-        if self.environment_state_dim:
-            raise InvalidConfigError(
-                "GR00T does not read 'observation.environment_state'; remove it from the features."
-            )
-        for name, feature in self.image_features.items():
-            if feature.shape[0] != 3:
-                raise InvalidConfigError(f"{name} has {feature.shape[0]} channels; GR00T sees RGB, 3.")
+    def validate_pictures(self) -> None:
+        """Check that something of the pictures is left."""
         if not 0 < self.image_crop_scale <= 1:
             raise InvalidConfigError(f"image_crop_scale={self.image_crop_scale} must lie above 0 and up to 1.")
 

@@ -72,6 +72,7 @@ class GR00TN1_5Config(GR00TConfig):
         embodiment_ids (`dict[str, int]`, *optional*): robot → the slot of its projectors; by default the published.
         state_parts, action_parts (`dict[str, dict]`, *optional*): part → `{"width": …, "mode": …}`, in the order in
             which they stand in the feature; by default one part, in the mode of its feature type.
+        empty_cameras (`int`, *optional*, defaults to 0): see `VisionLanguageActionConfig`; an empty one has no tokens.
         tokenizer_name (`str`, *optional*): Hub id or folder of the tokenizer; the published checkpoint has none.
         max_instruction_tokens (`int`, *optional*, defaults to 256): tokens of an instruction at most.
         image_crop_scale (`float`, *optional*, defaults to 0.95): share of a picture's height and width that is seen.

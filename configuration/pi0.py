@@ -7,8 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GemmaConfig, PaliGemmaConfig, PreTrainedConfig
 
 from ..errors import InvalidConfigError, UnknownConfigFieldError
-from .features import IMAGE_PREFIX, FeatureType, PolicyFeature
-from .policy import PolicyConfig
+from .vision_language_action import VisionLanguageActionConfig
 
 # The sizes of the published model: PaliGemma-3B at 224 pixels, and the action expert of 300 M parameters.
 PALIGEMMA: dict[str, Any] = {
@@ -114,7 +113,7 @@ class PaliGemmaWithExpertConfig(PreTrainedConfig):
             )
 
 
-class PI0PolicyConfig(PolicyConfig):
+class PI0PolicyConfig(VisionLanguageActionConfig):
     """Configure π0. Defaults are the paper's, as openpi and LeRobot publish them.
 
     States and actions of any width up to `max_state_dim` and `max_action_dim` are padded with zeros by the processor,
@@ -129,9 +128,7 @@ class PI0PolicyConfig(PolicyConfig):
             processor brings every picture, by resizing and padding.
         image_padding (`str`, *optional*, defaults to `"centered"`): where a picture of another aspect is padded: on
             both sides, or `"top_left"`, above and to the left only, as LeRobot 0.1 to 0.3 did.
-        empty_cameras (`int`, *optional*, defaults to 0): cameras of the pretrained policy that this robot lacks. They
-            are named `observation.images.empty_camera_0` and so on, and are optional. With no other cameras the policy
-            is blind, which is what a policy that sees is to be compared with.
+        empty_cameras (`int`, *optional*, defaults to 0): see `VisionLanguageActionConfig`.
         tokenizer_name (`str`, *optional*, defaults to `"google/paligemma-3b-pt-224"`): Hub id or folder of PaliGemma's
             tokenizer. The default is gated: ask for access, or pass `tokenizer=` where a processor is built.
         max_instruction_tokens (`int`, *optional*, defaults to 48): tokens per instruction, padding included.
@@ -151,9 +148,11 @@ class PI0PolicyConfig(PolicyConfig):
     """
 
     model_type = "pi0_policy"
-    reads_instruction: ClassVar[bool] = True
+    title: ClassVar[str] = "π0"
     # Pictures reach the network in [-1, 1], whatever they show.
-    default_normalization: ClassVar[Mapping[str, str]] = PolicyConfig.default_normalization | {"VISUAL": "IDENTITY"}
+    default_normalization: ClassVar[Mapping[str, str]] = VisionLanguageActionConfig.default_normalization | {
+        "VISUAL": "IDENTITY"
+    }
 
     chunk_size: int = 50
     n_action_steps: int | None = None
@@ -162,7 +161,6 @@ class PI0PolicyConfig(PolicyConfig):
     max_action_dim: int = 32
     image_resolution: tuple[int, int] = (224, 224)
     image_padding: Literal["centered", "top_left"] = "centered"
-    empty_cameras: int = 0
     tokenizer_name: str | None = "google/paligemma-3b-pt-224"
     max_instruction_tokens: int = 48
 
@@ -185,28 +183,12 @@ class PI0PolicyConfig(PolicyConfig):
         if self.n_action_steps is None:
             self.n_action_steps = self.chunk_size
         super().__post_init__(**kwargs)
-        self._add_empty_cameras()
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
         if name in ("paligemma_config", "gemma_expert_config") and isinstance(value, PreTrainedConfig):
             return value.to_dict()
         return super()._completed(name, value)
-
-    def set_input_output_features(
-        self, input_features: dict[str, PolicyFeature], output_features: dict[str, PolicyFeature]
-    ) -> None:
-        """Set what the policy observes and what it returns; `empty_cameras` are added."""
-        super().set_input_output_features(input_features, output_features)
-        self._add_empty_cameras()
-
-    def _add_empty_cameras(self) -> None:
-        if not self.input_features:
-            return
-        names = [f"{IMAGE_PREFIX}empty_camera_{i}" for i in range(self.empty_cameras)]
-        camera = PolicyFeature(FeatureType.VISUAL, (3, *self.image_resolution))
-        self.input_features = self.input_features | {n: camera for n in names if n not in self.input_features}
-        self.optional_cameras += tuple(name for name in names if name not in self.optional_cameras)
 
     @property
     def action_horizon(self) -> int:
@@ -222,6 +204,11 @@ class PI0PolicyConfig(PolicyConfig):
     def model_action_dim(self) -> int:
         """Width of an action as the network sees it, padded: `max_action_dim`."""
         return self.max_action_dim
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Shape (3, height, width) of the pictures that the network sees."""
+        return (3, *self.image_resolution)
 
     def backbone_config(self) -> PaliGemmaWithExpertConfig:
         """Return the config of `PaliGemmaWithExpertModel`, for pictures of `image_resolution`."""
@@ -240,11 +227,6 @@ class PI0PolicyConfig(PolicyConfig):
             train_expert_only=self.train_expert_only,
             attention_implementation=self.attention_implementation or self._attn_implementation or "sdpa",
         )
-
-    def validate_history(self) -> None:
-        """Check that no observation history is asked for: π0 looks at the current observation only."""
-        if self.n_obs_steps != 1:
-            raise InvalidConfigError(f"n_obs_steps={self.n_obs_steps}: π0 looks at 1 observation only.")
 
     def validate_horizon(self) -> None:
         """Check that no more actions are executed than predicted, and that sampling takes steps."""
@@ -267,21 +249,6 @@ class PI0PolicyConfig(PolicyConfig):
                     f"{name}={getattr(self, name)}, but the features have width {width}. A pretrained π0 cannot be "
                     f"widened; one trained anew takes {name}={width}."
                 )
-
-    def validate_inputs(self) -> None:
-        """Check that there are cameras and a state, and nothing that π0 has no tokens for."""
-        if self.input_features and not self.image_features and not self.empty_cameras:
-            raise InvalidConfigError(
-                "π0 needs a camera; input_features holds no 'observation.images.<camera>'. For a policy that is blind "
-                "on purpose: empty_cameras=1."
-            )
-        if self.input_features and self.state_dim is None:
-            raise InvalidConfigError("π0 needs the robot's state; input_features holds no 'observation.state'.")
-        if self.environment_state_dim:
-            raise InvalidConfigError("π0 does not read 'observation.environment_state'; remove it from the features.")
-        for name in self.image_features:
-            if self.image_features[name].shape[0] != 3:
-                raise InvalidConfigError(f"{name} has {self.image_features[name].shape[0]} channels; π0 sees RGB, 3.")
 
     def validate_backbone(self) -> None:
         """Check that PaliGemma and the expert can be built and attend to each other."""

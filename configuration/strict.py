@@ -1,6 +1,7 @@
 """StrictConfig: a configuration that converts what JSON can say, checks it, and knows its own names."""
 
 import functools
+import inspect
 from dataclasses import fields
 from typing import Any
 
@@ -47,6 +48,8 @@ class StrictConfig(PreTrainedConfig):
     """
 
     def __init_subclass__(cls, **kwargs):
+        # With `from __future__ import annotations` types are text, by which nothing could be converted or checked.
+        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
         super().__init_subclass__(**kwargs)
         strict(cls)  # checks types in __setattr__; ours must come first, so it is wrapped around it
         _convert_before_checking(cls)

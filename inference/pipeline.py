@@ -180,6 +180,10 @@ class PolicyPipeline(Pipeline):
         chunk = self._predict(observation, task, **sampling)
         return chunk if self._leading_dimensions(observation) else chunk[0]
 
+    def prepare(self, observation: Mapping[str, Any], task: str | list[str] | None = None) -> dict[str, Any]:
+        """Return the policy's inputs for an observation, on its device and in its type."""
+        return {name: self._to_policy(value) for name, value in self.processor(observation, task=task).items()}
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save policy and processor: a folder that `from_pretrained` loads without any other file."""
         self.model.save_pretrained(save_directory, **kwargs)
@@ -188,8 +192,7 @@ class PolicyPipeline(Pipeline):
     # --- inside ---------------------------------------------------------------------------------------
 
     def _predict(self, observation: Mapping[str, Any], task: Any, **sampling: Any) -> torch.Tensor:
-        inputs = self.processor(observation, task=task)
-        inputs = {name: self._to_policy(value) for name, value in inputs.items()}
+        inputs = self.prepare(observation, task)
         chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
         actions = self.processor.decode_actions(chunk, state=self.processor.raw_state(observation))
         if self._range is not None:

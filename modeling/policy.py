@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from ..errors import (
     CheckpointError,
     CorruptFileError,
     FeatureShapeError,
+    FusedPolicyError,
+    InferenceOnlyError,
     ManipulatorsError,
     MissingFileError,
     UnknownConfigFieldError,
@@ -33,6 +36,7 @@ from ..errors import (
 )
 from .adapters import commit_of, find_adapter, has_adapter, load_adapted, save_base_record
 from .inputs import model_inputs
+from .stages import compile_stages, example_observation
 
 logger = logging.get_logger(__name__)
 
@@ -74,6 +78,12 @@ class PolicyModel(PreTrainedModel):
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {}
     modules_to_save: ClassVar[tuple[str, ...]] = ()
 
+    # The methods that sampling consists of, in order, under the name of what each does: what `compile` compiles and
+    # `manipulators benchmark` times. They take and return tensors, or containers of tensors.
+    stages: ClassVar[dict[str, str]] = {"network": "forward"}
+
+    is_fused = False  # see `fuse`
+
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -95,6 +105,8 @@ class PolicyModel(PreTrainedModel):
 
     def train(self, mode: bool = True):
         """Set training mode; a part's modules that are frozen whole stay as they are at inference."""
+        if mode and self.is_fused:
+            raise FusedPolicyError(f"A fused {type(self).__name__} is for inference; to train it, load it again.")
         super().train(mode)
         if mode:
             for part in self.parameter_parts:
@@ -140,6 +152,65 @@ class PolicyModel(PreTrainedModel):
         """
         observation = {name: value for name, value in inputs.items() if name not in LABELS}
         return self(**observation).actions
+
+    # --- speed ----------------------------------------------------------------------------------------
+
+    def fuse(self):
+        """Join weights that are multiplied by the same input into one matrix each, and return the policy.
+
+        Predictions stay what they were, up to rounding. `save_pretrained` writes the separate weights under their
+        names, so that loading is how a policy becomes unfused again.
+
+        Raises:
+            FusedPolicyError: it is being trained, or has an adapter.
+        """
+        name = type(self).__name__
+        if self.training:
+            raise FusedPolicyError(f"{name} is in training mode, and a fused policy is for inference: policy.eval()")
+        if has_adapter(self):
+            raise FusedPolicyError(
+                f"{name} has an adapter, whose layers cannot be joined. Make it part of the weights first: "
+                f"manipulators.merge_and_save(policy, folder), which returns the merged policy."
+            )
+        if not self.is_fused:
+            self._fuse()
+            self.is_fused = True
+        return self
+
+    def compile(self, batch_size: int = 1, inputs: Mapping[str, Any] | None = None, **options: Any):
+        """Compile what sampling consists of, stage by stage and for fixed shapes, and return the policy, warmed up.
+
+        Other shapes are compiled when they come, at the price of a pause: give here what the robot will give.
+
+        Args:
+            batch_size: observations at once.
+            inputs: model inputs to warm up with; by default the config's `example_inputs`.
+            options: of `torch.compile`, such as `backend=` and `mode=`.
+
+        Raises:
+            InferenceOnlyError: it is in training mode.
+        """
+        if self.training:
+            raise InferenceOnlyError(
+                f"{type(self).__name__} is in training mode, and compile() is for inference: policy.eval().compile()"
+            )
+        compile_stages(self, **options)
+        inputs = example_observation(self, batch_size) if inputs is None else inputs
+        for _ in range(2):  # the first call compiles; with CUDA graphs the second one records
+            self.predict_action_chunk(**inputs)
+        return self
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Put adapter layers into the policy, as transformers does; not into a fused one."""
+        if self.is_fused:
+            raise FusedPolicyError(
+                f"A fused {type(self).__name__} takes no adapter, whose layers go into the separate weights; load it "
+                f"again, and fuse it after merging."
+            )
+        super().add_adapter(*args, **kwargs)
+
+    def _fuse(self) -> None:
+        """Replace layers by fused ones; a policy that has some to join overrides this."""
 
     # --- loading and saving ---------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "HEAVY [] True" in done.stdout
-    for command in ("record", "train", "eval", "convert", "card"):
+    for command in ("record", "train", "eval", "benchmark", "convert", "card"):
         assert f"\n    {command} " in done.stdout
 
 

@@ -16,7 +16,13 @@ from transformers import BatchFeature
 
 from ...configuration.flow_matching import FlowmatchingActionHeadConfig
 from ...errors import FeatureShapeError, FeatureValueError, InvalidConfigError, MissingFeatureError
-from ..layers.category_specific import Categories, CategorySpecificActionEncoder, CategorySpecificMLP
+from ..layers.category_specific import (
+    Categories,
+    CategorySpecificActionEncoder,
+    CategorySpecificMLP,
+    PreparedActionEncoder,
+    PreparedMLP,
+)
 from ..layers.dit import DiT, PreparedDiT
 from ..layers.masking import masked_mean
 
@@ -45,9 +51,9 @@ class Prepared(NamedTuple):
     """What of sampling a chunk does not depend on the noisy actions, for all steps."""
 
     prefix: torch.Tensor  # (b, 1 or more, d) tokens before the actions
-    time_codes: torch.Tensor  # (steps, d)
+    encoder: PreparedActionEncoder
     dit: PreparedDiT
-    embodiment: Categories
+    decoder: PreparedMLP
 
 
 class FlowmatchingActionHead(nn.Module):
@@ -123,14 +129,10 @@ class FlowmatchingActionHead(nn.Module):
         """Return tensors of a training batch as many times as each sample is trained on: N1 does so once."""
         return batch
 
-    def _action_tokens(self, actions: torch.Tensor, time_code: torch.Tensor, embodiment: Categories) -> torch.Tensor:
-        """Return tokens (b, h, d) of noisy actions (b, h, a) and the codes (b or 1, d) of their timesteps."""
-        x = self.action_encoder(actions.to(self.dtype), time_code.to(self.dtype), embodiment)
-        return x + self.position_embedding(actions.shape[1]) if self.config.add_pos_embed else x
-
-    def _decode(self, x: torch.Tensor, embodiment: Categories) -> torch.Tensor:
-        """Return the velocity (b, h, a) that the transformer's output (b, tokens, hidden) ends with."""
-        return self.action_decoder(x[:, -self.config.action_horizon :], embodiment).float()
+    def _tokens(self, prefix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return all tokens (b, m, d): those that stand before the actions, and the actions' (b, h, d)."""
+        x = x + self.position_embedding(x.shape[1]) if self.config.add_pos_embed else x
+        return torch.cat([prefix, x], dim=1)
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -190,8 +192,9 @@ class FlowmatchingActionHead(nn.Module):
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)
         code = self.action_encoder.time_code(timesteps)  # (b, d)
-        tokens = torch.cat([self.prefix(state, embodiment), self._action_tokens(noisy, code, embodiment)], dim=1)
-        velocity = self._decode(self.model(tokens, features, timesteps, mask), embodiment)  # (b, h, a)
+        x = self.action_encoder(noisy.to(self.dtype), code, embodiment)  # (b, h, d)
+        x = self.model(self._tokens(self.prefix(state, embodiment), x), features, timesteps, mask)
+        velocity = self.action_decoder(x[:, -config.action_horizon :], embodiment).float()  # (b, h, a)
         return FlowError((velocity - (actions - noise)).square(), velocity, action_mask)
 
     # --- inference --------------------------------------------------------------------------------------
@@ -230,7 +233,7 @@ class FlowmatchingActionHead(nn.Module):
         prepared = self.prepare(features, mask, state, embodiment_id, steps)
         x = noise.float()
         for i in range(steps):
-            x = x + self.step(x, prepared, i) / steps
+            x = torch.add(x, self.step(x, prepared, i), alpha=1 / steps)
         return x
 
     def prepare(
@@ -241,23 +244,26 @@ class FlowmatchingActionHead(nn.Module):
         embodiment_id: torch.Tensor,
         steps: int,
     ) -> Prepared:
-        """Return what all steps of sampling share: keys and values of the features, modulations, the state's token."""
+        """Return what all steps of sampling share: keys and values of the features, modulations, the state's token.
+
+        Weights of the embodiments are read here, once.
+        """
         mask, state = self._checked(features, mask, state)
         embodiment = self._embodiment(embodiment_id, len(features))
         buckets = self.config.num_timestep_buckets
         timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
         return Prepared(
             self.prefix(state, embodiment),
-            self.action_encoder.time_code(timesteps),
+            self.action_encoder.prepare(self.action_encoder.time_code(timesteps), embodiment),
             self.model.prepare(self.read(features.to(self.dtype), mask), timesteps, mask),
-            embodiment,
+            self.action_decoder.prepare(embodiment),
         )
 
     def step(self, actions: torch.Tensor, prepared: Prepared, i: int) -> torch.Tensor:
         """Return the velocity (b, h, a) of noisy actions (b, h, a) in the i-th step of sampling."""
-        x = self._action_tokens(actions, prepared.time_codes[i : i + 1], prepared.embodiment)
-        x = self.model.step(torch.cat([prepared.prefix, x], dim=1), prepared.dit, i)
-        return self._decode(x, prepared.embodiment)
+        x = self.action_encoder(actions.to(self.dtype), prepared=prepared.encoder.at(i))  # (b, h, d)
+        x = self.model.step(self._tokens(prepared.prefix, x), prepared.dit, i, last=actions.shape[1])  # (b, h, hidden)
+        return self.action_decoder(x, prepared=prepared.decoder).float()
 
     # --- the names of InternManip's document ------------------------------------------------------------
 

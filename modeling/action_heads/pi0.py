@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.pi0 import PI0PolicyConfig
 from ...errors import FeatureShapeError, InvalidConfigError
-from ..backbones.paligemma_with_expert import PaliGemmaWithExpertModel
+from ..backbones.paligemma_with_expert import PaliGemmaWithExpertModel, Rotary
 
 
 def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
@@ -108,22 +108,31 @@ class PI0FlowMatching(nn.Module):
 
     def embed_suffix(self, state: torch.Tensor, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """Return the suffix (b, 1 + h, w): the state (b, s), then actions (b, h, a) mixed with the flow time (b,)."""
-        dtype = self.state_proj.weight.dtype
-        state = state[:, -1] if state.ndim == 3 else state  # (b, s)
-        widths = {"state": (state, self.config.max_state_dim), "actions": (noisy_actions, self.config.max_action_dim)}
-        for name, (x, width) in widths.items():
-            if x.shape[-1] != width:
-                raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}, padded with zeros")
-        state = self.state_proj(state.to(dtype))  # (b, w)
-        actions = self.action_in_proj(noisy_actions.to(dtype))  # (b, h, w)
-        time = encode_time(time, actions.shape[-1], self.config.min_period, self.config.max_period)  # (b, w)
-        time = time.to(actions.dtype)[:, None].expand_as(actions)
-        mixed = F.silu(self.action_time_mlp_in(torch.cat([actions, time], dim=-1)))
-        return torch.cat([state[:, None], self.action_time_mlp_out(mixed)], dim=1)
+        actions = self.embed_actions(noisy_actions, self.embed_time(time)[:, None])
+        return torch.cat([self.embed_state(state), actions], dim=1)
 
-    def _velocity(self, suffix: torch.Tensor) -> torch.Tensor:
-        """Return the velocity (b, h, a) that the expert's output (b, 1 + h, w) stands for."""
-        return self.action_out_proj(suffix[:, 1:].to(self.action_out_proj.weight.dtype)).float()
+    def embed_state(self, state: torch.Tensor) -> torch.Tensor:
+        """Return the token (b, 1, w) of a state (b, s), or of the last of a history (b, t, s)."""
+        _require_width("state", state, self.config.max_state_dim)
+        state = state[:, -1:] if state.ndim == 3 else state[:, None]  # (b, 1, s)
+        return self.state_proj(state.to(self.state_proj.weight.dtype))
+
+    def embed_time(self, time: torch.Tensor) -> torch.Tensor:
+        """Return the encoding (n, w) of flow times (n,) that actions are mixed with."""
+        projection = self.action_in_proj
+        encoded = encode_time(time, projection.out_features, self.config.min_period, self.config.max_period)
+        return encoded.to(projection.weight.dtype)
+
+    def embed_actions(self, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return the tokens (b, h, w) of actions (b, h, a) at an encoded flow time (b or 1, 1, w)."""
+        _require_width("actions", noisy_actions, self.config.max_action_dim)
+        actions = self.action_in_proj(noisy_actions.to(self.action_in_proj.weight.dtype))  # (b, h, w)
+        mixed = F.silu(self.action_time_mlp_in(torch.cat([actions, time.expand_as(actions)], dim=-1)))
+        return self.action_time_mlp_out(mixed)
+
+    def _velocity(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return the velocity (b, h, a) that the expert's output for the actions (b, h, w) stands for."""
+        return self.action_out_proj(actions.to(self.action_out_proj.weight.dtype)).float()
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -173,7 +182,7 @@ class PI0FlowMatching(nn.Module):
         (_, suffix), _ = self.paligemma_with_expert(
             block_mask(real, actions.shape[1]), positions, inputs_embeds=[prefix, suffix], prefix_output=False
         )
-        return F.mse_loss(self._velocity(suffix), noise - actions, reduction="none")
+        return F.mse_loss(self._velocity(suffix[:, 1:]), noise - actions, reduction="none")
 
     # --- inference --------------------------------------------------------------------------------------
 
@@ -190,7 +199,7 @@ class PI0FlowMatching(nn.Module):
     ) -> torch.Tensor:
         """Return actions (b, h, a): the velocity followed from noise, in `num_steps` steps of Euler's method.
 
-        The prefix is read once; its keys and values serve every step. Arguments as in `forward`.
+        Prefix and state are read once; their keys and values serve every step. Arguments as in `forward`.
         """
         steps = self.config.num_inference_steps if num_steps is None else num_steps
         if steps < 1:
@@ -202,23 +211,59 @@ class PI0FlowMatching(nn.Module):
             raise FeatureShapeError("noise", tuple(noise.shape), f"{shape}")
 
         prefix, real = self.embed_prefix(images, img_masks, lang_tokens, lang_masks)
-        n = real.shape[1]
-        mask = block_mask(real, self.config.chunk_size)  # (b, n + 1 + h, n + 1 + h)
-        _, cache = self.paligemma_with_expert(
-            mask[:, :n, :n],
-            real.cumsum(dim=1) - 1,
-            inputs_embeds=[prefix, None],
-            use_cache=True,
-            fill_kv_cache=True,
-            prefix_output=False,
-        )
-        positions = real.sum(dim=1, keepdim=True) + torch.arange(mask.shape[1] - n, device=real.device)  # (b, 1 + h)
+        cache = self.read_observation(prefix, real, state)
+        # What all steps share, or have each their row of.
+        rotary, bias = self.action_tables(real)
+        times = self.embed_time(torch.tensor([1 - i / steps for i in range(steps)], device=real.device))  # (steps, w)
         x = noise.float()
         for i in range(steps):
-            time = torch.full((len(x),), 1 - i / steps, device=x.device)
-            suffix = self.embed_suffix(state, x, time)
-            (_, suffix), _ = self.paligemma_with_expert(
-                mask[:, n:], positions, past_key_values=cache, inputs_embeds=[None, suffix], use_cache=True
-            )
-            x = x - self._velocity(suffix) / steps
+            x = self.denoise_step(x, times[i], 1 / steps, cache, rotary, bias)
         return x
+
+    def read_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Return a cache (l, 2, b, k, n + 1 + h, e): prefix (b, n, d) and state, then room for the actions.
+
+        Neither sees actions, so that their keys and values are the same at every step.
+        """
+        b, n = real.shape
+        cache = self.paligemma_with_expert.new_cache(b, n + 1 + self.config.chunk_size)
+        rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, 1), value=True).cumsum(dim=1) - 1)
+        bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0))  # (b, 1, n + 1, n + 1)
+        streams = (prefix, self.embed_state(state))
+        self.paligemma_with_expert.through(streams, bias, rotary, cache, wanted=(False, False))
+        return cache
+
+    def action_tables(self, real: torch.Tensor) -> tuple[Rotary, torch.Tensor]:
+        """Return rotary tables and attention bias (b, 1, 1, n + 1 + h) of the actions behind a prefix (b, n)."""
+        h = self.config.chunk_size
+        positions = real.sum(dim=1, keepdim=True) + 1 + torch.arange(h, device=real.device)  # (b, h)
+        seen = F.pad(real, (0, 1 + h), value=True)[:, None]  # (b, 1, n + 1 + h): every action sees all that is real
+        return self.paligemma_with_expert.rotary(positions), self.paligemma_with_expert.attention_bias(seen)
+
+    def denoise_step(
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        length: float,
+        cache: torch.Tensor,
+        rotary: Rotary,
+        bias: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return actions (b, h, a) one step of so much flow time closer to the data.
+
+        Args:
+            x: (b, h, a), float32.
+            time: (w,) the encoded flow time of x.
+            length: of the step.
+            cache: of `read_observation`; its end is written to.
+            rotary, bias: of `action_tables`.
+        """
+        tokens = self.embed_actions(x, time)  # (b, h, w)
+        start = cache.shape[-2] - x.shape[1]
+        (_, tokens), _ = self.paligemma_with_expert.through((None, tokens), bias, rotary, cache, start)
+        return torch.add(x, self._velocity(tokens), alpha=-length)
+
+
+def _require_width(name: str, x: torch.Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}, padded with zeros")

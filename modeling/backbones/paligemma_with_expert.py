@@ -1,8 +1,8 @@
 """PaliGemmaWithExpertModel: PaliGemma and a smaller action expert, whose tokens attend to each other in every layer.
 
 Shapes: b batch, n tokens of the prefix (pictures, words), m tokens of the suffix (state, actions), d PaliGemma's
-width, w the expert's, k heads of keys and values, e width of a head. Source: Black et al. 2024 (arXiv 2410.24164) and
-openpi; the layers are transformers' own.
+width, w the expert's, k heads of keys and values, e width of a head, l layers. Source: Black et al. 2024 (arXiv
+2410.24164) and openpi; the layers are transformers' own.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from transformers import AutoModel, GemmaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm, apply_rotary_pos_emb
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModalProjector
 
 from ...configuration.pi0 import ATTENTION, PaliGemmaWithExpertConfig
 from ...errors import FeatureShapeError, InvalidConfigError
+from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, together
 
-# Keys and values of one layer, (b, k, n, e) each.
+# Keys and values of one layer, (b, k, n, e) each; cosine and sine of rotary positions, (b, n, 1, e) each.
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 class PaliGemmaWithExpertModel(nn.Module):
@@ -119,33 +124,81 @@ class PaliGemmaWithExpertModel(nn.Module):
             FeatureShapeError: the mask does not span the tokens.
         """
         given = [x for x in inputs_embeds if x is not None]
-        dtype = self.embed_tokens.weight.dtype
-        hidden = [None if x is None else x.to(dtype) for x in inputs_embeds]
         past = past_key_values if use_cache and not fill_kv_cache else None
         queries = sum(x.shape[1] for x in given)
-        keys = queries + (past[0][0].shape[2] if past else 0)
-        if tuple(attention_mask.shape) != (given[0].shape[0], queries, keys):
-            expected = f"({given[0].shape[0]}, {queries}, {keys}): batch, queries, keys"
+        start = past[0][0].shape[2] if past else 0
+        if tuple(attention_mask.shape) != (given[0].shape[0], queries, start + queries):
+            expected = f"({given[0].shape[0]}, {queries}, {start + queries}): batch, queries, keys"
             raise FeatureShapeError("attention_mask", tuple(attention_mask.shape), expected)
-        rotary = rotary_angles(position_ids, self.config.paligemma_config.text_config, dtype)
-        filled = []
-        for i, layer in enumerate(self.layers):
-            finish_prefix = prefix_output or i + 1 < len(self.layers)
-            prefix, suffix, keys_values = layer(
-                *hidden,
-                attention_mask,
-                rotary,
-                past[i] if past else None,
-                finish_prefix,
-                ATTENTION[self.config.attention_implementation],
-            )
-            hidden = [prefix, suffix]
-            if use_cache and fill_kv_cache:
-                filled.append(keys_values)
-        norms = (self.language_norm, self.expert_norm)
-        outputs = [None if x is None else norm(x) for norm, x in zip(norms, hidden, strict=True)]
+        if past:
+            past = [[F.pad(x, (0, 0, 0, queries)) for x in layer] for layer in past]
+        rotary, bias = self.rotary(position_ids), self.attention_bias(attention_mask)
+        outputs, filled = self.through(inputs_embeds, bias, rotary, past, start, (prefix_output, True))
         cache = (filled if fill_kv_cache else past_key_values) if use_cache else None
         return outputs, cache
+
+    def through(
+        self,
+        streams: Sequence[torch.Tensor | None],
+        bias: torch.Tensor,
+        rotary: Rotary,
+        cache: Sequence[KeysValues] | torch.Tensor | None = None,
+        start: int = 0,
+        wanted: tuple[bool, bool] = (True, True),
+    ) -> tuple[list[torch.Tensor | None], list[KeysValues]]:
+        """Pass [prefix, suffix] through all layers; what serves many passes is given, so that it is computed once.
+
+        Args:
+            streams: [prefix (b, n, d), suffix (b, m, w)].
+            bias: (b, 1, queries or 1, keys), see `attention_bias`.
+            rotary: of the tokens given, see `rotary`.
+            cache: buffers (l, 2, b, k, at least keys, e) that hold earlier tokens and receive those given.
+            start: how many stand before those given.
+            wanted: which outputs to compute; of others the last layer computes no more than keys and values.
+
+        Returns:
+            [prefix, suffix], None where not given or not wanted, and all layers' keys and values.
+        """
+        dtype = self.embed_tokens.weight.dtype
+        streams = [None if x is None else x.to(dtype) for x in streams]
+        implementation = ATTENTION[self.config.attention_implementation]
+        filled = []
+        for i, layer in enumerate(self.layers):
+            last = i + 1 == len(self.layers)
+            kept = None if cache is None else cache[i]
+            *streams, keys_values = layer(
+                *streams, bias, rotary, implementation, kept, start, wanted if last else (True, True)
+            )
+            filled.append(keys_values)
+        norms = (self.language_norm, self.expert_norm)
+        return [None if x is None else norm(x) for norm, x in zip(norms, streams, strict=True)], filled
+
+    def rotary(self, positions: torch.Tensor) -> Rotary:
+        """Return the tables of rotary positions (b, n), see `rotary_angles`."""
+        return rotary_angles(positions, self.config.paligemma_config.text_config, self.embed_tokens.weight.dtype)
+
+    def attention_bias(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return what is added to scores, (b, 1, queries, keys), for a mask (b, queries, keys) of who sees whom."""
+        dtype = self.embed_tokens.weight.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
+
+    def new_cache(self, batch: int, tokens: int) -> torch.Tensor:
+        """Return empty buffers (l, 2, b, k, n, e) for the keys and values of so many tokens in all layers."""
+        text, weight = self.config.paligemma_config.text_config, self.embed_tokens.weight
+        heads = (batch, text.num_key_value_heads, tokens, text.head_dim)
+        return weight.new_empty(len(self.layers), 2, *heads)
+
+    def fuse(self) -> None:
+        """Join projections that read the same, and let others add to the residual stream themselves."""
+        for joint in self.layers:
+            for layer in (joint.language_model, joint.gemma_expert):
+                join(layer.self_attn, "qkv_proj", QKV)
+                join(layer.mlp, "gate_up_proj", GATE_UP)
+                layer.self_attn.o_proj = ResidualLinear(layer.self_attn.o_proj)
+                layer.mlp.down_proj = ResidualLinear(layer.mlp.down_proj)
+                layer.input_layernorm = ScaledRMSNorm(layer.input_layernorm)
+                layer.post_attention_layernorm = ScaledRMSNorm(layer.post_attention_layernorm)
+        self.expert_norm = ScaledRMSNorm(self.expert_norm)
 
 
 class JointLayer(GradientCheckpointingLayer):
@@ -163,85 +216,91 @@ class JointLayer(GradientCheckpointingLayer):
         self,
         prefix: torch.Tensor | None,
         suffix: torch.Tensor | None,
-        mask: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        past: KeysValues | None,
-        finish_prefix: bool,
+        bias: torch.Tensor,
+        rotary: Rotary,
         implementation: str,
+        cache: KeysValues | torch.Tensor | None,
+        start: int,
+        wanted: tuple[bool, bool],
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, KeysValues]:
-        """Return both streams, None where absent or not finished, and the keys and values of the tokens given."""
-        # 1. Queries, keys and values of each stream, by its own projections.
-        streams = [(self.language_model, prefix), (self.gemma_expert, suffix)]
-        streams = [(layer, x) for layer, x in streams if x is not None]
-        finished = [finish_prefix or layer is self.gemma_expert for layer, _ in streams]
-        q, k, v = [], [], []
-        for (layer, x), finish in zip(streams, finished, strict=True):
-            x, attention = layer.input_layernorm(x), layer.self_attn  # (b, n, d)
-            if finish:
-                q.append(_heads(attention.q_proj(x), attention.head_dim))
-            k.append(_heads(attention.k_proj(x), attention.head_dim))
-            v.append(_heads(attention.v_proj(x), attention.head_dim))
-        cos, sin = rotary
-        k, v = torch.cat(k, dim=2), torch.cat(v, dim=2)  # (b, k, n + m, e)
-        _, k = apply_rotary_pos_emb(k, k, cos, sin)
-        keys_values = (k, v)
-        if not q:
-            return None, None, keys_values
-        # 2. One attention over all of them.
-        q = torch.cat(q, dim=2)  # (b, heads, queries, e)
-        last = q.shape[2]
-        q, _ = apply_rotary_pos_emb(q, q, cos[:, -last:], sin[:, -last:])
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        attended = attend(self.language_model.self_attn, implementation, q, k, v, mask[:, -last:])  # (b, queries, ·)
+        """Return both streams, None where absent or not wanted, and the keys and values of all tokens so far."""
+        layers = (self.language_model, self.gemma_expert)
+        given = [(*one, i) for i, one in enumerate(zip(layers, (prefix, suffix), strict=True)) if one[1] is not None]
+        # 1. Queries, keys and values of each stream, by its own projections; queries and keys turned by position.
+        heads = [together(layer.self_attn, "qkv_proj", QKV, layer.input_layernorm(x)) for layer, x, _ in given]
+        heads = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)  # (b, n + m, (heads + 2 k) · e)
+        attention = self.language_model.self_attn
+        heads = heads.unflatten(-1, (-1, attention.head_dim))  # (b, n + m, heads + 2 k, e)
+        k = attention.config.num_key_value_heads
+        turned = rotate(heads[:, :, :-k], rotary).transpose(1, 2)  # (b, heads + k, n + m, e)
+        queries, keys, values = turned[:, :-k], turned[:, -k:], heads[:, :, -k:].transpose(1, 2)
+        if cache is not None:
+            end = start + keys.shape[2]
+            cache[0][:, :, start:end], cache[1][:, :, start:end] = keys, values
+            keys, values = cache[0][:, :, :end], cache[1][:, :, :end]
+        outputs: list[torch.Tensor | None] = [None, None]
+        going_on = [(layer, x, i) for layer, x, i in given if wanted[i]]
+        # 2. One attention over all of them, by the streams that go on: both, or the later one.
+        if going_on:
+            rows = sum(x.shape[1] for _, x, _ in going_on)
+            bias = bias[:, :, -rows:]  # one row serves all
+            attended = attend(attention, implementation, queries[:, :, -rows:], keys, values, bias)
         # 3. What was attended to, and the feed-forward, of each stream.
-        outputs: dict[nn.Module, torch.Tensor] = {}
         start = 0
-        for (layer, x), finish in zip(streams, finished, strict=True):
-            if finish:
-                x = x + layer.self_attn.o_proj(attended[:, start : start + x.shape[1]])
-                start += x.shape[1]
-                outputs[layer] = x + layer.mlp(layer.post_attention_layernorm(x))
-        return outputs.get(self.language_model), outputs.get(self.gemma_expert), keys_values
+        for layer, x, i in going_on:
+            part, start = attended[:, start : start + x.shape[1]], start + x.shape[1]
+            x = add_linear(x, layer.self_attn.o_proj, part)
+            hidden = gated(layer.mlp, layer.post_attention_layernorm(x))
+            outputs[i] = add_linear(x, layer.mlp.down_proj, hidden)
+        return *outputs, (keys, values)
 
 
-def _heads(x: torch.Tensor, width: int) -> torch.Tensor:
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)  # (b, n, heads · e) → (b, heads, n, e)
+def gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return the hidden layer (b, n, f) of Gemma's feed-forward."""
+    gate, up = mlp.gate_up_proj(x).chunk(2, -1) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj(x), mlp.up_proj(x))
+    return mlp.act_fn(gate) * up
 
 
-def rotary_angles(positions: torch.Tensor, config: GemmaConfig, dtype: torch.dtype) -> KeysValues:
-    """Return cosine and sine (b, n, e) of the rotary positions (b, n), computed in float32 whatever the weights are.
+def rotary_angles(positions: torch.Tensor, config: GemmaConfig, dtype: torch.dtype) -> Rotary:
+    """Return cosine and signed sine (b, n, 1, e) of the rotary positions (b, n), for `rotate`.
 
-    No buffer holds the frequencies: casting a model would round them.
+    Computed in float32 whatever the weights are; no buffer holds the frequencies: casting a model would round them.
     """
     even = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)  # (e / 2,)
     frequencies = 1.0 / config.rope_parameters["rope_theta"] ** (even / config.head_dim)
-    angles = positions[..., None].to(torch.float32) * frequencies  # (b, n, e / 2)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = positions[..., None, None].to(torch.float32) * frequencies  # (b, n, 1, e / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Return heads (b, n, heads, e), turned: the pair (x_i, x_{i + e/2}) by its angle."""
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attend(
-    attention: nn.Module, implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+    attention: nn.Module, implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Return softmax(q kᵀ / √e) v as (b, queries, heads · e), for queries (b, heads, queries, e).
+    """Return softmax(q kᵀ / √e + bias) v as (b, queries, heads · e), for queries (b, heads, queries, e).
 
     Args:
         attention: Gemma's, which knows its scale and how many query heads share one of keys and values.
         implementation: transformers' name of the kernel.
         k, v: (b, k, keys, e).
-        mask: (b, queries, keys) bool, True where a query sees a key.
+        bias: (b, 1, queries or 1, keys).
     """
-    mask = mask[:, None]  # (b, 1, queries, keys)
-    if implementation == "eager":
-        groups = attention.num_key_value_groups
-        k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
-        scores = torch.matmul(q, k.transpose(2, 3)) * attention.scaling
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        out = torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype), v).transpose(1, 2)
-    else:
-        if implementation == "flex_attention":  # which adds a mask to the scores
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+    if implementation == "flex_attention":
+        bias = bias.expand(-1, -1, q.shape[2], -1)
         kernel = ALL_ATTENTION_FUNCTIONS[implementation]
-        out, _ = kernel(attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling, is_causal=False)
-    return out.flatten(2)  # (b, queries, heads, e) → (b, queries, heads · e)
+        out, _ = kernel(attention, q, k, v, bias, dropout=0.0, scaling=attention.scaling, is_causal=False)
+        return out.flatten(2)  # (b, queries, heads, e) → (b, queries, heads · e)
+    # Every query head its keys and values. No copy where all share one: kernels read the same memory eight times.
+    groups = attention.num_key_value_groups
+    k, v = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))  # (b, heads, keys, e)
+    if implementation == "eager":
+        scores = torch.matmul(q, k.transpose(2, 3)) * attention.scaling + bias
+        out = torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype), v)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.scaling)
+    return out.transpose(1, 2).flatten(2)  # (b, heads, queries, e) → (b, queries, heads · e)

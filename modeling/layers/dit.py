@@ -117,10 +117,15 @@ class Attention(nn.Module):
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def forward(
-        self, x: torch.Tensor, keys_values: KeysValues | None = None, mask: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        keys_values: KeysValues | None = None,
+        mask: torch.Tensor | None = None,
+        last: int = 0,
     ) -> torch.Tensor:
-        """Return (b, m, d); `mask` (b, 1, 1, n) is True where a feature may be seen."""
+        """Return (b, m, d), or only the `last` tokens; `mask` (b, 1, 1, n) is True where a feature may be seen."""
         k, v = self.keys_values(x) if keys_values is None else keys_values
+        x = x[:, -last:]  # all of them where it is 0
         x = F.scaled_dot_product_attention(self._split(self.to_q(x)), k, v, attn_mask=mask)  # (b, k, m, e)
         linear, dropout = self.to_out
         return dropout(linear(x.transpose(1, 2).flatten(2)))
@@ -200,6 +205,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         context: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         prepared: PreparedBlock | None = None,
+        last: int = 0,
     ) -> torch.Tensor | PreparedBlock:
         """Return the tokens (b, m, d); without tokens what can be computed without them, for the next calls.
 
@@ -209,6 +215,7 @@ class TransformerBlock(GradientCheckpointingLayer):
             context: (b, n, c) features to attend to.
             mask: (b, 1, 1, keys) bool, True where one may be seen.
             prepared: what was prepared, instead of `embedding` and `context`.
+            last: how many tokens to return, from the end; 0: all.
         """
         if prepared is None:
             modulation = self.norm1.modulation(embedding) if self.adaptive else None
@@ -218,7 +225,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         y = self.norm1(x, prepared.modulation) if self.adaptive else self.norm1(x)
         if self.pos_embed is not None:
             y = self.pos_embed(y)
-        x = x + self.final_dropout(self.attn1(y, prepared.keys_values, mask))
+        x = x[:, -last:] + self.final_dropout(self.attn1(y, prepared.keys_values, mask, last))
         return x + self.ff(self.norm3(x))
 
 
@@ -293,11 +300,17 @@ class DiT(nn.Module):
         ]
         return PreparedDiT(blocks, self._output_modulation(embedding), mask)
 
-    def step(self, x: torch.Tensor, prepared: PreparedDiT, i: int) -> torch.Tensor:
-        """Return (b, m, output_dim) for tokens (b, m, d) at the i-th of the prepared timesteps."""
-        for block, (modulation, keys_values) in zip(self.transformer_blocks, prepared.blocks, strict=True):
+    def step(self, x: torch.Tensor, prepared: PreparedDiT, i: int, last: int) -> torch.Tensor:
+        """Return (b, last, output_dim) of the last of tokens (b, m, d), at the i-th of the prepared timesteps.
+
+        What nobody reads is not computed: in the last block, the other tokens are seen but see nothing.
+        """
+        returned = [0] * (len(self.transformer_blocks) - 1) + [last]
+        for block, (modulation, keys_values), m in zip(
+            self.transformer_blocks, prepared.blocks, returned, strict=True
+        ):
             mask = None if keys_values is None else prepared.mask
-            x = block(x, None, None, mask, PreparedBlock(_at(modulation, i), keys_values))
+            x = block(x, None, None, mask, PreparedBlock(_at(modulation, i), keys_values), m)
         return self._output(x, _at(prepared.output, i))
 
     def _output_modulation(self, embedding: torch.Tensor) -> Modulation:

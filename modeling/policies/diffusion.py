@@ -34,6 +34,11 @@ class DiffusionPolicy(PolicyModel):
         "tune_projector": ("language_projection",),
         "tune_diffusion_model": ("cond_encoder.1",),  # how observations steer the denoising
     }
+    stages = {
+        "observation": "diffusion.encode_observation",
+        "condition": "diffusion.unet.condition_films",
+        "denoise": "diffusion.denoise_step",
+    }
     _no_split_modules = ["ConditionalResidualBlock", "CLIPEncoderLayer"]
 
     def __init__(self, config: DiffusionConfig):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...configuration.gr00t import GR00TConfig
-from ...errors import FeatureShapeError, MissingFeatureError
+from ...errors import FeatureShapeError
 from ..action_heads.flow_matching import FlowmatchingActionHead
 from ..backbones.vision_language import VisionLanguageBackbone
 from ..layers.image_tokens import real_pictures
@@ -151,18 +151,10 @@ class GR00TPolicy(PolicyModel):
         self.action_head.freeze()
 
     def check_inputs(self, **observation: Any) -> dict[str, Any]:
-        """Return the observation inputs; see `PolicyModel.check_inputs`.
-
-        Of a robot without cameras `pixel_values` are of none; a list of one (b, 3, h, w) per camera is joined.
-        """
+        """Return the observation inputs; see `PolicyModel.check_inputs`. The state may be (b, 1, s), as published."""
         inputs = super().check_inputs(**observation)
-        pictures = observation["pixel_values"]
-        if self.config.input_features and not self.config.image_features:
-            size = self.config.image_size
-            pictures = inputs["state"].new_zeros(len(inputs["state"]), 0, 3, size, size)
-        if pictures is None:
-            raise MissingFeatureError(["pixel_values"], inputs, ["pixel_values", *inputs])
-        if isinstance(pictures, (list, tuple)):
+        pictures = inputs["pixel_values"]
+        if isinstance(pictures, (list, tuple)):  # one (b, 3, h, w) per camera
             pictures = torch.stack(list(pictures), dim=1)
         if pictures.ndim != 5:
             raise FeatureShapeError("pixel_values", tuple(pictures.shape), "(batch, cameras, 3, height, width)")

@@ -53,6 +53,12 @@ class PI0Policy(PolicyModel):
         "tune_diffusion_model": LINEAR,
     }
 
+    stages = {
+        "vision": "model.paligemma_with_expert.embed_image",
+        "prefix": "model.read_observation",
+        "denoise": "model.denoise_step",
+    }
+
     def __init__(self, config: PI0PolicyConfig):
         config.require_features()
         super().__init__(config)
@@ -158,6 +164,9 @@ class PI0Policy(PolicyModel):
     def freeze_parts(self) -> None:
         """Freeze what the config says, and what no loss depends on."""
         self.model.freeze()
+
+    def _fuse(self) -> None:
+        self.model.paligemma_with_expert.fuse()
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Choose the attention kernel of the vision tower and of the joint layers: eager, sdpa or flex_attention."""

@@ -98,6 +98,8 @@ def test_features_that_do_not_fit_are_refused(config_class):
             input_features=FEATURES["input_features"]
             | {"observation.environment_state": {"type": "ENV", "shape": (2,)}}
         )
+    with pytest.raises(InvalidConfigError, match=r"needs a camera.*empty_cameras=1"):
+        config_class(input_features={"observation.state": {"type": "STATE", "shape": (5,)}})
     with pytest.raises(InvalidConfigError, match="needs the robot's state"):
         config_class(input_features={"observation.images.wrist": {"type": "VISUAL", "shape": (3, 48, 64)}})
 

@@ -1,14 +1,16 @@
 """π0's components by themselves, and what is special about π0."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manipulators import PaliGemmaWithExpertModel, PI0FlowMatching, PI0Policy
-from manipulators.errors import FeatureShapeError, InvalidConfigError
+from manipulators.errors import FeatureShapeError, FusedPolicyError, InvalidConfigError
 from manipulators.modeling.action_heads.pi0 import block_mask, encode_time
 from manipulators.training.tuning import lora_modules
 
@@ -249,14 +251,114 @@ def test_number_of_steps(policy, inputs):
         policy.predict_action_chunk(**inputs, **given, num_steps=0)
 
 
-def test_prefix_is_read_once(policy, inputs):
+def test_what_is_observed_is_read_once(policy, inputs):
+    """Pictures, words and the state at the first pass; then only actions."""
     calls = []
-    policy.model.paligemma_with_expert.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
-    policy.model.paligemma_with_expert.layers[0].register_forward_hook(
-        lambda layer, args, output: calls.append("prefix" if args[1] is None else "suffix")
+    backbone = policy.model.paligemma_with_expert
+    backbone.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
+    backbone.embed_tokens.register_forward_hook(lambda *_: calls.append("words"))
+    policy.model.state_proj.register_forward_hook(lambda *_: calls.append("state"))
+    backbone.layers[0].register_forward_hook(
+        lambda layer, args, output: calls.append([None if x is None else x.shape[1] for x in args[:2]])
     )
     policy.predict_action_chunk(**inputs, num_steps=4)
-    assert calls == ["vision", "prefix", *["suffix"] * 4]
+    assert sorted(map(str, calls[:3])) == ["state", "vision", "words"]
+    assert calls[3:] == [[2 * 4 + 6, 1], *[[None, 5]] * 4]
+
+
+class CountedOperators(TorchDispatchMode):
+    """Count what reaches a device: ATen operators that compute or copy.
+
+    Views are not counted: operators whose schema says that their output shares memory with their input
+    (`OpOverload.is_view`), and `_unsafe_view`, which differs from `view` for autograd only.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if not function.is_view and name != "_unsafe_view":
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+# transformers' own π0 takes 795 on the same layout, LeRobot's (0.6.1) 936.
+@pytest.mark.parametrize(("fused", "limit"), [(False, 625), (True, 450)])
+def test_operators_per_denoising_step(tiny_pi0, fused, limit):
+    """On the published layout, 18 layers and one head of keys and values: what one step more costs."""
+    gemma = {
+        "hidden_size": 32,
+        "num_hidden_layers": 18,
+        "intermediate_size": 48,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": 32,
+    }
+    paligemma = tiny_pi0().paligemma_config | {"text_config": gemma}
+    policy = PI0Policy(tiny_pi0(paligemma_config=paligemma, gemma_expert_config=gemma | {"hidden_size": 16})).eval()
+    if fused:
+        policy.fuse()
+    inputs, given, counts = policy.config.example_inputs(1), policy.config.example_draws(1), []
+    for steps in (2, 3):
+        with CountedOperators() as counted:
+            policy.predict_action_chunk(**inputs, **given, num_steps=steps)
+        counts.append(counted.counts)
+    step = counts[1] - counts[0]
+    assert step["_scaled_dot_product_flash_attention_for_cpu"] == 18
+    assert step["cat"] == (1 if fused else 19)  # actions with their time; unfused, also queries, keys and values
+    assert step["clone"] == step["constant_pad_nd"] == step["embedding"] == step["cos"] == step["where"] == 0
+    assert step.total() <= limit, step
+
+
+def test_fused_weights(policy, inputs, tmp_path):
+    """One matrix where there were three or two; on disk nothing changes."""
+    policy.save_pretrained(tmp_path / "apart")
+    stored = load_file(tmp_path / "apart" / "model.safetensors")
+    expected = policy.predict_action_chunk(**inputs, **draws(policy))
+    assert policy.fuse() is policy and policy.fuse().is_fused
+    layer = policy.model.paligemma_with_expert.layers[0].gemma_expert
+    assert layer.self_attn.qkv_proj.weight.shape == ((4 + 2 + 2) * 8, 16)
+    assert layer.mlp.gate_up_proj.weight.shape == (2 * 24, 16)
+    assert not hasattr(layer.self_attn, "q_proj") and not hasattr(layer.mlp, "up_proj")
+    torch.testing.assert_close(policy.predict_action_chunk(**inputs, **draws(policy)), expected, atol=2e-6, rtol=1e-5)
+    policy.save_pretrained(tmp_path / "fused")
+    again = load_file(tmp_path / "fused" / "model.safetensors")
+    assert again.keys() == stored.keys()
+    assert all(torch.equal(again[name], weight) for name, weight in stored.items())
+    reloaded = PI0Policy.from_pretrained(tmp_path / "fused")
+    assert not reloaded.is_fused
+    assert torch.equal(reloaded.predict_action_chunk(**inputs, **draws(policy)), expected)
+
+
+def test_fused_norms_survive_a_cast(policy):
+    """1 + weight is computed anew, not rounded to bfloat16."""
+    with torch.no_grad():
+        policy.model.paligemma_with_expert.expert_norm.weight.fill_(0.001953125)  # 2⁻⁹; bfloat16 rounds 1 + 2⁻⁹ to 1
+    norm = policy.fuse().to(torch.bfloat16).model.paligemma_with_expert.expert_norm
+    assert norm.scale.dtype == torch.float32 and norm.scale[0].item() == 1.001953125
+
+
+def test_fused_policies_are_for_inference(policy, tmp_path):
+    policy.train()
+    with pytest.raises(FusedPolicyError, match=r"training mode.*policy\.eval\(\)"):
+        policy.fuse()
+    weights = policy.state_dict()
+    policy.eval().fuse()
+    with pytest.raises(FusedPolicyError, match="to train it, load it again"):
+        policy.train()
+    with pytest.raises(FusedPolicyError, match="load them first, then call fuse"):
+        policy.load_state_dict(weights)
+    with pytest.raises(FusedPolicyError, match="takes no adapter"):
+        policy.add_adapter(LoraConfig(r=2, target_modules=["o_proj"]))
+
+
+def test_adapters_are_not_fused(policy, tmp_path):
+    policy.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(FusedPolicyError, match="merge_and_save"):
+        policy.eval().fuse()
 
 
 def test_noise_of_another_shape(policy, inputs):

@@ -228,6 +228,28 @@ def test_exports(policy):
     torch.testing.assert_close(program.module()(**inputs).actions, policy(**inputs).actions)
 
 
+# --- speed ------------------------------------------------------------------------------------------------
+
+
+def test_fused_policy_predicts_the_same(policy, tmp_path):
+    """Where a policy has nothing to join, nothing happens; what is saved is in any case what was loaded."""
+    inputs, before = observation_inputs(policy.config), {n: x.clone() for n, x in policy.state_dict().items()}
+    expected = predict(policy, inputs)
+    torch.testing.assert_close(predict(policy.fuse(), inputs), expected, atol=1e-5, rtol=1e-5)
+    policy.save_pretrained(tmp_path)
+    reloaded = AutoPolicy.from_pretrained(tmp_path)
+    assert reloaded.state_dict().keys() == before.keys()
+    assert all(torch.equal(x, before[name]) for name, x in reloaded.state_dict().items())
+    assert torch.equal(predict(reloaded, inputs), expected)
+
+
+def test_fused_policy_compiles_as_one_graph(policy):
+    torch._dynamo.reset()
+    inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
+    compiled = torch.compile(policy.fuse().predict_action_chunk, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(**inputs), policy.predict_action_chunk(**inputs))
+
+
 # --- training ---------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,16 @@ def network(core, request):
     return core.build(attention=request.param)
 
 
+@pytest.fixture(scope="module", params=["eager", "sdpa", "eager fused", "sdpa fused"])
+def sampler(core, request):
+    """The network with every switch that sampling has."""
+    attention, _, fused = request.param.partition(" ")
+    built = core.build(attention=attention)
+    if fused:
+        built.paligemma_with_expert.fuse()
+    return built
+
+
 # --- the network ------------------------------------------------------------------------------------------
 
 
@@ -130,20 +140,20 @@ def test_loss(core, network, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_velocity_at_every_step(core, network, variant, monkeypatch):
+def test_velocity_at_every_step(core, sampler, variant, monkeypatch):
     velocities = []
-    velocity = network._velocity
-    monkeypatch.setattr(network, "_velocity", lambda x: velocities.append(velocity(x)) or velocities[-1])
-    network.sample_actions(*core.observation(variant), noise=core.labels[1])
+    velocity = sampler._velocity
+    monkeypatch.setattr(sampler, "_velocity", lambda x: velocities.append(velocity(x)) or velocities[-1])
+    sampler.sample_actions(*core.observation(variant), noise=core.labels[1])
     close(torch.stack(velocities), core.outputs[f"{variant}.step_velocities"])
 
 
 @pytest.mark.parametrize("steps", [10, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sampled_actions(core, network, variant, steps):
+def test_sampled_actions(core, sampler, variant, steps):
     noise = core.labels[1]
     before = noise.clone()
-    actions = network.sample_actions(*core.observation(variant), noise=noise, num_steps=steps)
+    actions = sampler.sample_actions(*core.observation(variant), noise=noise, num_steps=steps)
     close(actions, core.outputs[f"{variant}.sampled_{steps}"])
     assert torch.equal(noise, before)
 
@@ -265,6 +275,13 @@ def test_chunk(golden, pipeline):
     assert normalised.shape == (2, 6, 8)
     close(normalised[..., :5], golden.outputs["chunk_normalized"])
     chunk = pipeline.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
+    close(chunk, golden.outputs["chunk"])
+
+
+def test_chunk_of_a_fused_policy(golden):
+    fused = PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.loading)
+    fused.policy.fuse()
+    chunk = fused.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
     close(chunk, golden.outputs["chunk"])
 
 

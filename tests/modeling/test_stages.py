@@ -1,0 +1,85 @@
+"""The stages that a policy names: compiled, and observed."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from manipulators import AutoPolicy
+from manipulators.errors import InferenceOnlyError
+from manipulators.modeling.stages import CompiledStage, example_observation, observed_stages, stages_of
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def all_inputs(policy, batch_size=1):
+    return example_observation(policy, batch_size) | policy.config.example_draws(batch_size)
+
+
+def chunk(policy, batch_size=1):
+    return policy.predict_action_chunk(**all_inputs(policy, batch_size))
+
+
+def test_compiled_policy_predicts_the_same(complete_case, build):
+    """Every stage is one graph (`fullgraph=True`); what warm-up compiled serves the calls after it, of its shapes."""
+    policy, backend = build(complete_case), CompileCounter()
+    one, three = chunk(policy), chunk(policy, 3)
+    assert policy.compile(inputs=all_inputs(policy), backend=backend) is policy
+    compiled = backend.frame_count
+    assert compiled >= len(stages_of(policy)) >= 1
+    assert all(type(getattr(*stage)) is CompiledStage for stage in stages_of(policy).values())
+    torch.testing.assert_close(chunk(policy), one, atol=1e-6, rtol=1e-5)
+    assert backend.frame_count == compiled
+    torch.testing.assert_close(chunk(policy, 3), three, atol=1e-6, rtol=1e-5)
+    assert backend.frame_count == 2 * compiled
+
+
+def test_traced_through_aot(complete_case, build):
+    """As inductor sees it, without views and without writing into inputs; fused where there is something to fuse."""
+    policy = build(complete_case)
+    expected = chunk(policy)
+    torch.testing.assert_close(chunk(policy.fuse().compile(backend="aot_eager")), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_policies_are_saved_and_copied(complete_case, build, tmp_path):
+    policy = build(complete_case).compile(batch_size=2, backend="eager")
+    expected = chunk(policy)
+    policy.save_pretrained(tmp_path)
+    loaded = AutoPolicy.from_pretrained(tmp_path)
+    torch.testing.assert_close(chunk(loaded), expected, atol=1e-6, rtol=1e-5)
+    copied = copy.deepcopy(policy)
+    assert not any(isinstance(getattr(*stage), CompiledStage) for stage in stages_of(copied).values())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(chunk(copied), expected, atol=1e-4)  # by its own weights
+    torch.testing.assert_close(chunk(policy), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_compiling_is_for_inference(complete_case, build):
+    with pytest.raises(InferenceOnlyError, match=r"training mode.*policy\.eval\(\)\.compile\(\)"):
+        build(complete_case).train().compile()
+
+
+def test_observed_for_a_while(policy):
+    """In the order they are named; every one is called, and afterwards nothing is left."""
+    calls = []
+
+    def around(stage, call):
+        def observed(*args, **kwargs):
+            calls.append(stage)
+            return call(*args, **kwargs)
+
+        return observed
+
+    expected = chunk(policy)
+    with observed_stages(policy, around):
+        assert torch.equal(chunk(policy), expected)
+    seen = list(dict.fromkeys(calls))
+    assert seen == list(stages_of(policy))
+    calls.clear()
+    assert torch.equal(chunk(policy), expected) and not calls
