@@ -266,7 +266,14 @@ class GR00TConfig(VisionLanguageActionConfig):
         for name in self.backbone_cfg:
             if name not in self.default_backbone:
                 raise UnknownConfigFieldError(f"{type(self).__name__}.backbone_cfg", name, self.default_backbone)
-        features_dim = self.head_config().features_dim
+        head = self.head_config()
+        if not head.dit_config().interleave_self_attention:
+            raise InvalidConfigError(
+                "action_head_cfg['diffusion_model_cfg'] has interleave_self_attention=False, as it has where it is "
+                "not said: the tokens of state and actions would never see each other, and the actions would not "
+                "depend on the state. Set it to True, as NVIDIA does."
+            )
+        features_dim = head.features_dim
         if features_dim != self.feature_dim:
             raise InvalidConfigError(
                 f"The backbone's features have width {self.feature_dim}, by eagle_config and backbone_cfg, but the "

@@ -36,8 +36,12 @@ class CategorySpecificLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights as published: with standard deviation 0.02, and no bias."""
-        nn.init.normal_(self.W, std=0.02)
+        """Draw weights that keep the scale of what they map, and no bias.
+
+        NVIDIA draws them with standard deviation 0.02, which suits its width of 1536 only: in a narrower network the
+        tokens would vanish beside what attention adds to them.
+        """
+        nn.init.normal_(self.W, std=self.W.shape[1] ** -0.5)
         nn.init.zeros_(self.b)
 
     def forward(self, x: torch.Tensor | None, categories: Categories) -> torch.Tensor | Affine:

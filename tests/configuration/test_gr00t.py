@@ -105,6 +105,12 @@ def test_features_that_do_not_fit_are_refused(config_class):
 
 
 @BOTH
+def test_actions_that_could_not_depend_on_the_state_are_refused(config_class):
+    with pytest.raises(InvalidConfigError, match="interleave_self_attention=False"):
+        config_class(diffusion_model_cfg=config_class().diffusion_model_cfg | {"interleave_self_attention": False})
+
+
+@BOTH
 def test_embodiments_have_slots(config_class):
     config = config_class(embodiment_tag="my_arm", embodiment_ids={"my_arm": 7})
     assert config.embodiment_id == 7

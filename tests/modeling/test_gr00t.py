@@ -130,16 +130,21 @@ def test_gradient_checkpointing_changes_no_gradient(make):
 # --- inputs -----------------------------------------------------------------------------------------------
 
 
-def test_a_robot_without_cameras_is_led_by_words(make):
+def test_a_blind_robot_is_led_by_words_and_state(make):
     policy = make()
-    features = policy.config.input_features
+    policy.config.empty_cameras = 1
     policy.config.set_input_output_features(
-        {"observation.state": features["observation.state"]}, policy.config.output_features
+        {"observation.state": policy.config.input_features["observation.state"]}, policy.config.output_features
     )
-    inputs = policy.config.example_inputs(2)
-    assert "pixel_values" not in inputs
-    assert policy.predict_action_chunk(**inputs).shape == (2, 5, 4)
+    inputs = policy.config.example_inputs(2) | policy.config.example_draws(2)
+    words = inputs["input_ids"][0] != policy.config.image_token_index
+    inputs |= {name: inputs[name][:, words] for name in ("input_ids", "attention_mask")}
+    inputs["pixel_mask"] = torch.zeros(2, 1, dtype=torch.bool)
+    chunk = policy.predict_action_chunk(**inputs)
+    assert chunk.shape == (2, 5, 4)
     assert torch.isfinite(policy(**inputs).loss)
+    inputs["pixel_values"] += 1.0
+    assert torch.equal(policy.predict_action_chunk(**inputs), chunk)
 
 
 def test_one_network_for_any_robot(make):
