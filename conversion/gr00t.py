@@ -126,7 +126,7 @@ def _kind(config: Mapping[str, Any]) -> PublishedPolicy:
 
 def is_config(config: Mapping[str, Any]) -> bool:
     """Tell NVIDIA's config.json from ours, which has the same model type, by the format version that it lacks."""
-    return config.get("model_type") in KINDS and "format_version" not in config
+    return config.get("model_type") in list(KINDS) and "format_version" not in config  # whatever stands there
 
 
 def read_checkpoint(

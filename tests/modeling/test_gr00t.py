@@ -188,7 +188,7 @@ def test_integration_is_in_float32_whatever_the_weights_are(make):
     assert features.dtype == torch.bfloat16
     sampled = policy.action_head.sample(features, mask, inputs["state"], inputs["embodiment_id"], noise=noise)
     assert sampled.dtype == torch.float32
-    assert tokens == [torch.bfloat16] * 3
+    assert tokens == [torch.bfloat16] * 2
     chunk = policy.predict_action_chunk(**inputs, noise=noise)
     assert torch.equal(chunk, sampled.to(torch.bfloat16))
 
