@@ -48,12 +48,16 @@ class FlowError(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What of sampling a chunk does not depend on the noisy actions, for all steps."""
+    """What of sampling a chunk does not depend on the noisy actions, for all steps or for one."""
 
     prefix: torch.Tensor  # (b, 1 or more, d) tokens before the actions
-    encoder: PreparedActionEncoder
+    encoder: PreparedActionEncoder | PreparedMLP
     dit: PreparedDiT
     decoder: PreparedMLP
+
+    def at(self, i: int) -> Prepared:
+        """Return what the i-th step needs."""
+        return Prepared(self.prefix, self.encoder.at(i), self.dit.at(i), self.decoder)
 
 
 class FlowmatchingActionHead(nn.Module):
@@ -233,7 +237,7 @@ class FlowmatchingActionHead(nn.Module):
         prepared = self.prepare(features, mask, state, embodiment_id, steps)
         x = noise.float()
         for i in range(steps):
-            x = torch.add(x, self.step(x, prepared, i), alpha=1 / steps)
+            x = torch.add(x, self.step(x, prepared.at(i)), alpha=1 / steps)
         return x
 
     def prepare(
@@ -259,10 +263,10 @@ class FlowmatchingActionHead(nn.Module):
             self.action_decoder.prepare(embodiment),
         )
 
-    def step(self, actions: torch.Tensor, prepared: Prepared, i: int) -> torch.Tensor:
-        """Return the velocity (b, h, a) of noisy actions (b, h, a) in the i-th step of sampling."""
-        x = self.action_encoder(actions.to(self.dtype), prepared=prepared.encoder.at(i))  # (b, h, d)
-        x = self.model.step(self._tokens(prepared.prefix, x), prepared.dit, i, last=actions.shape[1])  # (b, h, hidden)
+    def step(self, actions: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        """Return the velocity (b, h, a) of noisy actions (b, h, a), with what was prepared for one step."""
+        x = self.action_encoder(actions.to(self.dtype), prepared=prepared.encoder)  # (b, h, d)
+        x = self.model.step(self._tokens(prepared.prefix, x), prepared.dit, last=actions.shape[1])  # (b, h, hidden)
         return self.action_decoder(x, prepared=prepared.decoder).float()
 
     # --- the names of InternManip's document ------------------------------------------------------------

@@ -109,8 +109,19 @@ class VisionLanguageModel(nn.Module):
         """
         if attention_mask.shape != input_ids.shape:
             raise FeatureShapeError("attention_mask", tuple(attention_mask.shape), f"{tuple(input_ids.shape)}")
-        # 1. Pictures and words, in one sequence.
         pictures = self.embed_pictures(pixel_values)  # (m, k, d)
+        return self.read_prompt(pictures, input_ids, attention_mask, image_token_id, reproject)
+
+    def read_prompt(
+        self,
+        pictures: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_token_id: int,
+        reproject: bool = False,
+    ) -> torch.Tensor:
+        """Return the features (b, n, d) of prompts in which the tokens (m, k, d) of pictures stand; see `forward`."""
+        # 1. Pictures and words, in one sequence.
         words = self.language_model.embed_tokens(input_ids)  # (b, n, d)
         prompt = place_pictures(words, pictures, input_ids, image_token_id)
         # 2. The layers that were kept, and the norm. Positions count padding, as in training.

@@ -233,11 +233,16 @@ class TransformerBlock(GradientCheckpointingLayer):
 
 
 class PreparedDiT(NamedTuple):
-    """What of a transformer does not depend on its tokens, for all timesteps (t,)."""
+    """What of a transformer does not depend on its tokens, for all timesteps (t,) or for one."""
 
     blocks: list[PreparedBlock]
     output: Modulation
     mask: torch.Tensor | None
+
+    def at(self, i: int) -> PreparedDiT:
+        """Return what the i-th timestep needs."""
+        blocks = [PreparedBlock(_at(block.modulation, i), block.keys_values) for block in self.blocks]
+        return PreparedDiT(blocks, _at(self.output, i), self.mask)
 
 
 class DiT(nn.Module):
@@ -300,18 +305,15 @@ class DiT(nn.Module):
         ]
         return PreparedDiT(blocks, self._output_modulation(embedding), mask)
 
-    def step(self, x: torch.Tensor, prepared: PreparedDiT, i: int, last: int) -> torch.Tensor:
-        """Return (b, last, output_dim) of the last of tokens (b, m, d), at the i-th of the prepared timesteps.
+    def step(self, x: torch.Tensor, prepared: PreparedDiT, last: int) -> torch.Tensor:
+        """Return (b, last, output_dim) of the last of tokens (b, m, d), with what was prepared for one timestep.
 
         What nobody reads is not computed: in the last block, the other tokens are seen but see nothing.
         """
         returned = [0] * (len(self.transformer_blocks) - 1) + [last]
-        for block, (modulation, keys_values), m in zip(
-            self.transformer_blocks, prepared.blocks, returned, strict=True
-        ):
-            mask = None if keys_values is None else prepared.mask
-            x = block(x, None, None, mask, PreparedBlock(_at(modulation, i), keys_values), m)
-        return self._output(x, _at(prepared.output, i))
+        for block, ready, m in zip(self.transformer_blocks, prepared.blocks, returned, strict=True):
+            x = block(x, None, None, None if ready.keys_values is None else prepared.mask, ready, m)
+        return self._output(x, prepared.output)
 
     def _output_modulation(self, embedding: torch.Tensor) -> Modulation:
         shift, scale = self.proj_out_1(F.silu(embedding)).chunk(2, dim=-1)  # in the other order than a block's

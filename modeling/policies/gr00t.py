@@ -171,6 +171,16 @@ class GR00TPolicy(PolicyModel):
         return (torch.arange(actions.shape[-1], device=actions.device) < width).expand_as(actions)
 
 
+def stages_of(model: str) -> dict[str, str]:
+    """Return what sampling consists of; `model` is the name of the vision-language model."""
+    return {
+        "vision": f"{model}.embed_pictures",
+        "language": f"{model}.read_prompt",
+        "prepare": f"{HEAD}prepare",
+        "denoise": f"{HEAD}step",
+    }
+
+
 def parts_of(model: str, projectors: tuple[str, ...], transformers: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Return the modules of each part; projectors are trained in full beside any adapter.
 

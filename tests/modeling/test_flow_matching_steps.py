@@ -194,7 +194,7 @@ def test_the_plain_formulation_gives_the_same_actions(head, chunk, slots):
 
 def test_operators_per_step(head, chunk):
     given = chunk(1)
-    ours = counted(head.step, given.noise, prepared(head, given), 1).calls
+    ours = counted(head.step, given.noise, prepared(head, given).at(1)).calls
     plain = counted(Plain(head, given.features, given.state, given.ids).step, given.noise, 250).calls
     assert ours.total() <= 186
     assert plain.total() >= 320  # LeRobot 0.4.4, with Euler's step: 351
@@ -203,8 +203,8 @@ def test_operators_per_step(head, chunk):
 def test_several_embodiments_cost_no_operator_more(head, chunk):
     """Their weights are gathered once per chunk."""
     shared, mixed = chunk(1, 1), chunk(1, 2)
-    of_shared = counted(head.step, shared.noise, prepared(head, shared), 1).calls
-    of_mixed = counted(head.step, mixed.noise, prepared(head, mixed), 1).calls
+    of_shared = counted(head.step, shared.noise, prepared(head, shared).at(1)).calls
+    of_mixed = counted(head.step, mixed.noise, prepared(head, mixed).at(1)).calls
     assert of_mixed.total() <= of_shared.total()
     assert of_mixed["index"] == 0
 
@@ -220,6 +220,6 @@ def test_features_are_read_once_per_chunk(head, chunk):
     # Keys and values of the 8 blocks that see them; N1.5: query, key, value, output and two of the feed-forward twice.
     expected = 8 * 2 + (2 * 6 if isinstance(head, FlowmatchingActionHead_1_5) else 0)
     assert products(1) == products(STEPS) == products(3 * STEPS) == expected
-    assert counted(head.step, given.noise, prepared(head, given), 1).over_features == 0
+    assert counted(head.step, given.noise, prepared(head, given).at(1)).over_features == 0
     plain = Plain(head, given.features, given.state, given.ids)
     assert counted(plain.sample, given.noise, STEPS).over_features == STEPS * 8 * 2

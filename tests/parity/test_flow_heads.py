@@ -126,7 +126,7 @@ def test_steps_of_sampling_predict_what_training_does(golden):
                 time=torch.full((len(x) * times,), i / 3),
             )
             mixed = x + i / 3 * inputs["action"]
-            torch.testing.assert_close(head.step(mixed, prepared, i), flow.velocity[: len(x)], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(head.step(mixed, prepared.at(i)), flow.velocity[: len(x)], atol=1e-5, rtol=1e-5)
 
 
 def published_head(version: str):

@@ -123,8 +123,8 @@ def test_prepared_steps_equal_forward(norm_type, positions):
     for i, timestep in enumerate(timesteps):
         expected = network(x, features, timestep.expand(2))
         for last in (x.shape[1], 2):
-            torch.testing.assert_close(network.step(x, prepared, i, last), expected[:, -last:])
-    first, third = (network.step(x, prepared, i, x.shape[1]) for i in (0, 2))
+            torch.testing.assert_close(network.step(x, prepared.at(i), last), expected[:, -last:])
+    first, third = (network.step(x, prepared.at(i), x.shape[1]) for i in (0, 2))
     assert not torch.allclose(first, third, atol=1e-3)
 
 
