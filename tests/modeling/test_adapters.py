@@ -55,8 +55,9 @@ def assert_same_weights(one, other):
 
 
 @pytest.fixture
-def base(policy, processor_of, tmp_path):
+def base(complete_case, build, processor_of, tmp_path):
     """The folder of a policy that an adapter can be trained on."""
+    policy = build(complete_case)
     policy.save_pretrained(tmp_path / "base")
     processor_of(policy.config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
@@ -142,7 +143,7 @@ def test_a_part_that_is_absent_is_named(policy, mode):
 # --- LoRA -------------------------------------------------------------------------------------------------
 
 
-def test_only_the_adapter_is_trained_and_gradients_reach_all_of_it(case, base):
+def test_only_the_adapter_is_trained_and_gradients_reach_all_of_it(complete_case, base):
     policy = AutoPolicy.from_pretrained(base)
     apply_tuning(policy, lora_everywhere(policy), r=2)
     policy.train()(**policy.config.example_inputs(2)).loss.backward()
@@ -151,7 +152,7 @@ def test_only_the_adapter_is_trained_and_gradients_reach_all_of_it(case, base):
     assert any("lora_A" in name for name in trained)
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     plain = {name.split(".lora_")[0] for name in trained - reached}
-    assert {f"{name}.weight" for name in plain} <= case.untrained
+    assert {f"{name}.weight" for name in plain} <= complete_case.untrained
 
 
 def test_a_fresh_adapter_changes_nothing(base):

