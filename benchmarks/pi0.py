@@ -14,17 +14,22 @@ import argparse
 import json
 import subprocess
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from timing import Comparison, compare, machine, report, require_equal, seconds_of, trainer_optimizer, write
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from manipulators import PI0Policy, PI0PolicyConfig
 from manipulators.conversion.pi0 import rename_pi0_weights
 from manipulators.conversion.published import load_published
+from manipulators.modeling.stages import observed_stages
 
 THREADS = 2
 CAMERAS, WIDTH, BATCH = 2, 32, 2
@@ -152,6 +157,56 @@ def with_image_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     }
 
 
+def roofline(ours: Ours) -> str:
+    """Say where a chunk's time goes: per stage what it takes, and what its arithmetic and its weights alone would."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    operations: dict[str, int] = defaultdict(int)
+
+    def around(stage: str, call: Callable) -> Callable:
+        def timed(*arguments: object, **named: object) -> object:
+            if counting:
+                with FlopCounterMode(display=False) as counter:
+                    result = call(*arguments, **named)
+                operations[stage] += counter.get_total_flops()
+                return result
+            start = time.perf_counter()
+            result = call(*arguments, **named)
+            seconds[stage].append(time.perf_counter() - start)
+            return result
+
+        return timed
+
+    with observed_stages(ours.network.eval(), around):
+        for counting in (True, False, False, False, False, False):  # noqa: B007  (read by `timed`)
+            ours.sample()
+    backbone = ours.network.model.paligemma_with_expert
+    layers = [(layer.language_model, layer.gemma_expert) for layer in backbone.layers]
+    read = {
+        "vision": [backbone.vision_tower, backbone.multi_modal_projector],
+        "prefix": [module for pair in layers for module in pair],
+        "denoise": [expert for _, expert in layers],
+    }
+    matrix = torch.ones(2048, 2048)
+    arithmetic = 2 * 2048**3 / min(seconds_of(lambda: matrix @ matrix) for _ in range(5))
+    memory = torch.ones(2**28)  # 1 GiB: larger than any cache
+    bandwidth = memory.nbytes / min(seconds_of(memory.sum) for _ in range(5))
+    lines = [
+        f"This machine multiplies matrices at {arithmetic / 1e9:.0f} GFLOP/s and reads {bandwidth / 1e9:.1f} GB/s.",
+        "",
+        "| stage | calls | measured [ms] | its products alone [ms] | its weights read once per call [ms] |",
+        "|---|---|---|---|---|",
+    ]
+    for stage, times in seconds.items():
+        calls = len(times) // 5
+        chunk = 1000 * calls * float(np.median(times))
+        weights = calls * sum(weight.nbytes for module in read[stage] for weight in module.parameters())
+        lines.append(
+            f"| {stage} | {calls} | {chunk:.0f} | {1000 * operations[stage] / arithmetic:.0f} "
+            f"| {1000 * weights / bandwidth:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 FIGURES = {"sample": ("sample a chunk of 50, batch 1", 20), "train": (f"train step, batch {BATCH}", 10)}
 
 
@@ -159,7 +214,7 @@ def main() -> None:
     """Measure the chosen figures, print the table, write it with the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lerobot-python", required=True, help="interpreter that has lerobot with its transformers")
-    parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
+    parser.add_argument("--only", nargs="+", choices=[*FIGURES, "roofline"], default=[*FIGURES, "roofline"])
     parser.add_argument("--rounds", type=int, help="of every figure; by default enough for a steady median")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args()
@@ -180,7 +235,9 @@ def main() -> None:
         for call in ("sample", "loss"):
             for peer, theirs in (("LeRobot", lerobot.result(call)), ("transformers", getattr(native, call)())):
                 require_equal(f"{call} beside {peer}", getattr(ours, call)(), theirs, 1e-3)
-        for call in arguments.only:
+        if "roofline" in arguments.only:
+            print(roofline(ours))
+        for call in (call for call in arguments.only if call != "roofline"):
             title, rounds = FIGURES[call]
             peers: dict[str, Callable[[], float]] = {
                 "LeRobot": lambda call=call: lerobot.seconds(call),
