@@ -14,6 +14,18 @@ from .flow_matching import FlowmatchingActionHeadConfig
 from .vision_language_action import VisionLanguageActionConfig
 
 NEW_EMBODIMENT = "new_embodiment"
+# The transformer of both published heads.
+DIT: dict[str, Any] = {
+    "attention_head_dim": 48,
+    "dropout": 0.2,
+    "final_dropout": True,
+    "interleave_self_attention": True,
+    "norm_type": "ada_norm",
+    "num_attention_heads": 32,
+    "num_layers": 16,
+    "output_dim": 1024,
+    "positional_embeddings": None,
+}
 # Fields that are completed with the published values.
 _NESTED = ("backbone_cfg", "action_head_cfg", "eagle_config", "embodiment_ids")
 # Values of a nested field that a published config.json repeats at its top.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .eagle import EagleConfig, VisionLanguageConfig
 from .flow_matching import FlowmatchingActionHeadConfig
-from .gr00t import GR00TConfig, nested
+from .gr00t import DIT, GR00TConfig, nested
 
 # As nvidia/GR00T-N1-2B publishes them.
 BACKBONE: dict[str, Any] = {
@@ -31,17 +31,7 @@ BACKBONE: dict[str, Any] = {
 }
 HEAD: dict[str, Any] = {
     "max_action_dim": 32,
-    "diffusion_model_cfg": {
-        "attention_head_dim": 48,
-        "dropout": 0.2,
-        "final_dropout": True,
-        "interleave_self_attention": True,
-        "norm_type": "ada_norm",
-        "num_attention_heads": 32,
-        "num_layers": 16,
-        "output_dim": 1024,
-        "positional_embeddings": None,
-    },
+    "diffusion_model_cfg": DIT,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .eagle import EagleConfig1_5, VisionLanguageConfig
 from .flow_matching import FlowmatchingActionHeadConfig, FlowmatchingActionHeadConfig_1_5
-from .gr00t import GR00TConfig, nested
+from .gr00t import DIT, GR00TConfig, nested
 
 # As nvidia/GR00T-N1.5-3B publishes them.
 BACKBONE: dict[str, Any] = {
@@ -23,18 +23,7 @@ BACKBONE: dict[str, Any] = {
 HEAD: dict[str, Any] = {
     "backbone_embedding_dim": 2048,
     "max_action_dim": 32,
-    "diffusion_model_cfg": {
-        "attention_head_dim": 48,
-        "cross_attention_dim": 2048,
-        "dropout": 0.2,
-        "final_dropout": True,
-        "interleave_self_attention": True,
-        "norm_type": "ada_norm",
-        "num_attention_heads": 32,
-        "num_layers": 16,
-        "output_dim": 1024,
-        "positional_embeddings": None,
-    },
+    "diffusion_model_cfg": DIT | {"cross_attention_dim": 2048},
     "vl_self_attention_cfg": {
         "attention_head_dim": 64,
         "dropout": 0.2,

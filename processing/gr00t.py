@@ -113,8 +113,6 @@ class GR00TProcessor(PaddingProcessor):
         return super().from_config(
             config,
             statistics,
-            max_state_dim=config.max_state_dim,
-            max_action_dim=config.max_action_dim,
             tokens_per_image=config.tokens_per_image,
             image_size=config.image_size,
             image_crop_scale=config.image_crop_scale,

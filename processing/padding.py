@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ..configuration.features import ACTION, STATE
+from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, InvalidConfigError
 from .language import LanguageProcessor
 
@@ -43,6 +45,12 @@ class PaddingProcessor(LanguageProcessor):
             width = self.model_width(feature)
             if width > limit:
                 raise InvalidConfigError(f"{feature} is {width} wide, the network's {name} is {limit}.")
+
+    @classmethod
+    def from_config(cls, config: PolicyConfig, statistics: Mapping | None = None, **kwargs: Any) -> PaddingProcessor:
+        """Build the processor of a policy's config; see `LanguageProcessor.from_config`."""
+        widths = {"max_state_dim": config.max_state_dim, "max_action_dim": config.max_action_dim}
+        return super().from_config(config, statistics, **widths, **kwargs)
 
     def model_width(self, name: str) -> int:
         """Return how wide a vector is before it is padded; 0 where the robot has none."""

@@ -57,8 +57,6 @@ class PI0Processor(PaddingProcessor):
             statistics,
             image_resolution=config.image_resolution,
             image_padding=config.image_padding,
-            max_state_dim=config.max_state_dim,
-            max_action_dim=config.max_action_dim,
             **kwargs,
         )
 

@@ -12,14 +12,15 @@ from ..action_heads.flow_matching import FlowmatchingActionHead
 from ..backbones.vision_language import VisionLanguageBackbone
 from ..layers.image_tokens import real_pictures
 from ..layers.masking import fill_padded, masked_mean
-from ..policy import LABELS, PolicyModel, PolicyOutput
+from ..policy import PolicyOutput
+from .flow import FlowPolicy
 
 HEAD = "action_head."
 # Small, or a robot's own: what its states and actions go through.
 PROJECTORS = tuple(HEAD + name for name in ("state_encoder", "action_encoder", "action_decoder", "position_embedding"))
 
 
-class GR00TPolicy(PolicyModel):
+class GR00TPolicy(FlowPolicy):
     """Map pictures, an instruction and the robot's state to a chunk of actions.
 
     States and actions have the padded widths of the config: the processor pads and takes the padding off again.
@@ -121,29 +122,6 @@ class GR00TPolicy(PolicyModel):
         flow = self.action_head.loss(features, mask, state, actions, counted, embodiment_id, noise, time)
         loss = masked_mean(flow.error, action_mask=flow.action_mask)
         return PolicyOutput(loss=loss, losses={"flow": loss.detach()})
-
-    @torch.no_grad()
-    def predict_action_chunk(
-        self,
-        *,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_steps: int | None = None,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        """Return a sampled chunk (b, h, a), normalised and padded; labels among inputs are ignored.
-
-        Args:
-            noise: (b, h, a) to start from; drawn when None, with `generator` if given.
-            generator: of the noise.
-            num_steps: Euler steps; by default the config's.
-            inputs: as in `forward`.
-        """
-        if noise is None and generator is not None:
-            shape = (len(inputs["state"]), self.config.action_horizon, self.config.action_dim)
-            noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
-        observation = {name: value for name, value in inputs.items() if name not in LABELS}
-        return self(**observation, noise=noise, num_steps=num_steps).actions
 
     def freeze_parts(self) -> None:
         """Freeze what the config says."""

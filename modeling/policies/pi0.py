@@ -12,8 +12,9 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from ...configuration.pi0 import PI0PolicyConfig
 from ..action_heads.pi0 import PI0FlowMatching
 from ..layers.masking import fill_padded, masked_mean
-from ..policy import LABELS, PolicyModel, PolicyOutput
+from ..policy import PolicyOutput
 from ..registry import register_policy
+from .flow import FlowPolicy
 
 BACKBONE = "model.paligemma_with_expert."
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a Gemma layer
@@ -21,7 +22,7 @@ HEADS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_
 
 
 @register_policy("pi0_policy")
-class PI0Policy(PolicyModel):
+class PI0Policy(FlowPolicy):
     """Map pictures, an instruction and the robot's state to a chunk of actions.
 
     States and actions have the padded widths of the config: the processor pads and takes the padding off again.
@@ -137,29 +138,6 @@ class PI0Policy(PolicyModel):
         error = self.model(*inputs, actions, noise, time)  # (b, h, a)
         loss = masked_mean(error, action_is_pad, None if counted == "all" else action_mask.expand_as(error))
         return PolicyOutput(loss=loss, losses={"flow": loss.detach()})
-
-    @torch.no_grad()
-    def predict_action_chunk(
-        self,
-        *,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_steps: int | None = None,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        """Return a sampled chunk (b, h, a), normalised and padded; labels among inputs are ignored.
-
-        Args:
-            noise: (b, h, a) to start from; drawn when None, with `generator` if given.
-            generator: of the noise.
-            num_steps: Euler steps; by default the config's.
-            inputs: as in `forward`.
-        """
-        if noise is None and generator is not None:
-            shape = (len(inputs["state"]), self.config.chunk_size, self.config.max_action_dim)
-            noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
-        observation = {name: value for name, value in inputs.items() if name not in LABELS}
-        return self(**observation, noise=noise, num_steps=num_steps).actions
 
     def freeze_parts(self) -> None:
         """Freeze what the config says, and what no loss depends on."""
