@@ -20,51 +20,23 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
+from networks import HEADS, gr00t_config, gr00t_head
+from roofline import roofline
 from timing import Comparison, alternate, machine, report, require_equal, trainer_optimizer, write
 from transformers import BatchFeature
 
-from manipulators import FlowmatchingActionHead_1_5, FlowmatchingActionHeadConfig_1_5
+from manipulators import FlowmatchingActionHead_1_5, FlowmatchingActionHeadConfig_1_5, GR00TN1_5Policy
 from manipulators.conversion.published import load_published
 
 THREADS = 2
-HORIZON, ACTION, STATE, EMBODIMENTS, EMBODIMENT, STEPS = 16, 32, 64, 32, 31, 4
+HORIZON, ACTION, STATE, EMBODIMENT, STEPS = 16, 32, 64, 31, 4
+CAMERAS = 2
 BATCH = 8
 LEARNING_RATE, CLIP = 1e-4, 10.0
 BETAS, WEIGHT_DECAY = (0.95, 0.999), 1e-5  # of LeRobot's preset
 PACKAGES = ["torch", "transformers", "diffusers"]
-MEDIUM = {"width": 512, "blocks": 8, "features": 512, "hidden": 512}
-PUBLISHED = {"width": 1536, "blocks": 16, "features": 2048, "hidden": 1024}
-
-
-def config(width: int, blocks: int, features: int, hidden: int) -> dict[str, Any]:
-    """Return the fields that both configs have."""
-    common = {"dropout": 0.2, "final_dropout": True, "positional_embeddings": None}
-    return {
-        "input_embedding_dim": width,
-        "hidden_size": hidden,
-        "backbone_embedding_dim": features,
-        "action_dim": ACTION,
-        "action_horizon": HORIZON,
-        "max_state_dim": STATE,
-        "max_num_embodiments": EMBODIMENTS,
-        "num_inference_timesteps": STEPS,
-        "num_target_vision_tokens": 32,
-        "diffusion_model_cfg": common
-        | {
-            "num_attention_heads": width // 48 if width % 48 == 0 else width // 64,
-            "attention_head_dim": 48 if width % 48 == 0 else 64,
-            "num_layers": blocks,
-            "output_dim": hidden,
-            "norm_type": "ada_norm",
-            "interleave_self_attention": True,
-            "cross_attention_dim": features,
-        },
-        "vl_self_attention_cfg": common
-        | {"num_attention_heads": features // 64, "attention_head_dim": 64, "num_layers": 4},
-    }
 
 
 def lerobot_head(folder: Path) -> ModuleType:
@@ -120,10 +92,10 @@ class Side:
         self.optimizer.zero_grad()
 
 
-def build(size: dict[str, int], tokens: int, theirs: ModuleType, folder: Path) -> tuple[Side, Side]:
+def build(size: str, tokens: int, theirs: ModuleType, folder: Path) -> tuple[Side, Side]:
     """Return both heads with the same random weights, in evaluation mode."""
     torch.manual_seed(0)
-    fields = config(**size)
+    fields = gr00t_head(**HEADS[size])
     with redirect_stdout(StringIO()):  # it prints its number of parameters
         their_head = theirs.FlowmatchingActionHead(theirs.FlowmatchingActionHeadConfig(**fields)).eval()
     our_head = FlowmatchingActionHead_1_5(FlowmatchingActionHeadConfig_1_5(**fields)).eval()
@@ -134,12 +106,27 @@ def build(size: dict[str, int], tokens: int, theirs: ModuleType, folder: Path) -
     return Side(our_head, our_optimizer, tokens), Side(their_head, their_optimizer, tokens)
 
 
+def roofline_of_all() -> str:
+    """Say where a chunk of the whole policy spends its time, at the medium size and with two cameras."""
+    torch.manual_seed(0)
+    policy = GR00TN1_5Policy(gr00t_config("medium", CAMERAS)).eval().requires_grad_(False)
+    inputs = policy.config.example_inputs(1)
+    eagle, head = policy.backbone.eagle_model, policy.action_head
+    reads = {
+        "vision": [eagle.vision_model, eagle.mlp1],
+        "language": list(eagle.language_model.layers),
+        "prepare": [head.vl_self_attention, *(block.attn1.to_k for block in head.model.transformer_blocks)],
+        "denoise": [head.model],
+    }
+    return roofline(policy, lambda: policy.predict_action_chunk(**inputs), reads)
+
+
 FIGURES = {
-    "sample-64": (f"sample a chunk of {HORIZON}, {STEPS} steps, 64 features, batch 1", MEDIUM, 64, "sample", 30),
-    "sample-556": (f"sample a chunk of {HORIZON}, {STEPS} steps, 556 features, batch 1", MEDIUM, 556, "sample", 20),
-    "train-64": (f"train step, 64 features, batch {BATCH}", MEDIUM, 64, "train", 10),
-    "train-556": (f"train step, 556 features, batch {BATCH}", MEDIUM, 556, "train", 5),
-    "published": (f"published size: sample, {STEPS} steps, 556 features, batch 1", PUBLISHED, 556, "sample", 5),
+    "sample-64": (f"sample a chunk of {HORIZON}, {STEPS} steps, 64 features, batch 1", "medium", 64, "sample", 30),
+    "sample-556": (f"sample a chunk of {HORIZON}, {STEPS} steps, 556 features, batch 1", "medium", 556, "sample", 20),
+    "train-64": (f"train step, 64 features, batch {BATCH}", "medium", 64, "train", 10),
+    "train-556": (f"train step, 556 features, batch {BATCH}", "medium", 556, "train", 5),
+    "published": (f"published size: sample, {STEPS} steps, 556 features, batch 1", "published", 556, "sample", 5),
 }
 
 
@@ -147,16 +134,18 @@ def main() -> None:
     """Measure the chosen figures, print the table, write it with the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lerobot", type=Path, required=True, help="folder that LeRobot 0.4.4 was installed to")
-    parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
+    parser.add_argument("--only", nargs="+", choices=[*FIGURES, "roofline"], default=[*FIGURES, "roofline"])
     parser.add_argument("--rounds", type=int, help="of every figure; by default enough for a steady median")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     described = machine(PACKAGES) | {"threads": str(THREADS)}
+    if "roofline" in arguments.only:
+        print(roofline_of_all())
     theirs = lerobot_head(arguments.lerobot)
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.only:
+        for name in (name for name in FIGURES if name in arguments.only):
             title, size, tokens, call, rounds = FIGURES[name]
             ours, peer = build(size, tokens, theirs, Path(folder))
             for checked in ("sample", "loss") if call == "train" else ("sample",):

@@ -3,9 +3,9 @@
     python benchmarks/pi0_lerobot.py FOLDER
 
 Reads `sizes.json` and `inputs.safetensors` from the folder and writes `weights.safetensors`. Then each line of the
-input names a call, `sample`, `loss` or `train`: it is run once and its seconds are printed; what the first two return
-is written to `<call>.safetensors`. LeRobot knows the published sizes only, so its variants are replaced here, and its
-projector and vocabulary made as small as asked for.
+input names a call, `sample`, `loss`, `train` or `compile`: it is run once and its seconds are printed; what the first
+two return is written to `<call>.safetensors`. LeRobot knows the published sizes only, so its variants are replaced
+here, and its projector and vocabulary made as small as asked for.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def calls(network: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Call
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"sample": sample, "loss": loss, "train": train}
+    def compile_() -> None:  # as its `compile_model=True` does, with torch's default mode
+        network.sample_actions = torch.compile(network.sample_actions)
+
+    return {"sample": sample, "loss": loss, "train": train, "compile": compile_}
 
 
 def main() -> None:

@@ -33,10 +33,29 @@ class CompiledStage:
         return _plain(memo[id(self.owner)], self.name)  # a copy of the module has weights of its own
 
 
+class PredictionByStages:
+    """Stand in the place of a policy's `predict_action_chunk`, whose stages are compiled.
+
+    CUDA graphs (`mode="reduce-overhead"`) give every result out of memory that they use again. They are told where a
+    chunk begins, so that stages can read each other's results until then, and what a chunk returns is copied.
+    """
+
+    def __init__(self, policy: PolicyModel):
+        self.policy = policy
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return _plain(self.policy, "predict_action_chunk")(**inputs).clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable:
+        return _plain(memo[id(self.policy)], "predict_action_chunk")
+
+
 def compile_stages(policy: PolicyModel, **options: Any) -> None:
     """Replace every stage of a policy by its compiled self."""
     for owner, name in stages_of(policy).values():
         setattr(owner, name, CompiledStage(owner, name, options))
+    policy.predict_action_chunk = PredictionByStages(policy)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.pi0 import PI0PolicyConfig
 from ...errors import FeatureShapeError, InvalidConfigError
-from ..backbones.paligemma_with_expert import PaliGemmaWithExpertModel, Rotary
+from ..backbones.paligemma_with_expert import KeysValues, PaliGemmaWithExpertModel, Rotary
 
 
 def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
@@ -220,8 +220,8 @@ class PI0FlowMatching(nn.Module):
             x = self.denoise_step(x, times[i], 1 / steps, cache, rotary, bias)
         return x
 
-    def read_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Return a cache (l, 2, b, k, n + 1 + h, e): prefix (b, n, d) and state, then room for the actions.
+    def read_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> list[KeysValues]:
+        """Return the keys and values (b, k, n + 1 + h, e) of prefix (b, n, d) and state, then room for the actions'.
 
         Neither sees actions, so that their keys and values are the same at every step.
         """
@@ -245,7 +245,7 @@ class PI0FlowMatching(nn.Module):
         x: torch.Tensor,
         time: torch.Tensor,
         length: float,
-        cache: torch.Tensor,
+        cache: Sequence[KeysValues],
         rotary: Rotary,
         bias: torch.Tensor,
     ) -> torch.Tensor:
@@ -259,7 +259,7 @@ class PI0FlowMatching(nn.Module):
             rotary, bias: of `action_tables`.
         """
         tokens = self.embed_actions(x, time)  # (b, h, w)
-        start = cache.shape[-2] - x.shape[1]
+        start = cache[0][0].shape[-2] - x.shape[1]
         (_, tokens), _ = self.paligemma_with_expert.through((None, tokens), bias, rotary, cache, start)
         return torch.add(x, self._velocity(tokens), alpha=-length)
 

@@ -1,7 +1,7 @@
 """PaliGemmaWithExpertModel: PaliGemma and a smaller action expert, whose tokens attend to each other in every layer.
 
 Shapes: b batch, n tokens of the prefix (pictures, words), m tokens of the suffix (state, actions), d PaliGemma's
-width, w the expert's, k heads of keys and values, e width of a head, l layers. Source: Black et al. 2024 (arXiv
+width, w the expert's, k heads of keys and values, e width of a head. Source: Black et al. 2024 (arXiv
 2410.24164) and openpi; the layers are transformers' own.
 """
 
@@ -131,7 +131,7 @@ class PaliGemmaWithExpertModel(nn.Module):
             expected = f"({given[0].shape[0]}, {queries}, {start + queries}): batch, queries, keys"
             raise FeatureShapeError("attention_mask", tuple(attention_mask.shape), expected)
         if past:
-            past = [[F.pad(x, (0, 0, 0, queries)) for x in layer] for layer in past]
+            past = [(F.pad(k, (0, 0, 0, queries)), F.pad(v, (0, 0, 0, queries))) for k, v in past]
         rotary, bias = self.rotary(position_ids), self.attention_bias(attention_mask)
         outputs, filled = self.through(inputs_embeds, bias, rotary, past, start, (prefix_output, True))
         cache = (filled if fill_kv_cache else past_key_values) if use_cache else None
@@ -142,7 +142,7 @@ class PaliGemmaWithExpertModel(nn.Module):
         streams: Sequence[torch.Tensor | None],
         bias: torch.Tensor,
         rotary: Rotary,
-        cache: Sequence[KeysValues] | torch.Tensor | None = None,
+        cache: Sequence[KeysValues] | None = None,
         start: int = 0,
         wanted: tuple[bool, bool] = (True, True),
     ) -> tuple[list[torch.Tensor | None], list[KeysValues]]:
@@ -152,7 +152,7 @@ class PaliGemmaWithExpertModel(nn.Module):
             streams: [prefix (b, n, d), suffix (b, m, w)].
             bias: (b, 1, queries or 1, keys), see `attention_bias`.
             rotary: of the tokens given, see `rotary`.
-            cache: buffers (l, 2, b, k, at least keys, e) that hold earlier tokens and receive those given.
+            cache: of every layer, buffers (b, k, at least keys, e) that hold earlier tokens and receive those given.
             start: how many stand before those given.
             wanted: which outputs to compute; of others the last layer computes no more than keys and values.
 
@@ -182,11 +182,14 @@ class PaliGemmaWithExpertModel(nn.Module):
         dtype = self.embed_tokens.weight.dtype
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
 
-    def new_cache(self, batch: int, tokens: int) -> torch.Tensor:
-        """Return empty buffers (l, 2, b, k, n, e) for the keys and values of so many tokens in all layers."""
+    def new_cache(self, batch: int, tokens: int) -> list[KeysValues]:
+        """Return empty buffers (b, k, n, e) for the keys and values of so many tokens in every layer.
+
+        Each has memory of its own: compiled, writing into a part of one that all share would copy the whole.
+        """
         text, weight = self.config.paligemma_config.text_config, self.embed_tokens.weight
-        heads = (batch, text.num_key_value_heads, tokens, text.head_dim)
-        return weight.new_empty(len(self.layers), 2, *heads)
+        shape = (batch, text.num_key_value_heads, tokens, text.head_dim)
+        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.layers]
 
     def fuse(self) -> None:
         """Join projections that read the same, and let others add to the residual stream themselves."""
@@ -219,7 +222,7 @@ class JointLayer(GradientCheckpointingLayer):
         bias: torch.Tensor,
         rotary: Rotary,
         implementation: str,
-        cache: KeysValues | torch.Tensor | None,
+        cache: KeysValues | None,
         start: int,
         wanted: tuple[bool, bool],
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, KeysValues]:
@@ -297,7 +300,7 @@ def attend(
         return out.flatten(2)  # (b, queries, heads, e) → (b, queries, heads · e)
     # Every query head its keys and values. No copy where all share one: kernels read the same memory eight times.
     groups = attention.num_key_value_groups
-    k, v = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))  # (b, heads, keys, e)
+    k, v = (x.expand(-1, groups, -1, -1) if x.shape[1] == 1 else x.repeat_interleave(groups, 1) for x in (k, v))
     if implementation == "eager":
         scores = torch.matmul(q, k.transpose(2, 3)) * attention.scaling + bias
         out = torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype), v)

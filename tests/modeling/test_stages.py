@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils._pytree import tree_leaves
 
 from manipulators import AutoPolicy
 from manipulators.errors import InferenceOnlyError
@@ -58,6 +59,27 @@ def test_compiled_policies_are_saved_and_copied(complete_case, build, tmp_path):
             parameter.mul_(0.5)
     assert not torch.allclose(chunk(copied), expected, atol=1e-4)  # by its own weights
     torch.testing.assert_close(chunk(policy), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_memory_that_cuda_graphs_use_again(policy, monkeypatch):
+    """They are told once per chunk that one begins, and no stage's result is handed out, which the next overwrites."""
+    begun, results = [], []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
+
+    def around(stage, call):
+        def observed(*args, **kwargs):
+            results.append(call(*args, **kwargs))
+            return results[-1]
+
+        return observed
+
+    policy.compile(backend="eager").compile(backend="eager")
+    begun.clear()
+    with observed_stages(policy, around):
+        actions = chunk(policy)
+    assert len(begun) == 1
+    storages = {x.untyped_storage().data_ptr() for x in tree_leaves(results) if isinstance(x, torch.Tensor)}
+    assert storages and actions.untyped_storage().data_ptr() not in storages
 
 
 def test_compiling_is_for_inference(complete_case, build):
