@@ -36,14 +36,18 @@ def moved(inputs: dict[str, Any], device: str, dtype: torch.dtype) -> dict[str, 
     return {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
 
+def compile_options(mode: str) -> dict[str, Any]:
+    """Return the options of `torch.compile`; the modules stay as they are, and are not looked at in every call."""
+    unguarded = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    return unguarded | {"triton.cudagraphs": mode == "graphs"}
+
+
 def switch_on(policy: PI0Policy | GR00TN1_5Policy, mode: str, inputs: dict[str, Any]) -> None:
     """Make a policy sample in a mode."""
     if mode != "eager":
         policy.fuse()
-    if mode == "compiled":
-        policy.compile(inputs=inputs)
-    if mode == "graphs":
-        policy.compile(inputs=inputs, mode="reduce-overhead")
+    if mode in ("compiled", "graphs"):
+        policy.compile(inputs=inputs, options=compile_options(mode))
 
 
 def pi0(mode: str, cameras: int, size: str, device: str, dtype: torch.dtype) -> tuple[Chunk, Chunk]:
@@ -56,9 +60,7 @@ def pi0(mode: str, cameras: int, size: str, device: str, dtype: torch.dtype) -> 
     native = native_pi0(policy).eval()
     given = native_pi0_inputs(observation, native.config.vlm_config.image_token_id)
     if mode in ("compiled", "graphs"):
-        native.sample_actions = torch.compile(
-            native.sample_actions, fullgraph=True, mode="reduce-overhead" if mode == "graphs" else "default"
-        )
+        native.sample_actions = torch.compile(native.sample_actions, fullgraph=True, options=compile_options(mode))
 
     def theirs() -> torch.Tensor:
         torch.compiler.cudagraph_mark_step_begin()

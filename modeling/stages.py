@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,12 @@ class CompiledStage:
     Args:
         owner: the module.
         name: of its method.
-        options: of `torch.compile`.
+        options: of `torch.compile`, which takes entries out of a nested one: hence a copy.
     """
 
     def __init__(self, owner: nn.Module, name: str, options: Mapping[str, Any]):
         self.owner, self.name = owner, name
-        self.call = torch.compile(_plain(owner, name), fullgraph=True, dynamic=False, **options)
+        self.call = torch.compile(_plain(owner, name), fullgraph=True, dynamic=False, **copy.deepcopy(dict(options)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)

@@ -61,9 +61,21 @@ def test_compiled_policies_are_saved_and_copied(complete_case, build, tmp_path):
     torch.testing.assert_close(chunk(policy), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_memory_that_cuda_graphs_use_again(policy, monkeypatch):
-    """They are told once per chunk that one begins, and no stage's result is handed out, which the next overwrites."""
-    begun, results = [], []
+def test_every_stage_is_compiled_with_the_options(complete_case, build):
+    policy, filtered = build(complete_case), []
+
+    def keep_all(guards):
+        filtered.append(len(guards))
+        return [True for _ in guards]
+
+    options = {"guard_filter_fn": keep_all}
+    policy.compile(inputs=all_inputs(policy), backend="eager", options=options)
+    assert len(filtered) >= len(stages_of(policy)) and options == {"guard_filter_fn": keep_all}
+
+
+def test_compiled_for_cuda_graphs(complete_case, build, monkeypatch):
+    """They are told once per chunk that one begins, and no stage's result is handed out: the next overwrites it."""
+    policy, begun, results = build(complete_case), [], []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
 
     def around(stage, call):
