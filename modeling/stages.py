@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,14 @@ class CompiledStage:
     Args:
         owner: the module.
         name: of its method.
-        options: of `torch.compile`, which takes entries out of a nested one: hence a copy.
+        options: of `torch.compile`.
     """
 
     def __init__(self, owner: nn.Module, name: str, options: Mapping[str, Any]):
         self.owner, self.name = owner, name
-        self.call = torch.compile(_plain(owner, name), fullgraph=True, dynamic=False, **copy.deepcopy(dict(options)))
+        # Nested ones are copied, because torch takes entries out of them.
+        own = {option: dict(value) if isinstance(value, Mapping) else value for option, value in options.items()}
+        self.call = torch.compile(_plain(owner, name), fullgraph=True, dynamic=False, **own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)

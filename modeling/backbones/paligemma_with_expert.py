@@ -298,7 +298,8 @@ def attend(
         kernel = ALL_ATTENTION_FUNCTIONS[implementation]
         out, _ = kernel(attention, q, k, v, bias, dropout=0.0, scaling=attention.scaling, is_causal=False)
         return out.flatten(2)  # (b, queries, heads, e) → (b, queries, heads · e)
-    # Every query head its keys and values. No copy where all share one: kernels read the same memory eight times.
+    # Every query head its keys and values, (b, heads, keys, e). No copy where all share one: kernels read the same
+    # memory eight times.
     groups = attention.num_key_value_groups
     k, v = (x.expand(-1, groups, -1, -1) if x.shape[1] == 1 else x.repeat_interleave(groups, 1) for x in (k, v))
     if implementation == "eager":
