@@ -19,6 +19,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig as TheirConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy as TheirPolicy
 from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+from roofline import machine_rates
 from timing import Comparison, alternate, machine, report, require_equal, seconds_of, trainer_optimizer, write
 
 from manipulators import AutoPolicy, DiffusionPolicy
@@ -135,8 +136,7 @@ def floor(bench: Workbench) -> str:
     inputs, _ = observation(1)
     head = ours.diffusion
     size = sum(weight.nbytes for weight in head.unet.parameters())
-    memory = torch.ones(2**28)  # 1 GiB: larger than any cache
-    bandwidth = memory.nbytes / min(seconds_of(memory.sum) for _ in range(5))
+    _, bandwidth = machine_rates()
     with torch.inference_mode():
         condition = head.encode_observation(**inputs)
         encoder = min(seconds_of(lambda: head.encode_observation(**inputs)) for _ in range(5))

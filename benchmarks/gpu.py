@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from networks import SIZES, gr00t_config, native_pi0, native_pi0_inputs, pi0_config, pi0_inputs
-from timing import machine, seconds_of
+from networks import OBSERVED, SIZES, gr00t_config, native_pi0, native_pi0_inputs, pi0_config, pi0_inputs
+from timing import alternate, machine, require_equal, seconds_of
 
 from manipulators import GR00TN1_5Policy, PI0Policy
 
 PACKAGES = ["torch", "transformers"]
 MODES = ("eager", "fused", "compiled", "graphs")
-OBSERVED = ("pixel_values", "input_ids", "attention_mask", "state", "embodiment_id")
 WARMUP = 5
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the chunk's largest number
 Chunk = Callable[[], torch.Tensor]
@@ -56,7 +55,7 @@ def pi0(mode: str, cameras: int, size: str, device: str, dtype: torch.dtype) -> 
     with torch.device(device):
         policy = PI0Policy._from_config(config, dtype=dtype).eval()
     inputs = moved(pi0_inputs(config, 1), device, dtype)
-    observation, noise = {name: inputs[name] for name in OBSERVED if name in inputs}, inputs["noise"]
+    observation, noise = {name: inputs[name] for name in OBSERVED}, inputs["noise"]
     native = native_pi0(policy).eval()
     given = native_pi0_inputs(observation, native.config.vlm_config.image_token_id)
     if mode in ("compiled", "graphs"):
@@ -84,20 +83,14 @@ POLICIES = {"pi0": pi0, "gr00t_n1_5": gr00t}
 
 
 def measure(ours: Chunk, theirs: Chunk | None, rounds: int, tolerance: float) -> dict[str, list[float]]:
-    """Return the seconds of both, taken in turn."""
-    if theirs is not None:
-        expected = theirs().float()
-        difference = ((ours().float() - expected).abs().max() / expected.abs().max()).item()
-        if not difference <= tolerance:
-            raise SystemExit(f"The two chunks differ by {difference:.3g} of the largest number (limit {tolerance:g}).")
-    sides = {"ours": ours} | ({} if theirs is None else {"theirs": theirs})
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for i in range(WARMUP + rounds):
-        for side in sorted(sides, reverse=bool(i % 2)):
-            taken = seconds_of(sides[side])
-            if i >= WARMUP:
-                seconds[side].append(taken)
-    return seconds
+    """Return the seconds of both, taken in turn, or of ours alone."""
+    if theirs is None:
+        return {"ours": [seconds_of(ours) for _ in range(WARMUP + rounds)][WARMUP:]}
+    expected = theirs().float()
+    scale = expected.abs().max()
+    require_equal("chunk over its largest number", ours().float() / scale, expected / scale, tolerance)
+    comparison = alternate("chunk", ours, theirs, rounds, WARMUP)
+    return {"ours": comparison.ours, "theirs": comparison.theirs}
 
 
 def row(policy: str, cameras: int, mode: str, seconds: dict[str, list[float]]) -> str:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from networks import features
 from safetensors.torch import save_file
 from timing import machine
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -79,19 +80,15 @@ def write_shards(folder: Path, shapes: Shapes) -> int:
 def write_pi0(folder: Path) -> int:
     """Write π0 in our layout and return the weights' bytes."""
     config = PI0PolicyConfig(
-        input_features={
-            **{f"observation.images.{camera}": {"type": "VISUAL", "shape": (3, 224, 224)} for camera in CAMERAS},
-            "observation.state": {"type": "STATE", "shape": (WIDTH,)},
-        },
-        output_features={"action": {"type": "ACTION", "shape": (WIDTH,)}},
+        **features(CAMERAS, WIDTH),
         dtype="bfloat16",
     )
     with torch.device("meta"):
         weights = PI0Policy(config).state_dict()
     config.save_pretrained(folder)
     # Statistics that leave every number as it is.
-    features = config.input_features | config.output_features
-    statistics = {name: {"mean": [0.0] * f.shape[0], "std": [1.0] * f.shape[0]} for name, f in features.items()}
+    named = config.input_features | config.output_features
+    statistics = {name: {"mean": [0.0] * f.shape[0], "std": [1.0] * f.shape[0]} for name, f in named.items()}
     PI0Processor.from_config(config, statistics, tokenizer=word_tokenizer([TASK])).save_pretrained(folder)
     return write_shards(folder, {name: weight.shape for name, weight in weights.items()})
 

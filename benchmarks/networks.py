@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ SIZES = ("medium", "published")
 WIDTH = 32  # of state and action
 SIDE, TOKENS = 224, 256  # of a picture: its height and width, and its tokens
 VOCABULARY = 2048
+OBSERVED = ("pixel_values", "input_ids", "attention_mask", "state")  # what π0 reads to sample
 
 LAYERS = {"num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}
 TEXT = LAYERS | {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": VOCABULARY}
@@ -35,9 +37,9 @@ HEADS = {
 }
 
 
-def features(cameras: int, width: int = WIDTH) -> dict[str, dict[str, Any]]:
-    """Return input and output features of a robot with so many cameras."""
-    pictures = {f"observation.images.{i}": {"type": "VISUAL", "shape": (3, SIDE, SIDE)} for i in range(cameras)}
+def features(cameras: Iterable[object], width: int = WIDTH) -> dict[str, dict[str, Any]]:
+    """Return input and output features of a robot with these cameras, and a state and actions of the same width."""
+    pictures = {f"observation.images.{camera}": {"type": "VISUAL", "shape": (3, SIDE, SIDE)} for camera in cameras}
     return {
         "input_features": pictures | {"observation.state": {"type": "STATE", "shape": (width,)}},
         "output_features": {"action": {"type": "ACTION", "shape": (width,)}},
@@ -50,7 +52,7 @@ def pi0_config(size: str, cameras: int) -> PI0PolicyConfig:
         "paligemma_config": {"projection_dim": TEXT["hidden_size"], "text_config": TEXT, "vision_config": VISION},
         "gemma_expert_config": EXPERT,
     }
-    return PI0PolicyConfig(**features(cameras), **(parts if size == "medium" else {}))
+    return PI0PolicyConfig(**features(range(cameras)), **(parts if size == "medium" else {}))
 
 
 def pi0_inputs(config: PI0PolicyConfig, batch: int, training: bool = False) -> dict[str, torch.Tensor]:
@@ -134,4 +136,4 @@ def gr00t_config(size: str, cameras: int) -> GR00TN1_5Config:
         },
         "action_head_cfg": gr00t_head(**head),
     }
-    return GR00TN1_5Config(**features(cameras), **(parts if size == "medium" else {}))
+    return GR00TN1_5Config(**features(range(cameras)), **(parts if size == "medium" else {}))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from networks import EXPERT, TEXT, VISION, VOCABULARY, native_pi0, native_pi0_inputs, pi0_config, pi0_inputs
+from networks import EXPERT, OBSERVED, TEXT, VISION, VOCABULARY, native_pi0, native_pi0_inputs, pi0_config, pi0_inputs
 from roofline import roofline
 from safetensors.torch import load_file, save_file
 from timing import Comparison, compare, machine, report, require_equal, seconds_of, trainer_optimizer, write
@@ -30,7 +30,6 @@ from manipulators.conversion.published import load_published
 THREADS = 2
 CAMERAS, BATCH = 2, 2
 LEARNING_RATE, CLIP = 2.5e-5, 1.0
-OBSERVED = ("pixel_values", "input_ids", "attention_mask", "state")
 PACKAGES = ["torch", "transformers"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ from manipulators.modeling.stages import observed_stages
 
 ROUNDS = 7
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_dot_product_flash_attention_for_cpu"}
+
+
+class Stopwatch:
+    """Take the seconds of a block."""
+
+    def __enter__(self) -> Stopwatch:
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self.start
 
 
 class TimedProducts(TorchDispatchMode):
@@ -44,6 +56,31 @@ def machine_rates() -> tuple[float, float]:
     return arithmetic, memory.nbytes / min(seconds_of(memory.sum) for _ in range(5))
 
 
+def metered(
+    policy: PolicyModel,
+    sample: Callable[[], object],
+    meter: Callable[[], Any],
+    reading: Callable[[Any], float],
+    rounds: int,
+) -> dict[str, list[float]]:
+    """Return per stage what a meter, set around each of its calls, reads afterwards."""
+    readings: dict[str, list[float]] = defaultdict(list)
+
+    def around(stage: str, call: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with meter() as used:
+                result = call(*args, **kwargs)
+            readings[stage].append(reading(used))
+            return result
+
+        return run
+
+    with observed_stages(policy, around):
+        for _ in range(rounds):
+            sample()
+    return readings
+
+
 def roofline(policy: PolicyModel, sample: Callable[[], object], weights: Mapping[str, Iterable[nn.Module]]) -> str:
     """Return the table of a policy's stages.
 
@@ -51,40 +88,9 @@ def roofline(policy: PolicyModel, sample: Callable[[], object], weights: Mapping
         sample: predicts a chunk.
         weights: per stage what it reads.
     """
-    seconds, products = defaultdict(list), defaultdict(list)
-    operations: dict[str, int] = defaultdict(int)
-
-    def timed(stage: str, call: Callable) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*args, **kwargs)
-            seconds[stage].append(time.perf_counter() - start)
-            return result
-
-        return run
-
-    def timed_products(stage: str, call: Callable) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with TimedProducts() as mode:
-                result = call(*args, **kwargs)
-            products[stage].append(mode.seconds)
-            return result
-
-        return run
-
-    def counted(stage: str, call: Callable) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with FlopCounterMode(display=False) as counter:
-                result = call(*args, **kwargs)
-            operations[stage] += counter.get_total_flops()
-            return result
-
-        return run
-
-    for around, rounds in ((counted, 1), (timed, ROUNDS), (timed_products, ROUNDS)):
-        with observed_stages(policy, around):
-            for _ in range(rounds):
-                sample()
+    seconds = metered(policy, sample, Stopwatch, lambda watch: watch.seconds, ROUNDS)
+    products = metered(policy, sample, TimedProducts, lambda mode: mode.seconds, ROUNDS)
+    operations = metered(policy, sample, partial(FlopCounterMode, display=False), FlopCounterMode.get_total_flops, 1)
     chunk = float(np.median([seconds_of(sample) for _ in range(ROUNDS)]))
     arithmetic, bandwidth = machine_rates()
     lines = [
@@ -99,7 +105,7 @@ def roofline(policy: PolicyModel, sample: Callable[[], object], weights: Mapping
         calls = len(times) // ROUNDS
         read = calls * sum(weight.nbytes for module in weights[stage] for weight in module.parameters())
         per_call = (float(np.median(times)), float(np.median(products[stage])))
-        row = 1000 * np.array([*(calls * t for t in per_call), operations[stage] / arithmetic, read / bandwidth])
+        row = 1000 * np.array([*(calls * t for t in per_call), sum(operations[stage]) / arithmetic, read / bandwidth])
         sums += row
         lines.append(f"| {stage} | {calls} | {' | '.join(f'{value:.0f}' for value in row)} |")
     lines.append(f"| all | | {' | '.join(f'{value:.0f}' for value in sums)} |")

@@ -149,7 +149,7 @@ class GR00TPolicy(FlowPolicy):
         return (torch.arange(actions.shape[-1], device=actions.device) < width).expand_as(actions)
 
 
-def stages_of(model: str) -> dict[str, str]:
+def sampling_stages(model: str) -> dict[str, str]:
     """Return what sampling consists of; `model` is the name of the vision-language model."""
     return {
         "vision": f"{model}.embed_pictures",

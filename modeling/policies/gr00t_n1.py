@@ -6,7 +6,7 @@ from ...configuration.gr00t_n1 import GR00TN1Config
 from ..action_heads.flow_matching import FlowmatchingActionHead
 from ..backbones.eagle import EagleBackbone
 from ..registry import register_policy
-from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of, stages_of
+from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of, sampling_stages
 
 
 @register_policy("gr00t_n1")
@@ -22,4 +22,4 @@ class GR00TN1Policy(GR00TPolicy):
     head_class = FlowmatchingActionHead
     modules_to_save = (*PROJECTORS, "backbone.linear")
     parameter_parts = parts_of("backbone.model", modules_to_save, (HEAD + "model",))
-    stages = stages_of("backbone.model")
+    stages = sampling_stages("backbone.model")

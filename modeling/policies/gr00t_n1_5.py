@@ -6,7 +6,7 @@ from ...configuration.gr00t_n1_5 import GR00TN1_5Config
 from ..action_heads.flow_matching_1_5 import FlowmatchingActionHead_1_5
 from ..backbones.eagle_1_5 import EagleBackbone1_5
 from ..registry import register_policy
-from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of, stages_of
+from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of, sampling_stages
 
 
 @register_policy("gr00t_n1_5")
@@ -26,4 +26,4 @@ class GR00TN1_5Policy(GR00TPolicy):
     parameter_parts = parts_of(
         "backbone.eagle_model", modules_to_save, (HEAD + "model", HEAD + "vlln", HEAD + "vl_self_attention")
     )
-    stages = stages_of("backbone.eagle_model")
+    stages = sampling_stages("backbone.eagle_model")
