@@ -44,7 +44,7 @@ _EXPORTS = {
     "PolicyConfig": "configuration.policy",
     "PolicyFeature": "configuration.features",
     "PolicyModel": "modeling.policy",
-    "PolicyOutput": "modeling.policy",
+    "PolicyOutput": "modeling.output",
     "PolicyPipeline": "inference.pipeline",
     "PolicyProcessor": "processing.processor",
     "PolicyTrainer": "training.trainer",

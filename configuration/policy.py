@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers.utils import logging
 
@@ -43,6 +43,8 @@ class PolicyConfig(StrictConfig):
         n_obs_steps (`int`, *optional*, defaults to 1): observations the policy looks at, the current one included.
         optional_cameras (`tuple[str, ...]`, *optional*): cameras that an observation may lack; the network does not
             attend to an absent one.
+        loss_over (`str`, *optional*, defaults to `"real"`): what the loss is averaged over: `"real"` leaves out steps
+            beyond the episode and padded dimensions, `"steps"` counts such steps, `"all"` counts both.
         format_version (`int`, *optional*): version of the saved fields' meaning.
     """
 
@@ -51,6 +53,7 @@ class PolicyConfig(StrictConfig):
     normalization_mapping: dict[str, NormalizationMode] | None = None
     n_obs_steps: int = 1
     optional_cameras: tuple[str, ...] = ()
+    loss_over: Literal["real", "steps", "all"] = "real"
     format_version: int = FORMAT_VERSION
 
     default_normalization: ClassVar[Mapping[str, str]] = dict.fromkeys(FeatureType.__members__, "MEAN_STD")
@@ -59,6 +62,9 @@ class PolicyConfig(StrictConfig):
     reads_instruction: ClassVar[bool] = False
     # Fields beside the features that are one robot's, which another that starts from its weights does not inherit.
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras",)
+    # The field that says how many actions are predicted at once. A chunk that is executed whole (`n_action_steps`)
+    # stays so when that field is assigned.
+    horizon_field: ClassVar[str | None] = None
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 
@@ -76,7 +82,16 @@ class PolicyConfig(StrictConfig):
                 f"{FORMAT_VERSION}); fields that do not exist here are left out: {', '.join(unknown)}."
             )
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
+        if self.horizon_field is not None and self.n_action_steps is None:
+            self.n_action_steps = getattr(self, self.horizon_field)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = self.__dict__
+        executed_whole = name == self.horizon_field and held.get("n_action_steps") == held.get(name) is not None
+        super().__setattr__(name, value)
+        if executed_whole:
+            self.n_action_steps = held[name]
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
@@ -222,6 +237,16 @@ class PolicyConfig(StrictConfig):
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+
+    @property
+    def executed_steps(self) -> slice:
+        """Those of the predicted steps that `predict_action_chunk` returns: from the current one on."""
+        return slice(None)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the named losses; 1 where none is given."""
+        return {}
 
     @property
     def frames_without_start(self) -> int:

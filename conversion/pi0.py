@@ -10,7 +10,7 @@ from ..configuration.pi0 import GEMMA_EXPERT, PALIGEMMA, PI0PolicyConfig
 from ..errors import InvalidConfigError, nearest
 from ..modeling.action_heads.pi0 import PI0FlowMatching
 from ..modeling.backbones.paligemma_with_expert import PaliGemmaWithExpertModel
-from ..modeling.policies.pi0 import BACKBONE, PI0Policy
+from ..modeling.policies.pi0 import PI0Policy
 from .published_policy import PublishedPolicy, Weights, known_fields
 from .resnet import rename
 
@@ -22,6 +22,7 @@ _LANGUAGE = _PALIGEMMA + r"language_model\.(?:model\.)?"
 _EXPERT = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?gemma_expert\.(?:model\.)?|model\.dit\.(?:model\.)?)"
 _HEADS = r"(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out|action_out_proj)\."
 
+BACKBONE = "model.paligemma_with_expert."
 RENAMES = [
     (_PALIGEMMA + r"vision_tower\.(?:vision_model\.)?", BACKBONE + "vision_tower."),
     (_PALIGEMMA + r"multi_modal_projector\.", BACKBONE + "multi_modal_projector."),

@@ -1,4 +1,4 @@
-"""VisionLanguageModel and VisionLanguageBackbone: what the Eagle backbones of GR00T N1 and N1.5 share.
+"""EagleModel and EagleBackboneBase: what the backbones of GR00T N1 and N1.5 share.
 
 Shapes: b batch, m pictures of the whole batch, k tokens per picture, n tokens of a prompt, c width of the vision
 tower, d width of the language model, or of the features where they are projected. Vision tower and language model are
@@ -15,18 +15,20 @@ import torch
 from torch import nn
 from transformers import AutoModel, BatchFeature, PreTrainedConfig
 
-from ...configuration.eagle import VisionLanguageConfig
+from ...configuration.eagle import EagleBaseConfig
 from ...errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
+from ..freezing import PartlyFrozen
 from ..layers.image_tokens import pixel_shuffle, place_pictures, real_pictures
+from ..seam import Features, PolicyInputs
 
 
-class VisionLanguageModel(nn.Module):
+class EagleModel(nn.Module):
     """Read a prompt in which pictures stand in place of image tokens, with a language model's first layers.
 
     There is no vision pooling and no head over words: nothing here reads or says them.
 
     Args:
-        config (`VisionLanguageConfig`): of tower, connector and language model.
+        config (`EagleBaseConfig`): of tower, connector and language model.
         layers (`int`): how many of the language model's layers are kept; its last norm always is.
         attention_implementation (`str`): transformers' name of a kernel. Rows that see nothing, which are padding on
             the left, get an attention output of 0 from `"sdpa"` and `"flash_attention_2"`, as in NVIDIA's training;
@@ -38,7 +40,7 @@ class VisionLanguageModel(nn.Module):
         InvalidConfigError: the language model has not so many layers, or the kernel is not known.
     """
 
-    def __init__(self, config: VisionLanguageConfig, layers: int, attention_implementation: str, scale: int = 1):
+    def __init__(self, config: EagleBaseConfig, layers: int, attention_implementation: str, scale: int = 1):
         super().__init__()
         vision, text = copy.deepcopy(config.vision_config), config.truncated_language_config(layers)
         self.picture_size, self.tokens_per_picture = vision.image_size * scale, config.image_tokens(scale)
@@ -52,7 +54,7 @@ class VisionLanguageModel(nn.Module):
         else:
             self.mlp1 = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, d), nn.GELU(), nn.Linear(d, d))
 
-    def _apply(self, fn, recurse: bool = True) -> VisionLanguageModel:
+    def _apply(self, fn, recurse: bool = True) -> EagleModel:
         """Move or cast; then fill again what no checkpoint holds.
 
         Casting would round the rotary frequencies, by up to half a radian at the 300th token; a module that
@@ -110,9 +112,9 @@ class VisionLanguageModel(nn.Module):
         if attention_mask.shape != input_ids.shape:
             raise FeatureShapeError("attention_mask", tuple(attention_mask.shape), f"{tuple(input_ids.shape)}")
         pictures = self.embed_pictures(pixel_values)  # (m, k, d)
-        return self.read_prompt(pictures, input_ids, attention_mask, image_token_id, reproject)
+        return self.encode_prompt(pictures, input_ids, attention_mask, image_token_id, reproject)
 
-    def read_prompt(
+    def encode_prompt(
         self,
         pictures: torch.Tensor,
         input_ids: torch.Tensor,
@@ -130,11 +132,17 @@ class VisionLanguageModel(nn.Module):
         return place_pictures(features, pictures, input_ids, image_token_id) if reproject else features
 
 
-class VisionLanguageBackbone(nn.Module):
-    """Be a backbone of GR00T: prompts with pictures in, features out.
+class EagleBackboneBase(PartlyFrozen):
+    """Encode prompts with pictures as features: what the backbones of GR00T N1 and N1.5 share.
 
-    Subclasses build a `VisionLanguageModel` and a projection of its features, under their published names.
+    Subclasses build an `EagleModel` and a projection of its features, under their published names.
     """
+
+    lora_targets = {
+        "tune_llm": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "tune_visual": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "mlp1.0", "mlp1.1", "mlp1.3"),
+    }
+    no_split_modules = ("SiglipEncoderLayer", "Qwen3DecoderLayer", "LlamaDecoderLayer")
 
     prefix: ClassVar[str] = ""  # of the names of its inputs
 
@@ -144,7 +152,7 @@ class VisionLanguageBackbone(nn.Module):
     image_token_id: int
 
     @property
-    def vision_language_model(self) -> VisionLanguageModel:
+    def vision_language_model(self) -> EagleModel:
         """The model, under whichever name it is published."""
         raise NotImplementedError
 
@@ -154,7 +162,7 @@ class VisionLanguageBackbone(nn.Module):
         raise NotImplementedError
 
     @property
-    def output_dim(self) -> int:
+    def width(self) -> int:
         """Width of the features."""
         if isinstance(self.projection, nn.Identity):
             return self.vision_language_model.language_model.config.hidden_size
@@ -162,29 +170,28 @@ class VisionLanguageBackbone(nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
+        """Return what `tune_llm` and `tune_visual` say is not trained; the projection always is."""
         model = self.vision_language_model
         language = [] if self.tune_llm else [model.language_model]
         return language + ([] if self.tune_visual else [model.vision_model, model.mlp1])
 
-    def freeze(self) -> None:
-        """Mark what `tune_llm` and `tune_visual` say is not trained; the projection always is."""
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> VisionLanguageBackbone:
-        """Set training mode, except in what is frozen and nobody has unfrozen."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
-        return self
-
     # --- features -----------------------------------------------------------------------------------------
 
-    def encode(
+    def encode(self, inputs: PolicyInputs) -> Features:
+        """Return the features of an observation: `pixel_values`, `input_ids` and `attention_mask`."""
+        pictures = inputs.pixel_values
+        if isinstance(pictures, (list, tuple)):  # one (b, 3, h, w) per camera
+            pictures = torch.stack(list(pictures), dim=1)
+        if pictures.ndim != 5:
+            raise FeatureShapeError("pixel_values", tuple(pictures.shape), "(batch, cameras, 3, height, width)")
+        pictures = real_pictures(pictures, inputs.pixel_mask)
+        return Features(self.encode_prompts(pictures, inputs.input_ids, inputs.attention_mask), inputs.attention_mask)
+
+    def encode_prompts(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Return features (b, n, d) of pictures (m, 3, h, w) and prompts (b, n); see `VisionLanguageModel`."""
+        """Return features (b, n, d) of pictures (m, 3, h, w) and prompts (b, n); see `EagleModel`."""
         features = self.vision_language_model(
             pixel_values, input_ids, attention_mask, self.image_token_id, self.reproject_vision
         )
@@ -219,7 +226,8 @@ class VisionLanguageBackbone(nn.Module):
         pixel_values, input_ids, attention_mask = (
             inputs[self.prefix + name] for name in ("pixel_values", "input_ids", "attention_mask")
         )
-        features = self.encode(real_pictures(pixel_values, inputs.get("pixel_mask")), input_ids, attention_mask)
+        pictures = real_pictures(pixel_values, inputs.get("pixel_mask"))
+        features = self.encode_prompts(pictures, input_ids, attention_mask)
         return BatchFeature(data={"backbone_features": features, "backbone_attention_mask": attention_mask})
 
 
@@ -229,3 +237,17 @@ def _native(config: PreTrainedConfig, attention_implementation: str) -> nn.Modul
         return AutoModel.from_config(config, attn_implementation=attention_implementation)
     except ValueError as error:
         raise InvalidConfigError(f"attention_implementation={attention_implementation!r}: {error}") from error
+
+
+def eagle_parts(model: str, projection: str) -> dict[str, tuple[str, ...]]:
+    """Return the modules of each part of a backbone, by the published names of its model and projection."""
+    return {
+        "tune_llm": (f"{model}.language_model",),
+        "tune_visual": (f"{model}.vision_model", f"{model}.mlp1"),
+        "tune_projector": (projection,),
+    }
+
+
+def eagle_stages(model: str) -> dict[str, str]:
+    """Return what encoding an observation consists of, by the published name of the model."""
+    return {"vision": f"{model}.embed_pictures", "language": f"{model}.encode_prompt"}
