@@ -13,11 +13,12 @@ from ..errors import DatasetFormatError, VideoError
 from .checks import check_table, instruction, not_finite
 from .description import DatasetMetadata
 from .disk import naming_a_full_disk
+from .features import CAMERAS
 from .files import DataFiles, VideoFiles, video_columns
 from .images import decode_image
 from .meta_files import plain_statistics, write_metadata
 from .metadata import load_metadata
-from .selection import CAMERAS, choose_features
+from .selection import choose_features
 from .source import fetch_files, fetch_metadata
 from .statistics import ImageStatistics, compute_statistics
 from .table import FrameTable, as_numpy

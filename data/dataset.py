@@ -20,10 +20,12 @@ from ..errors import (
     MissingVideoError,
 )
 from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
+from .features import CAMERAS
 from .frame_cache import FrameCache
 from .images import decode_image
 from .metadata import load_metadata
-from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names, samples_per_episode
+from .policy_features import PolicyFeatures, policy_features
+from .selection import check_known, choose_episodes, choose_features, flat_names, samples_per_episode
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
 from .video import VideoReader
@@ -132,8 +134,17 @@ class LeRobotDataset(Dataset):
 
     @property
     def features(self) -> dict[str, dict]:
-        """The kept features as `meta/info.json` describes them, the index columns included."""
+        """The kept features as `meta/info.json` declares them, index columns included, cameras always (h, w, c)."""
         return dict(self._features)
+
+    @property
+    def policy_features(self) -> PolicyFeatures:
+        """The (inputs, outputs) of a policy for this dataset: name → `PolicyFeature`, cameras (c, h, w).
+
+        Raises:
+            UnknownDatasetFeatureError: a kept observation that no policy reads.
+        """
+        return policy_features(self._features)
 
     @property
     def camera_names(self) -> list[str]:
@@ -309,11 +320,10 @@ class LeRobotDataset(Dataset):
     def _open_caches(self, folder: Path) -> dict[str, FrameCache]:
         caches = {}
         for camera in self._metadata.videos.keys() & self._features.keys():
-            shape = [int(size) for size in self._features[camera]["shape"]]
-            size = shape[:2] if shape[-1] == 3 else shape[1:]  # (h, w, c), and (c, h, w) in some old datasets
+            height, width, _ = self._features[camera]["shape"]
             videos = {self.root / path for path in self._metadata.videos[camera].paths}
             videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
-            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (size[0], size[1]))
+            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (int(height), int(width)))
         return caches
 
 

@@ -14,15 +14,6 @@ from ..errors import DatasetFormatError, DatasetNotFoundError
 INFO_PATH = "meta/info.json"
 STATISTICS_PATH = "meta/stats.json"
 
-# The columns every dataset has beside its own features, in LeRobot's order.
-INDEX_FEATURES = {
-    "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-    "frame_index": {"dtype": "int64", "shape": [1], "names": None},
-    "episode_index": {"dtype": "int64", "shape": [1], "names": None},
-    "index": {"dtype": "int64", "shape": [1], "names": None},
-    "task_index": {"dtype": "int64", "shape": [1], "names": None},
-}
-
 Statistics = dict[str, dict[str, np.ndarray]]  # feature → statistic → float32 array
 
 

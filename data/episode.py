@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .features import CAMERAS
 from .images import encode_png
-from .schema import CAMERAS
 from .statistics import ImageStatistics
 from .video import VideoEncoder
 

@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import DatasetFormatError, DatasetVersionError
 from . import layout_v2, layout_v3
 from .description import INFO_PATH, DatasetMetadata, read_json
+from .features import cameras_channels_last
 
 # How a version begins → what reads it: (root, info) → DatasetMetadata.
 _READERS = {"v2.0": layout_v2.read_v2_0, "v2.1": layout_v2.read_v2_1, "v3.": layout_v3.read}
@@ -31,6 +32,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
             f'datasets keep them under tags, so try revision="v3.0" or revision="v2.1".'
         )
     _check_info(root, info)
+    info = info | {"features": cameras_channels_last(info["features"])}
     metadata = reader(root, info)
     _check_episodes(metadata)
     return metadata
@@ -52,6 +54,10 @@ def _check_info(root: Path, info: dict) -> None:
         if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
             raise DatasetFormatError(
                 f"{path} describes {name!r} as {feature!r}, without dtype or shape. Add them or download it again."
+            )
+        if not isinstance(feature["shape"], list):
+            raise DatasetFormatError(
+                f"{path} gives {name!r} the shape {feature['shape']!r}; expected a list of sizes."
             )
 
 
