@@ -51,17 +51,19 @@ _EXPORTS = {
     "PolicyTrainingArguments": "training.arguments",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
+    "EnvironmentSpec": "evaluation.specification",
     "EvaluationResult": "evaluation.rollout",
     "LeRobotDataset": "data.dataset",
     "LeRobotWriter": "data.writer",
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
+    "load_plugins": "plugins",
     "measure_speed": "inference.speed",
     "merge_and_save": "training.tuning",
     "parameter_table": "training.tuning",
     "record_demonstrations": "evaluation.demonstrations",
-    "register_environment": "evaluation.environments",
+    "register_environment": "evaluation.registry",
 }
 
 __all__ = ["__version__", *_EXPORTS]

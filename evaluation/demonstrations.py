@@ -12,7 +12,8 @@ import numpy as np
 
 from ..configuration.features import ACTION
 from ..errors import InvalidActionError, InvalidEvaluationError, UnreliableExpertError
-from .environments import make_environment, make_expert, specification
+from .environments import make_environment, make_expert
+from .specification import specification
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..data.writer import LeRobotWriter
-    from .environments import EnvironmentSpec
+    from .specification import EnvironmentSpec
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from .._files import write_text
 from .._version import __version__
 from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
-from .environments import EnvironmentSpec, make_environments, specification
+from .environments import make_environments
 from .intervals import wilson_interval
 from .rollout_video import Film, filming
+from .specification import EnvironmentSpec, specification
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._files import replace_files
 from ..errors import InvalidEnvironmentError, MissingRendererError
-from .environments import specification
+from .specification import specification
 
 if TYPE_CHECKING:
     import gymnasium

@@ -14,8 +14,8 @@ from manipulators.evaluation.environments import (
     make_environment,
     make_environments,
     make_expert,
-    register_environment,
 )
+from manipulators.evaluation.registry import register_environment
 
 
 def test_names_are_known_without_the_simulator():

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..configuration.features import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
-from ..errors import (
+from ....configuration.features import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
+from ....errors import (
     InvalidActionError,
     InvalidEvaluationError,
     MissingSimulatorError,
     UnknownEnvironmentError,
     nearest,
 )
-from .environments import EnvironmentSpec
-from .metaworld_tasks import CAMERAS, INSTRUCTIONS, features
+from ...specification import EnvironmentSpec
+from .tasks import CAMERAS, INSTRUCTIONS, features
 
 try:
     import gymnasium
@@ -30,7 +30,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .rendering import SceneRenderer
+    from ...rendering import SceneRenderer
 
 HORIZON = 200
 STATE_WIDTH = 4
@@ -151,7 +151,7 @@ class MetaWorldEnvironment(gymnasium.Env):
     def close(self) -> None:
         """Release the simulator and what draws it."""
         if self._renderer is not None:
-            from .rendering import release
+            from ...rendering import release
 
             release(self._renderer)
             self._renderer = None
@@ -169,7 +169,7 @@ class MetaWorldEnvironment(gymnasium.Env):
     def _drawing(self) -> SceneRenderer:
         if self._renderer is None:
             # Whoever draws nothing needs no renderer, and does not load one.
-            from .rendering import shared_renderer
+            from ...rendering import shared_renderer
 
             self._renderer = shared_renderer(self.simulator.model_name, self.simulator.model)
         return self._renderer

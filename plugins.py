@@ -1,0 +1,77 @@
+"""Plugins: packages that add policies, simulators or published layouts without a change in this one.
+
+An installed package names its plugins in the entry-point group `manipulators.plugins`, each a module that is imported
+or a callable that is then called without arguments:
+
+```ini
+[options.entry_points]
+manipulators.plugins =
+    my_robot = my_robot.plugin
+    my_arm = my_arm:register
+```
+
+They are loaded once, before a policy type or an environment is looked up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib import import_module, invalidate_caches
+from importlib.metadata import EntryPoint, entry_points
+from threading import RLock
+
+from .errors import PluginError
+
+GROUP = "manipulators.plugins"
+
+_lock = RLock()
+_loaded: set[EntryPoint] = set()
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+    """Load the plugins of the installed packages, then import `modules`.
+
+    Args:
+        modules (`Iterable[str]`, *optional*): names of importable modules, which may also be in the working directory.
+
+    Raises:
+        PluginError: a plugin cannot be loaded.
+    """
+    load_entry_points()
+    modules = list(modules)
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file here must not hide an installed package
+        invalidate_caches()
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:
+            raise PluginError(module, error) from error
+
+
+def load_entry_points() -> None:
+    """Load the plugins of the installed packages that are not loaded yet.
+
+    Raises:
+        PluginError: one cannot be loaded; the next call tries it again.
+    """
+    with _lock:
+        for entry_point in entry_points(group=GROUP):
+            if entry_point in _loaded or _is_being_imported(entry_point.module):
+                continue
+            _loaded.add(entry_point)  # before it is loaded: what it imports may look up types itself
+            try:
+                plugin = entry_point.load()
+                if entry_point.attr:
+                    plugin()
+            except Exception as error:
+                _loaded.discard(entry_point)
+                package = entry_point.dist.name if entry_point.dist is not None else None
+                raise PluginError(entry_point.name, error, entry_point.value, package) from error
+
+
+def _is_being_imported(module: str) -> bool:
+    """Tell whether a module is only half imported: it looks up types itself and must not be loaded from within."""
+    return getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False)
