@@ -1,7 +1,7 @@
 """Robot-manipulation policies as ordinary 🤗 models.
 
 `import manipulators` loads neither torch nor transformers; the first public name that is taken does, and
-registers every policy with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
+registers every policy, installed plugins' too, with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
 """
 
 from importlib import import_module
@@ -73,6 +73,7 @@ def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
     import_module(".inference.pipeline", __name__)  # registers every policy, and the pipeline, with transformers
+    import_module(".plugins", __name__).load_entry_points()  # registers what installed packages add
     value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ._version import __version__
 from .errors import ManipulatorsError
+from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
 
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest, options.arguments = rest, arguments
     try:
+        if options.plugins:
+            load_plugins(options.plugins)
         options.command(options)
     except ManipulatorsError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -43,8 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--plugin",
+        action="append",
+        dest="plugins",
+        default=[],
+        metavar="MODULE",
+        help="import this Python module first, which registers policies or simulators; may be repeated",
+    )
 
-    command = commands.add_parser("record", help="record a scripted expert's demonstrations in simulation")
+    command = commands.add_parser(
+        "record", parents=[shared], help="record a scripted expert's demonstrations in simulation"
+    )
     command.add_argument(
         "--env", required=True, nargs="+", help=f"{ENVIRONMENT_HELP}; several for several instructions"
     )
@@ -56,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "train",
+        parents=[shared],
         help="train, evaluate and describe a policy by a recipe",
         description="Every value of the recipe can be overridden: --training.max_steps 500 --config.dim_model 256",
     )
@@ -64,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on from the output's last Trainer checkpoint")
     command.set_defaults(command=train)
 
-    command = commands.add_parser("eval", help="measure a policy in closed loop")
+    command = commands.add_parser("eval", parents=[shared], help="measure a policy in closed loop")
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or LeRobot's")
     command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
     command.add_argument("--episodes", type=int, default=50, help="how many, on seeds that follow each other")
@@ -77,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, where something draws")
     command.set_defaults(command=evaluate)
 
-    command = commands.add_parser("benchmark", help="time a policy: processor, stages, decoding, and a whole chunk")
+    command = commands.add_parser(
+        "benchmark", parents=[shared], help="time a policy: processor, stages, decoding, and a whole chunk"
+    )
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or as another project published it")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
     command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: as saved)")
@@ -91,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="write every measurement to this JSON file")
     command.set_defaults(command=benchmark)
 
-    command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
+    command = commands.add_parser(
+        "convert", parents=[shared], help="write another project's checkpoint in this library's format"
+    )
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
     command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
@@ -99,13 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=convert)
 
     command = commands.add_parser(
-        "convert-dataset", help="write a LeRobot dataset in version 3.0, with all statistics"
+        "convert-dataset", parents=[shared], help="write a LeRobot dataset in version 3.0, with all statistics"
     )
     command.add_argument("source", help="dataset of version 2.0, 2.1 or 3.0: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new dataset")
     command.set_defaults(command=convert_dataset)
 
-    command = commands.add_parser("card", help="write a checkpoint's model card, or check it")
+    command = commands.add_parser("card", parents=[shared], help="write a checkpoint's model card, or check it")
     command.add_argument("folder", type=Path, help="checkpoint folder")
     command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
     command.add_argument("--check", action="store_true", help="only list what is wrong with the card")

@@ -10,7 +10,8 @@ manipulators.plugins =
     my_arm = my_arm:register
 ```
 
-They are loaded once, before a policy type or an environment is looked up.
+They are loaded once: when the first public name of `manipulators` is taken, and before a policy type or an environment
+is looked up.
 """
 
 from __future__ import annotations
@@ -73,5 +74,7 @@ def load_entry_points() -> None:
 
 
 def _is_being_imported(module: str) -> bool:
-    """Tell whether a module is only half imported: it looks up types itself and must not be loaded from within."""
-    return getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False)
+    """Tell whether a module, or a package around it, is only half imported, so that it cannot be loaded yet."""
+    parts = module.split(".")
+    outer = [sys.modules.get(".".join(parts[:count])) for count in range(1, len(parts) + 1)]
+    return any(getattr(getattr(found, "__spec__", None), "_initializing", False) for found in outer)

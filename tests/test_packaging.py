@@ -412,6 +412,14 @@ def test_modules_do_not_import_in_a_circle():
     assert cycle_in(graph) is None
 
 
+@pytest.mark.parametrize("room", ["data", "training", "evaluation"])
+def test_not_even_inside_functions_or_for_types(room):
+    graph = {
+        name: imports_of(name, path) - {name} for name, path in shipped_modules().items() if room_of(name) == room
+    }
+    assert cycle_in(graph) is None
+
+
 def test_rooms_do_not_import_in_a_circle():
     graph = {}
     for name, path in shipped_modules().items():

@@ -16,6 +16,7 @@ from .. import auto  # noqa: F401  (registers the policies that a recipe can nam
 from ..configuration.typed_values import read_as
 from ..errors import InvalidRecipeError, nearest
 from ..modeling import registry
+from ..plugins import load_plugins
 from .augmentation import Augmentation
 
 
@@ -114,6 +115,7 @@ class Recipe:
         training: arguments of `PolicyTrainingArguments`.
         augmentation: how the pictures of training batches vary; not at all by default.
         evaluation: where the policy is tried; not at all when absent.
+        plugins: modules that register policies or simulators, imported first.
         name: of the file, for the card.
     """
 
@@ -129,6 +131,7 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
     evaluation: EvaluationSection | None = None
+    plugins: list[str] = field(default_factory=list)
     name: str = "recipe"
 
 
@@ -189,6 +192,7 @@ def _yaml(text: str, where: str) -> Any:
 
 def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
     recipe = _build(Recipe, content, source)
+    load_plugins(recipe.plugins)
     # Which fields the config has depends on the policy, so it is looked at last.
     from .arguments import PolicyTrainingArguments
 
