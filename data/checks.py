@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..errors import DatasetFormatError
-from .description import DatasetMetadata, Statistics
+from .layouts.metadata import DatasetMetadata, Statistics
 from .table import FrameTable
 
 logger = logging.getLogger(__name__)

@@ -11,18 +11,19 @@ from tqdm import tqdm
 from .._files import new_folder, refuse_existing
 from ..errors import DatasetFormatError, VideoError
 from .checks import check_table, instruction, not_finite
-from .description import DatasetMetadata
 from .disk import naming_a_full_disk
 from .features import CAMERAS
-from .files import DataFiles, VideoFiles, video_columns
 from .images import decode_image
-from .meta_files import plain_statistics, write_metadata
-from .metadata import load_metadata
+from .layouts.metadata import DatasetMetadata
+from .layouts.reader import load_metadata
+from .layouts.writer import plain_statistics, write_metadata
+from .recording.data_files import DataFiles
 from .selection import choose_features
 from .source import fetch_files, fetch_metadata
 from .statistics import ImageStatistics, compute_statistics
 from .table import FrameTable, as_numpy
-from .video import VideoReader
+from .video.joining import VideoFiles, video_columns
+from .video.reader import VideoReader
 
 SIZES_IN_MB = {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}  # LeRobot's defaults
 FRAMES_AT_ONCE = 64  # decoded together: this many frames are in memory

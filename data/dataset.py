@@ -21,14 +21,14 @@ from ..errors import (
 )
 from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
 from .features import CAMERAS
-from .frame_cache import FrameCache
 from .images import decode_image
-from .metadata import load_metadata
+from .layouts.reader import load_metadata
 from .policy_features import PolicyFeatures, policy_features
 from .selection import check_known, choose_episodes, choose_features, flat_names, samples_per_episode
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
-from .video import VideoReader
+from .video.frame_cache import FrameCache
+from .video.reader import VideoReader
 from .windows import OBSERVATION_PREFIX, sample_windows
 
 

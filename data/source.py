@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..errors import DatasetNotFoundError
-from .description import DatasetMetadata
+from .layouts.metadata import DatasetMetadata
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

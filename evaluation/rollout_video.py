@@ -17,7 +17,7 @@ from .specification import specification
 if TYPE_CHECKING:
     import gymnasium
 
-    from ..data.video import VideoEncoder
+    from ..data.video.encoder import VideoEncoder
 
 EPISODES = 4
 RATE = 20  # frames per second: every control step is a frame, so fast control is watched in slow motion
@@ -108,7 +108,7 @@ class RolloutVideo(Film):
         frame = np.concatenate([*self._pictures, *empty], axis=1)  # (h, places · w, 3)
         if self._encoder is None:
             # It brings PyAV, which an evaluation without video does not need.
-            from ..data.video import VideoEncoder
+            from ..data.video.encoder import VideoEncoder
 
             self._encoder = VideoEncoder(self.path, self.rate, keyframe_interval=KEYFRAME_INTERVAL)
         self._encoder.add(frame)

@@ -1,4 +1,4 @@
-"""What a recording consists of: checked feature descriptions, checked frames, and their parquet types."""
+"""What is recorded: feature declarations and frames, checked, and the parquet types of their columns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import datasets
 import numpy as np
 
-from ..errors import DatasetFormatError, InvalidFrameError, nearest
-from .features import CAMERA_AXES, CAMERAS, INDEX_FEATURES, NUMBERS, camera_channels_last
-from .statistics import channels_last
+from ...errors import DatasetFormatError, InvalidFrameError, nearest
+from ..features import CAMERA_AXES, CAMERAS, INDEX_FEATURES, NUMBERS, camera_channels_last
+from ..statistics import channels_last
 
 
 def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) -> dict[str, dict]:

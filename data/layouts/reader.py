@@ -1,4 +1,4 @@
-"""Read what a dataset says about itself, whatever version of the LeRobot format it has."""
+"""Read the metadata of a dataset of any version of the LeRobot format."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetFormatError, DatasetVersionError
-from . import layout_v2, layout_v3
-from .description import INFO_PATH, DatasetMetadata, read_json
-from .features import cameras_channels_last
+from ...errors import DatasetFormatError, DatasetVersionError
+from ..features import cameras_channels_last
+from . import v2, v3
+from .json_files import read_json
+from .metadata import INFO_PATH, DatasetMetadata
 
 # How a version begins → what reads it: (root, info) → DatasetMetadata.
-_READERS = {"v2.0": layout_v2.read_v2_0, "v2.1": layout_v2.read_v2_1, "v3.": layout_v3.read}
+_READERS = {"v2.0": v2.read_v2_0, "v2.1": v2.read_v2_1, "v3.": v3.read}
 
 
 def load_metadata(root: Path) -> DatasetMetadata:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DiskFullError, VideoError
-from .disk import full_disk_message, naming_a_full_disk
+from ...errors import DiskFullError, VideoError
+from ..disk import full_disk_message, naming_a_full_disk
 
 
 class FrameCache:
