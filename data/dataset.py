@@ -50,8 +50,8 @@ class LeRobotDataset(Dataset):
             the files that are needed are downloaded, and cached files are used without a network.
         action_horizon (`int`, *optional*, defaults to 1): h, steps of `action`.
         n_obs_steps (`int`, *optional*, defaults to 1): t, steps of every observation, the last one now.
-        features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. Without
-            it, all but those that have no tensor form here (language annotations, depth).
+        features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. By default
+            all except language annotations and depth, which have no tensor form here.
         episodes (`Sequence[int]`, *optional*): the episodes to read, in the order of the dataset.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
@@ -64,8 +64,8 @@ class LeRobotDataset(Dataset):
 
     Raises:
         DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
-        DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict.
-        UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument the dataset cannot meet.
+        DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict each other.
+        UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument that does not fit the dataset.
 
     Source: the formats of https://github.com/huggingface/lerobot.
     """
@@ -213,7 +213,7 @@ class LeRobotDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Return the samples at `indices`; a DataLoader fetches its whole batch with one call.
 
-        Samples that show the same frame may share its memory, so frames are not to be changed in place.
+        Samples with the same frame may share its memory, so do not change frames in place.
         """
         rows, episodes = self._locate(indices)
         first = self._metadata.episode_starts[episodes]
@@ -264,7 +264,7 @@ class LeRobotDataset(Dataset):
         return torch.from_numpy(values).unbind(0)
 
     def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
-        """Read every frame once; (steps, 3, h, w) per sample."""
+        """Decode every distinct frame once; (steps, 3, h, w) per sample."""
         distinct, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         episodes = episodes[first // rows.shape[1]]  # (distinct,)
         if camera in self._caches:
@@ -300,7 +300,7 @@ class LeRobotDataset(Dataset):
                 pixels = decode_image(value)  # (h, w, 3)
             except (OSError, TypeError) as error:
                 raise DatasetFormatError(
-                    f"Frame {row} of {camera} in {self.root} is no image: {error}. Record it again."
+                    f"Frame {row} of {camera} in {self.root} is not an image: {error}. Record it again."
                 ) from error
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
@@ -311,7 +311,7 @@ class LeRobotDataset(Dataset):
         vector = name == ACTION or name.startswith(OBSERVATION_PREFIX)  # policies need their width, even of 1
         return () if shape == (1,) and not vector else shape
 
-    # --- what of it is kept ------------------------------------------------------------------------------
+    # --- files of the kept features ------------------------------------------------------------------------------
 
     def _video_paths(self) -> list[str]:
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]

@@ -1,4 +1,4 @@
-"""The features of a dataset as `meta/info.json` declares them, in one form whoever wrote them.
+"""The features of a dataset, as declared in `meta/info.json`, in one form for all writers.
 
 Notation: c channels, h height, w width.
 """

@@ -1,4 +1,4 @@
-"""Environments by name, for whatever takes one: recording, training, evaluation.
+"""Make environments by name, for recording, training and evaluation.
 
 A name is `<family>/<task>`, with options as in a web address where the family has some:
 `metaworld/pick-place-v3?camera=corner2&size=96`. (In a shell, put it in quotes.)
@@ -39,15 +39,14 @@ def make_environment(name: str, horizon: int | None = None) -> gymnasium.Env:
     """Build one environment.
 
     Args:
-        name (`str`): `<family>/<task>[?option=value&…]`. Meta-World's options are `camera`, one or several of
-            its cameras with commas between them, `size`, the side of their pictures [pixels], and `goal=hidden`,
-            which leaves the goal out of the observation: what is to be done must then be known or be said.
+        name (`str`): `<family>/<task>[?option=value&…]`. Families with cameras have the options `camera`, one or
+            several of their cameras with commas between them, and `size`, the side of the pictures [pixels].
         horizon (`int`, *optional*): steps after which an episode is truncated; defaults to the family's own.
 
     Raises:
-        UnknownEnvironmentError: nobody registered the family, the task or the option.
+        UnknownEnvironmentError: the family, the task or the option is not registered.
         MissingSimulatorError: the simulator is not installed.
-        MissingRendererError: a camera is asked for and nothing on this machine draws.
+        MissingRendererError: a camera is asked for and no renderer works on this machine.
         InvalidEnvironmentError: the environment does not use dataset names.
     """
     family, task, options = _resolve(name)
@@ -61,8 +60,8 @@ def make_environment(name: str, horizon: int | None = None) -> gymnasium.Env:
 def make_environments(name: str, num_envs: int = 1, horizon: int | None = None) -> gymnasium.vector.SyncVectorEnv:
     """Build `num_envs` equal environments that step in lockstep; seeds are given at `reset(seed=[...])`.
 
-    Finished environments are not reset behind the caller's back (`AutoresetMode.DISABLED`): a seed belongs to
-    one episode. They share one process: a control step costs less than its transport to another.
+    Finished environments are not reset automatically (`AutoresetMode.DISABLED`), because each episode has its own
+    seed. All run in one process: a control step costs less than its transport to another.
 
     Raises:
         InvalidEvaluationError: `num_envs` or `horizon` below 1.
@@ -91,7 +90,7 @@ def make_expert(name: str) -> Expert:
     """Return the scripted policy of an environment: one observation → one action (a,).
 
     Raises:
-        UnknownEnvironmentError: nobody registered the family or the task.
+        UnknownEnvironmentError: the family or the task is not registered.
         MissingExpertError: the family has no experts.
     """
     family, task, _ = _resolve(name)
@@ -165,7 +164,7 @@ def _check(name: str, environment: gymnasium.Env) -> None:
         spec = None
     if not isinstance(spec, EnvironmentSpec):
         raise InvalidEnvironmentError(
-            f"The environment {name!r} has no description of itself (found {spec!r}).\n"
+            f"The environment {name!r} has no environment_spec (found {spec!r}).\n"
             "Set self.environment_spec = EnvironmentSpec(name=…, task=…, features=…, fps=…, horizon=…)."
         )
     spaces = getattr(environment.observation_space, "spaces", None)

@@ -18,7 +18,7 @@ CAMERA_OPTIONS = ("camera", "size")  # of every family that has cameras
 
 @dataclass(frozen=True)
 class Family:
-    """Hold what `register_environment` was given."""
+    """Hold the arguments of `register_environment`."""
 
     factory: Callable[..., gymnasium.Env]
     tasks: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ def register_environment(
     """Add a family of environments, or replace one, for every place that takes an environment's name.
 
     Args:
-        family (`str`): what stands before the slash.
+        family (`str`): the part of the name before the slash.
         factory (`Callable`): `factory(task, horizon)` → `gymnasium.Env`. Its observation is a `Dict` space under
             dataset names (`observation.state`, …), its action a `Box`, its attribute `environment_spec` an
             `EnvironmentSpec`, and every `step` reports `info["success"]`. Where it can be filmed, `render()` returns

@@ -1,4 +1,4 @@
-"""EnvironmentSpec: what an environment says about itself, in the words of a dataset."""
+"""EnvironmentSpec: the description that an environment carries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EnvironmentSpec:
     """Describe an environment in the words of a dataset, so that recordings of it need no further description.
 
     Args:
-        name (`str`): under which the environment, options included, can be made again.
+        name (`str`): the name, options included, by which the environment can be made again.
         task (`str`): the instruction, as a sentence for a policy that reads language.
         features (`dict[str, dict]`): one entry per observation feature and one for `action`, each
             `{"dtype": "float32", "shape": [width], "names": [...], "units": [...]}`; a camera is named

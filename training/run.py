@@ -38,12 +38,12 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
 
     Args:
         recipe: see `load_recipe`.
-        command: the command line that repeats the run, for the card.
-        resume: go on from the last Trainer checkpoint in the output folder.
+        command: the command line that repeats the run, shown in the card.
+        resume: continue from the last Trainer checkpoint in the output folder.
 
     Returns:
         The output folder: config.json, model.safetensors, processor_config.json, training.json,
-        evaluation.json, README.md, learning_curve.png, and rollout.mp4 where it was asked for and something draws.
+        evaluation.json, README.md, learning_curve.png, and rollout.mp4 if the recipe asks for it and a renderer works.
 
     Raises:
         OutputExistsError: the output folder holds something already.
@@ -67,7 +67,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     trainer.train(resume_from_checkpoint=resume or None)
     seconds = time.perf_counter() - began
     training = _training_record(recipe, dataset, trainer, seconds, command)
-    # Saved before it is evaluated: whatever happens there, the trained policy is not lost.
+    # Saved before the evaluation, so that an error there does not lose the trained policy.
     save_checkpoint(output, policy, processor, training)
     if recipe.evaluation is not None:
         evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
@@ -114,14 +114,15 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
         raise InvalidRecipeError(f"{recipe.name}: training: {error}") from error
     if arguments.eval_strategy != "no":
         raise InvalidRecipeError(
-            f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs a second dataset, which "
-            f"a recipe has not; it is evaluated in closed loop at its end. In Python: PolicyTrainer(eval_dataset=…)."
+            f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs an evaluation "
+            f"dataset, which recipes do not have: they evaluate in closed loop after the training. In Python: "
+            f"PolicyTrainer(eval_dataset=…)."
         )
     return arguments
 
 
 def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
-    """Save policy, processor, the record of the training and a card; every file appears whole or not at all."""
+    """Save policy, processor, training.json and a card; every file appears complete or not at all."""
     with replace_files(output) as folder:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -130,7 +131,7 @@ def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcesso
 
 
 def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:
-    """Run the recipe's evaluation, and put the result into the checkpoint and its card."""
+    """Run the recipe's evaluation, and add the result to the checkpoint and its card."""
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation

@@ -21,7 +21,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
 
     Raises:
         DatasetNotFoundError: a file is missing.
-        DatasetVersionError: the dataset is of no version 2.0, 2.1 or 3.
+        DatasetVersionError: the version is not 2.0, 2.1 or 3.
         DatasetFormatError: a file cannot be read or contradicts another.
     """
     info = read_json(root, INFO_PATH)

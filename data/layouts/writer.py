@@ -22,7 +22,7 @@ def write_metadata(
     episodes: Sequence[Mapping],
     statistics: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write everything in `meta/`.
+    """Write all files of `meta/`.
 
     Args:
         folder (`Path`): the dataset's root.

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...errors import VideoError, nearest
 
-# What `codec` may be → the encoder and its options. Frames are never reordered, so that a decoder needs no
-# frame but those between a keyframe and the one asked for.
+# Codec → the encoder and its options. Without reordering (bf=0) a decoder needs only the frames from the last keyframe
+# to the requested one.
 ENCODERS = {
     "h264": ("libx264", {"crf": "23", "bf": "0"}),
     "av1": ("libsvtav1", {"crf": "30", "preset": "12"}),
@@ -71,7 +71,7 @@ class VideoEncoder:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Write what the encoder still holds back, and close the file; closing twice does nothing."""
+        """Write the frames that the encoder still buffers, and close the file; closing twice is harmless."""
         try:
             if self.num_frames and not self._closed:
                 self._mux(None)
