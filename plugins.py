@@ -29,6 +29,7 @@ GROUP = "manipulators.plugins"
 
 _lock = RLock()
 _loaded: set[EntryPoint] = set()
+_complete_for: list[str] | None = None  # the sys.path of which every plugin is loaded
 
 
 def load_plugins(modules: Iterable[str] = ()) -> None:
@@ -58,19 +59,34 @@ def load_entry_points() -> None:
     Raises:
         PluginError: one cannot be loaded; the next call tries it again.
     """
+    global _complete_for
     with _lock:
+        path = list(sys.path)
+        if path == _complete_for:  # reading the metadata of all packages takes tens of milliseconds
+            return
+        waiting = False
         for entry_point in entry_points(group=GROUP):
-            if entry_point in _loaded or _is_being_imported(entry_point.module):
+            if entry_point in _loaded:
                 continue
-            _loaded.add(entry_point)  # before it is loaded: what it imports may look up types itself
-            try:
-                plugin = entry_point.load()
-                if entry_point.attr:
-                    plugin()
-            except Exception as error:
-                _loaded.discard(entry_point)
-                package = entry_point.dist.name if entry_point.dist is not None else None
-                raise PluginError(entry_point.name, error, entry_point.value, package) from error
+            if _is_being_imported(entry_point.module):
+                waiting = True
+            else:
+                _load(entry_point)
+        _complete_for = None if waiting else path
+
+
+def _load(entry_point: EntryPoint) -> None:
+    global _complete_for
+    _loaded.add(entry_point)  # before it is loaded, because what it imports may look up types itself
+    try:
+        plugin = entry_point.load()
+        if entry_point.attr:
+            plugin()
+    except Exception as error:
+        _loaded.discard(entry_point)
+        _complete_for = None  # a look-up from within the plugin may have set it
+        package = entry_point.dist.name if entry_point.dist is not None else None
+        raise PluginError(entry_point.name, error, entry_point.value, package) from error
 
 
 def _is_being_imported(module: str) -> bool:
