@@ -138,7 +138,9 @@ def test_transformers_knows_installed_policies_once_a_public_name_is_taken(insta
 
 
 def test_a_broken_plugin_is_named_with_its_cause_each_time(install):
-    path = install("broken_robot", "from manipulators import ACTPolicy\nimport no_such_library\n", package="broken-robot-package")
+    path = install(
+        "broken_robot", "from manipulators import ACTPolicy\nimport no_such_library\n", package="broken-robot-package"
+    )
     for look_up in (available_environments, lambda: registry.policy_class("act_policy")):
         with pytest.raises(PluginError) as caught:
             look_up()
