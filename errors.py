@@ -46,6 +46,25 @@ class UnknownPolicyError(ManipulatorsError, KeyError):
         return self.args[0]
 
 
+class PluginError(ManipulatorsError, ImportError):
+    """A plugin that cannot be loaded: a module named by the user, or an entry point of an installed package."""
+
+    def __init__(self, name: str, reason: BaseException, value: str | None = None, package: str | None = None):
+        cause = f"{type(reason).__name__}: {reason}"
+        if value is None:
+            remedy = (
+                "Name a Python module, as in --plugin my_robot: it must be installed, in the working directory, or on "
+                "PYTHONPATH."
+            )
+            super().__init__(f"The plugin {name!r} cannot be imported ({cause}). {remedy}")
+        else:
+            package = package or name
+            super().__init__(
+                f"The plugin {name!r} of the installed package {package!r} cannot be loaded from {value!r} ({cause}). "
+                f"Repair the package, or remove it: pip uninstall {package}"
+            )
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
@@ -163,7 +182,7 @@ class UnknownEnvironmentError(EvaluationError, LookupError):
         super().__init__(
             f"There is no environment {name!r}: {problem} Names are <family>/<task>[?option=value]. "
             f"{nearest(name, known)}\n"
-            'Add your own with register_environment("family", factory).'
+            'Add your own with register_environment("family", factory), in a module that --plugin names.'
         )
 
 

@@ -126,6 +126,26 @@ class PolicyConfig(StrictConfig):
 
     # --- features -------------------------------------------------------------------------------------
 
+    @classmethod
+    def for_dataset(cls, dataset: Any, inputs: Sequence[str] | None = None, **fields: Any) -> "PolicyConfig":
+        """Return the config of a policy for a dataset: its features are the dataset's.
+
+        Args:
+            dataset (`LeRobotDataset`): or any object with `policy_features`, a pair of inputs and outputs, each
+                name → `PolicyFeature`.
+            inputs (`Sequence[str]`, *optional*): the observation features that the policy uses; by default all.
+            fields: every other field of the config.
+
+        Raises:
+            InvalidConfigError: `inputs` names a feature that the dataset does not have.
+        """
+        observed, returned = dataset.policy_features
+        for name in inputs or ():
+            if name not in observed:
+                raise InvalidConfigError(f"inputs names {name!r}. {nearest(name, observed)}")
+        chosen = observed if inputs is None else {name: f for name, f in observed.items() if name in inputs}
+        return cls(**{"input_features": dict(chosen), "output_features": dict(returned), **fields})
+
     def set_input_output_features(
         self, input_features: dict[str, PolicyFeature], output_features: dict[str, PolicyFeature]
     ) -> None:

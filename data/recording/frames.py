@@ -1,4 +1,4 @@
-"""What a recording consists of: checked feature descriptions, checked frames, and their parquet types."""
+"""What is recorded: feature declarations and frames, checked, and the parquet types of their columns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Mapping
 import datasets
 import numpy as np
 
-from ..errors import DatasetFormatError, InvalidFrameError, nearest
-from .description import INDEX_FEATURES
-from .statistics import channels_last
-
-NUMBERS = ("float32", "float64", "int32", "int64", "bool")
-CAMERAS = ("video", "image")
+from ...errors import DatasetFormatError, InvalidFrameError, nearest
+from ..features import CAMERA_AXES, CAMERAS, INDEX_FEATURES, NUMBERS, camera_channels_last
+from ..statistics import channels_last
 
 
 def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) -> dict[str, dict]:
@@ -45,11 +42,11 @@ def _recorded_feature(name: str, feature: dict, use_videos: bool) -> dict:
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
         raise DatasetFormatError(f"{name} has shape {list(shape)}; expected sizes of at least 1, such as [7].")
     if dtype in CAMERAS:
-        if len(shape) != 3 or 3 not in (shape[0], shape[-1]):
+        camera = camera_channels_last(feature)
+        if len(shape) != 3 or camera["shape"][-1] != 3:
             raise DatasetFormatError(f"{name} has shape {list(shape)}; expected [height, width, 3].")
-        shape = shape if shape[-1] == 3 else (*shape[1:], 3)
         stored = dtype if use_videos else "image"
-        return feature | {"dtype": stored, "shape": list(shape), "names": ["height", "width", "channels"]}
+        return camera | {"dtype": stored, "shape": list(camera["shape"]), "names": list(CAMERA_AXES)}
     for key in ("names", "units"):
         if feature.get(key) is not None and len(feature[key]) != shape[0]:
             raise DatasetFormatError(f"{name} has {len(feature[key])} {key} for {shape[0]} dimensions.")

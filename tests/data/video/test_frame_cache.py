@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from manipulators.data.dataset import LeRobotDataset
-from manipulators.data.frame_cache import FrameCache
+from manipulators.data.video.frame_cache import FrameCache
 from manipulators.errors import DiskFullError, VideoError
 
-from .conftest import assert_same_samples, edit_json
+from ..conftest import assert_same_samples, edit_json
 
 
 def grey(rows, height=2):

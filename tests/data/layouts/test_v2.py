@@ -8,7 +8,7 @@ from manipulators.data.dataset import LeRobotDataset
 from manipulators.errors import DatasetFormatError, DatasetNotFoundError, MissingStatisticsError, MissingVideoError
 from manipulators.processing.normalization import Normalizer
 
-from .conftest import assert_same_samples, edit_json, record, record_v2, write_lines
+from ..conftest import assert_same_samples, edit_json, record, record_v2, write_lines
 
 VERSIONS = ["v2.0", "v2.1"]
 

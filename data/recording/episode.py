@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import encode_png
-from .schema import CAMERAS
-from .statistics import ImageStatistics
-from .video import VideoEncoder
+from ..features import CAMERAS
+from ..images import encode_png
+from ..statistics import ImageStatistics
+from ..video.encoder import VideoEncoder
 
 
 class Episode:

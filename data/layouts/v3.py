@@ -16,21 +16,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DatasetFormatError
-from .description import (
-    INFO_PATH,
-    DatasetMetadata,
-    VideoPlaces,
-    cameras_on_video,
-    incomplete,
-    load_statistics_file,
-)
+from ...errors import DatasetFormatError
+from .json_files import incomplete, load_statistics_file
+from .metadata import INFO_PATH, DatasetMetadata, VideoPlaces, cameras_on_video
 
 FORMAT_VERSION = "v3.0"
 TASKS_PATH = "meta/tasks.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK_SIZE = 1000  # files per folder
+
+
+class FileNumbering:
+    """Count through a growing series of files: `chunk_index` and `file_index` of the current one."""
+
+    def __init__(self):
+        self._count = -1
+
+    def next(self) -> None:
+        """Go on to the next file."""
+        self._count += 1
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The current file."""
+        return {"chunk_index": self._count // CHUNK_SIZE, "file_index": self._count % CHUNK_SIZE}
 
 
 def read(root: Path, info: dict) -> DatasetMetadata:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..configuration.features import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
+from ....configuration.features import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
 
 _AXES = ("x", "y", "z")
 _HAND = [(f"hand_{axis}", "m") for axis in _AXES] + [("gripper_opening", "1")]  # opening 0 … 1 is 0 … 0.1 m
@@ -50,9 +50,9 @@ def features(cameras: Sequence[str] = (), size: int = 96) -> dict[str, dict]:
 
 # Camera → whether its picture has to be turned by half a circle to stand upright.
 CAMERAS = {
+    "corner2": True,  # sees the whole table
     "behindGripper": False,
     "corner": True,
-    "corner2": True,
     "corner3": True,
     "corner4": True,
     "gripperPOV": False,

@@ -1,62 +1,13 @@
-"""The growing files of a recording: parquet and video files shared by many episodes, split at a size."""
+"""Video files that many episodes share: their videos joined without being encoded again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import av
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..errors import VideoError
-from .layout_v3 import DATA_PATH, VIDEO_PATH
-
-CHUNK_SIZE = 1000  # files per folder
-
-
-class _Numbering:
-    """Chunk and file numbers of a growing series of files."""
-
-    def __init__(self):
-        self._count = -1
-
-    def next(self) -> None:
-        self._count += 1
-
-    @property
-    def place(self) -> dict[str, int]:
-        return {"chunk_index": self._count // CHUNK_SIZE, "file_index": self._count % CHUNK_SIZE}
-
-
-class DataFiles:
-    """Parquet files with one row group per episode."""
-
-    def __init__(self, folder: Path, size_in_mb: float):
-        self._folder, self._limit = folder, size_in_mb * 2**20
-        self._numbering, self._writer, self._sink = _Numbering(), None, None
-        self.paths: list[Path] = []
-        self._rows = 0
-
-    def append(self, table: pa.Table) -> dict[str, int]:
-        # The rows already in the file tell how much the new ones will add to it.
-        if self._writer is not None and self._sink.tell() * (1 + len(table) / self._rows) >= self._limit:
-            self.close()
-        if self._writer is None:
-            self._numbering.next()
-            path = self._folder / DATA_PATH.format(**self._numbering.place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.paths.append(path)
-            self._sink, self._rows = pa.OSFile(str(path), "wb"), 0
-            self._writer = pq.ParquetWriter(self._sink, table.schema)
-        self._writer.write_table(table, row_group_size=len(table))
-        self._rows += len(table)
-        return {f"data/{key}": value for key, value in self._numbering.place.items()}
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = self._sink = None
+from ...errors import VideoError
+from ..layouts.v3 import VIDEO_PATH, FileNumbering
 
 
 class VideoFiles:
@@ -64,7 +15,7 @@ class VideoFiles:
 
     def __init__(self, folder: Path, camera: str, fps: float, size_in_mb: float):
         self._folder, self._camera, self._fps, self._limit = folder, camera, fps, size_in_mb * 2**20
-        self._numbering, self._file = _Numbering(), None
+        self._numbering, self._file = FileNumbering(), None
 
     @staticmethod
     def path(camera: str, chunk_index: int, file_index: int) -> str:

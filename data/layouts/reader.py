@@ -1,4 +1,4 @@
-"""Read what a dataset says about itself, whatever version of the LeRobot format it has."""
+"""Read the metadata of a dataset of any version of the LeRobot format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetFormatError, DatasetVersionError
-from . import layout_v2, layout_v3
-from .description import INFO_PATH, DatasetMetadata, read_json
+from ...errors import DatasetFormatError, DatasetVersionError
+from ..features import cameras_channels_last
+from . import v2, v3
+from .json_files import read_json
+from .metadata import INFO_PATH, DatasetMetadata
 
 # How a version begins → what reads it: (root, info) → DatasetMetadata.
-_READERS = {"v2.0": layout_v2.read_v2_0, "v2.1": layout_v2.read_v2_1, "v3.": layout_v3.read}
+_READERS = {"v2.0": v2.read_v2_0, "v2.1": v2.read_v2_1, "v3.": v3.read}
 
 
 def load_metadata(root: Path) -> DatasetMetadata:
@@ -19,7 +21,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
 
     Raises:
         DatasetNotFoundError: a file is missing.
-        DatasetVersionError: the dataset is of no version 2.0, 2.1 or 3.
+        DatasetVersionError: the version is not 2.0, 2.1 or 3.
         DatasetFormatError: a file cannot be read or contradicts another.
     """
     info = read_json(root, INFO_PATH)
@@ -31,6 +33,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
             f'datasets keep them under tags, so try revision="v3.0" or revision="v2.1".'
         )
     _check_info(root, info)
+    info = info | {"features": cameras_channels_last(info["features"])}
     metadata = reader(root, info)
     _check_episodes(metadata)
     return metadata
@@ -52,6 +55,10 @@ def _check_info(root: Path, info: dict) -> None:
         if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
             raise DatasetFormatError(
                 f"{path} describes {name!r} as {feature!r}, without dtype or shape. Add them or download it again."
+            )
+        if not isinstance(feature["shape"], list):
+            raise DatasetFormatError(
+                f"{path} gives {name!r} the shape {feature['shape']!r}; expected a list of sizes."
             )
 
 

@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from manipulators.data.video import VideoEncoder, VideoReader
+from manipulators.data.video.encoder import VideoEncoder
+from manipulators.data.video.reader import VideoReader
 from manipulators.errors import FrameNotFoundError, MissingVideoError, VideoError
 
 
@@ -90,17 +91,6 @@ def test_missing_and_truncated_files(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(VideoError, match="cut short"):
         VideoReader().frames(path, [0.0])
-
-
-def test_frames_that_cannot_be_encoded(tmp_path):
-    with pytest.raises(VideoError, match="'h264'"):
-        VideoEncoder(tmp_path / "a.mp4", fps=10, codec="h265")
-    with VideoEncoder(tmp_path / "b.mp4", fps=10) as encoder, pytest.raises(VideoError, match="63×64"):
-        encoder.add(np.zeros((63, 64, 3), dtype=np.uint8))
-    with VideoEncoder(tmp_path / "c.mp4", fps=10) as encoder:
-        encoder.add(np.zeros((64, 64, 3), dtype=np.uint8))
-        with pytest.raises(VideoError, match="one of"):
-            encoder.add(np.zeros((64, 32, 3), dtype=np.uint8))
 
 
 def test_a_video_of_another_frame_rate(tmp_path):

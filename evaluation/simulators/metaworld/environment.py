@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..configuration.features import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
-from ..errors import (
+from ....configuration.features import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
+from ....errors import (
     InvalidActionError,
     InvalidEvaluationError,
     MissingSimulatorError,
     UnknownEnvironmentError,
     nearest,
 )
-from .environments import EnvironmentSpec
-from .metaworld_tasks import CAMERAS, INSTRUCTIONS, features
+from ...specification import EnvironmentSpec
+from .tasks import CAMERAS, INSTRUCTIONS, features
 
 try:
     import gymnasium
@@ -30,7 +30,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .rendering import SceneRenderer
+    from ...rendering import SceneRenderer
 
 HORIZON = 200
 STATE_WIDTH = 4
@@ -51,15 +51,15 @@ class MetaWorldEnvironment(gymnasium.Env):
     Args:
         task (`str`): Meta-World's name, for example `pick-place-v3`.
         horizon (`int`, *optional*, defaults to 200): steps after which an episode is truncated.
-        cameras (`Sequence[str]`, *optional*): which of Meta-World's cameras to draw; none needs no renderer.
+        cameras (`Sequence[str]`, *optional*): the cameras to render; without any, no renderer is needed.
         size (`int`, *optional*, defaults to 96): side of a picture [pixels].
         goal_visible (`bool`, *optional*, defaults to True): put the goal into the environment's state; otherwise
-            zeros stand there.
+            it has zeros there.
 
     Raises:
         UnknownEnvironmentError: Meta-World has no such task.
-        InvalidEvaluationError: the horizon is below 1, there is no such camera, or no picture of that size.
-        MissingRendererError: cameras are asked for and nothing on this machine draws.
+        InvalidEvaluationError: the horizon is below 1, a camera does not exist, or the size cannot be rendered.
+        MissingRendererError: cameras are asked for and no renderer works on this machine.
 
     Source: Yu et al., "Meta-World", CoRL 2019, arXiv:1910.10897; the simulator is the package `metaworld`.
     """
@@ -112,7 +112,7 @@ class MetaWorldEnvironment(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Start an episode; the same seed gives the same bits, whatever this object has simulated before.
 
-        Without a seed one is drawn; `info["seed"]` tells which.
+        Without a seed one is drawn, and `info["seed"]` has it.
         """
         super().reset(seed=seed)
         if seed is None:
@@ -128,8 +128,7 @@ class MetaWorldEnvironment(gymnasium.Env):
             InvalidActionError: the action has another shape, or holds NaN or infinity.
         """
         action = np.asarray(action, dtype=np.float32)
-        # The simulator would not complain: MuJoCo resets itself on NaN, and the episode goes on as if nothing
-        # had happened.
+        # MuJoCo would reset itself on NaN without an error, and the episode would go on.
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise InvalidActionError(
                 f"{self.environment_spec.name} got the action {action.tolist()}; expected 4 finite numbers "
@@ -144,14 +143,14 @@ class MetaWorldEnvironment(gymnasium.Env):
         """Return a picture for people, uint8 (240, 240, 3), from the first camera (corner2 without cameras).
 
         Raises:
-            MissingRendererError: nothing on this machine draws.
+            MissingRendererError: no renderer works on this machine.
         """
         return self._draw(self.cameras[0] if self.cameras else VIEW_CAMERA, VIEW_SIZE)
 
     def close(self) -> None:
-        """Release the simulator and what draws it."""
+        """Release the simulator and its renderer."""
         if self._renderer is not None:
-            from .rendering import release
+            from ...rendering import release
 
             release(self._renderer)
             self._renderer = None
@@ -168,8 +167,8 @@ class MetaWorldEnvironment(gymnasium.Env):
 
     def _drawing(self) -> SceneRenderer:
         if self._renderer is None:
-            # Whoever draws nothing needs no renderer, and does not load one.
-            from .rendering import shared_renderer
+            # Imported on first use: an environment without cameras needs no renderer.
+            from ...rendering import shared_renderer
 
             self._renderer = shared_renderer(self.simulator.model_name, self.simulator.model)
         return self._renderer
@@ -187,7 +186,7 @@ def expert(task: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         parts = [observation[STATE], observation[ENVIRONMENT_STATE]]
         values = np.concatenate(parts).astype(np.float64)  # (39,)
         with warnings.catch_warnings():
-            # It warns whenever it asks for more than the action space holds, which is most of the time.
+            # It warns about every action outside the action space, which most of its actions are.
             warnings.simplefilter("ignore")
             action = policy.get_action(values)
         return np.clip(action, -1.0, 1.0).astype(np.float32)  # (4,)

@@ -17,18 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetFormatError
-from .description import (
-    INFO_PATH,
-    DatasetMetadata,
-    Statistics,
-    VideoPlaces,
-    as_statistics,
-    cameras_on_video,
-    load_statistics_file,
-    read_json_lines,
-)
-from .statistics import pool_statistics
+from ...errors import DatasetFormatError
+from ..statistics import pool_statistics
+from .json_files import as_statistics, load_statistics_file, read_json_lines
+from .metadata import INFO_PATH, DatasetMetadata, Statistics, VideoPlaces, cameras_on_video
 
 TASKS_PATH = "meta/tasks.jsonl"
 EPISODES_PATH = "meta/episodes.jsonl"

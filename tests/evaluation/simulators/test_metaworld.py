@@ -4,8 +4,8 @@ from metaworld.env_dict import ENV_CLS_MAP
 
 from manipulators.errors import InvalidActionError, InvalidEvaluationError, UnknownEnvironmentError
 from manipulators.evaluation.environments import make_environment
-from manipulators.evaluation.metaworld import MetaWorldEnvironment, expert
-from manipulators.evaluation.metaworld_tasks import INSTRUCTIONS
+from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment, expert
+from manipulators.evaluation.simulators.metaworld.tasks import INSTRUCTIONS
 
 
 def bits(observation):

@@ -1,4 +1,4 @@
-"""Write what a LeRobot v3.0 dataset says about itself."""
+"""Write the metadata of a LeRobot v3.0 dataset."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .description import INFO_PATH, STATISTICS_PATH, cameras_on_video
-from .files import CHUNK_SIZE
-from .layout_v3 import DATA_PATH, EPISODES_PATH, FORMAT_VERSION, TASKS_PATH, VIDEO_PATH
+from .json_files import STATISTICS_PATH
+from .metadata import INFO_PATH, cameras_on_video
+from .v3 import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, FORMAT_VERSION, TASKS_PATH, VIDEO_PATH
 
 
 def write_metadata(
@@ -22,7 +22,7 @@ def write_metadata(
     episodes: Sequence[Mapping],
     statistics: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write everything in `meta/`.
+    """Write all files of `meta/`.
 
     Args:
         folder (`Path`): the dataset's root.

@@ -1,4 +1,4 @@
-"""Frames that are decoded once and read from a mapped file after that.
+"""FrameCache: frames that are decoded once and then read from a memory-mapped file.
 
 Notation: n frames, h height, w width.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DiskFullError, VideoError
-from .disk import full_disk_message, naming_a_full_disk
+from ...errors import DiskFullError, VideoError
+from ..disk import full_disk_message, naming_a_full_disk
 
 
 class FrameCache:
@@ -24,7 +24,7 @@ class FrameCache:
 
     The disk space of every frame, 3·h·w bytes, is reserved at once: writing into a mapped file on a full disk
     would kill the process. Memory is the operating system's file cache, which it takes back when needed. A
-    checksum tells whether a frame is there and whole, so a killed process or a lost write costs a decoding.
+    checksum tells whether a frame is complete; after a killed process or a lost write it is decoded again.
 
     Args:
         folder (`Path`): where the files are; another version of the same videos gets other files.
@@ -86,7 +86,7 @@ class FrameCache:
 
 
 def _checksum(frame: np.ndarray) -> int:
-    return zlib.crc32(frame) or 1  # 0 stands for a frame that is not kept yet
+    return zlib.crc32(frame) or 1  # 0 marks a frame that is not stored yet
 
 
 def _fingerprint(videos: Iterable[Path], shape: tuple[int, ...]) -> str:
@@ -98,7 +98,7 @@ def _fingerprint(videos: Iterable[Path], shape: tuple[int, ...]) -> str:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of `size` zeros, or leave the one that is there."""
+    """Create a file of `size` zeros, unless it exists."""
     if path.is_file() and path.stat().st_size == size:
         return
     try:
