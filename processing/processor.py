@@ -15,6 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .._files import read_json
+from ..configuration.contract import Contract
 from ..configuration.features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -37,7 +38,6 @@ from ..errors import (
     UnknownFeatureError,
 )
 from .arrays import read_image, read_mask, read_vector, to_tensor
-from .contract import Contract, contract_of
 from .normalization import Normalizer
 from .relative_actions import to_absolute, to_relative
 
@@ -372,16 +372,15 @@ class PolicyProcessor(ProcessorMixin):
 
         Relative dimensions have none: their range is that of differences.
         """
-        recorded = self.chosen_statistics().get(ACTION, {})
-        if "min" not in recorded or "max" not in recorded:
+        (action,) = self.contract().outputs
+        if action.absolute_range is None:
             return None
-        low, high = (torch.tensor(recorded[which], dtype=torch.float32).flatten() for which in ("min", "max"))
-        relative = torch.tensor([i is not None for i in self.relative_to or [None] * len(low)])
-        return low.masked_fill(relative, -torch.inf), high.masked_fill(relative, torch.inf)
+        low, high = torch.tensor(action.absolute_range, dtype=torch.float32).unbind(-1)
+        return low, high
 
     def contract(self) -> Contract:
         """Return what an observation must hold and what an action means; print it to read it."""
-        return contract_of(self)
+        return Contract.from_fields(self.to_dict())
 
     def chosen_statistics(self) -> Mapping[str, Mapping]:
         """Return the statistics per feature, of the chosen embodiment where there are several."""
