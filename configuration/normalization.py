@@ -65,7 +65,7 @@ class _ModeOfType(str, Enum):
 
 
 NormalizationMode = _ModeOfType("NormalizationMode", {n: n for n in MODES if n.isupper()}, module=__name__)
-NormalizationMode.__doc__ = """How raw values of one feature type become network values: the rows of `MODES` in capitals.
+NormalizationMode.__doc__ = """How raw values of a feature type become network values: the rows of `MODES` in capitals.
 
 `MEAN_STD` gives zero mean and unit spread; the others map a range to [-1, 1]: `MIN_MAX` the whole one, `QUANTILES` the
 1st to 99th percentile, `QUANTILE10` the 10th to 90th.

@@ -9,7 +9,7 @@ import torch
 from manipulators import PolicyProcessor
 from manipulators.processing.gr00t import GR00TN1_5Processor, GR00TN1Processor
 from manipulators.processing.language import LanguageProcessor
-from manipulators.processing.pi0 import PI0Processor
+from manipulators.processing.pi0 import PI0PolicyProcessor
 
 SAVED = Path(__file__).parent / "saved"
 CLASSES = {
@@ -17,7 +17,7 @@ CLASSES = {
     "diffusion": LanguageProcessor,
     "gr00t_n1": GR00TN1Processor,
     "gr00t_n1_5": GR00TN1_5Processor,
-    "pi0": PI0Processor,
+    "pi0": PI0PolicyProcessor,
     "robots": PolicyProcessor,
 }
 
@@ -31,7 +31,7 @@ def test_numbers(name):
         for feature, value in case["observation"].items()
     }
     inputs = processor(observation, task=case.get("task"), actions=case["actions"])
-    assert list(inputs) == list(case["inputs"])
+    assert inputs.keys() == case["inputs"].keys()
     for feature, value in case["inputs"].items():
         assert torch.equal(inputs[feature], torch.tensor(value, dtype=inputs[feature].dtype)), feature
     state = observation["observation.state"]
@@ -44,4 +44,4 @@ def test_saved_again(name, tmp_path):
     processor = CLASSES[name].from_pretrained(SAVED / name)
     processor.save_pretrained(tmp_path)
     before, after = ((folder / "processor_config.json").read_text() for folder in (SAVED / name, tmp_path))
-    assert after == before
+    assert after == before.replace('"PI0Processor"', '"PI0PolicyProcessor"')  # a name that transformers took
