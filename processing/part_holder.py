@@ -139,6 +139,12 @@ class PartHolder(ProcessorMixin):
         """Return the text of processor_config.json; keys keep their order, which is the order of the cameras."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
+    def save_pretrained(self, save_directory, **kwargs) -> Any:
+        """Save processor_config.json and the tokenizer's files."""
+        for name in ("is_local", "local_files_only"):  # how transformers loaded it, which is no part of it
+            getattr(self.tokenizer, "init_kwargs", {}).pop(name, None)
+        return super().save_pretrained(save_directory, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, tokenizer: Any = None, **kwargs) -> PartHolder:
         """Load the processor of a checkpoint folder or Hub id.
