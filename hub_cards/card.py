@@ -1,4 +1,4 @@
-"""Model cards: plain values in, the text of a README.md for the Hub out."""
+"""Render model cards: the README.md of a policy on the Hub, from plain values."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def save_card(card: CardData, folder: str | Path) -> Path:
 
 @dataclass
 class _Method:
-    """What a card says about the method, whoever wrote it."""
+    """Hold what a card says about the method."""
 
     summary: str
     paper: Paper | None

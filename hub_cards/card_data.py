@@ -133,6 +133,7 @@ class CardData:
         model_type (`str`): as in `config.json`, such as `act_policy`; selects the text about the method.
         parameters (`int`): numbers in its weights, fixed ones included.
         inputs, outputs (`Sequence[ContractEntry]`): what it expects and returns.
+        embodiment (`str`, *optional*): which robot it is for, of a policy that knows several.
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
@@ -153,6 +154,7 @@ class CardData:
     parameters: int
     inputs: Sequence[ContractEntry]
     outputs: Sequence[ContractEntry]
+    embodiment: str | None = None
     summary: str = ""
     paper: Paper | None = None
     citation: str = ""

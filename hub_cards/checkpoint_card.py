@@ -1,4 +1,4 @@
-"""A checkpoint folder's card, from the files that stand in it."""
+"""Build the card of a checkpoint folder from its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .card import save_card
 from .card_data import CardData
 from .wording import is_hub_id
 
-# As people say them, where that is not the model type in capitals.
+# Names of policies, where they are not the model type in capitals.
 POLICY_NAMES = {
     "diffusion_policy": "Diffusion",
     "gr00t_n1": "GR00T N1",
@@ -24,7 +24,7 @@ POLICY_NAMES = {
     "pi0_policy": "π0",
 }
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
-BASE_FILE = "adapter_base.json"  # what it says: modeling/adapters.py
+BASE_FILE = "adapter_base.json"  # written by modeling/adapters.py
 
 
 def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -105,6 +105,7 @@ def describe_policy(
         parameters=parameters,
         inputs=contract.inputs,
         outputs=contract.outputs,
+        embodiment=contract.embodiment,
         repo_id=repo_id,
         action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),

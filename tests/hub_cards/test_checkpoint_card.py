@@ -266,3 +266,14 @@ def test_card_and_processor_tell_the_same(folder):
     contract = PolicyProcessor.from_pretrained(folder).contract()
     card = checkpoint_card(folder)
     assert (card.inputs, card.outputs) == (contract.inputs, contract.outputs)
+
+
+def test_robot_and_cameras_that_may_be_absent(folder):
+    config = json.loads((folder / "config.json").read_text())
+    processor = json.loads((folder / "processor_config.json").read_text())
+    camera = {"observation.images.top": {"type": "VISUAL", "shape": [3, 4, 6]}}
+    config["input_features"] |= camera
+    processor |= {"optional_cameras": list(camera), "embodiment": "gr1"}
+    contract = section(render_card(describe_policy(config, processor, 1)), "What it expects and returns")
+    assert "| `observation.images.top` | camera image, may be absent | 4 × 6 pixels, 3 channels |" in contract
+    assert "\nRobot: `gr1`, of those that the policy knows.\n" in contract
