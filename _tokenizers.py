@@ -1,4 +1,4 @@
-"""Tokenizers: had from a folder or the Hub, or a named error that says what to pass."""
+"""Tokenizers: loaded from a folder or the Hub, or a named error that says what to pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -
     """Return a tokenizer: itself, or the one that a folder or Hub id holds.
 
     Raises:
-        MissingTokenizerError: there is none, or it cannot be had: a gated or unreachable repository.
+        MissingTokenizerError: there is none, or it cannot be loaded: a gated or unreachable repository.
     """
     if isinstance(source, PreTrainedTokenizerBase):
         return source

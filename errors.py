@@ -258,14 +258,23 @@ class MissingStatisticsError(ProcessingError):
 
 
 class EmbodimentError(ProcessingError):
-    """An embodiment that a policy does not know, or none chosen of several."""
+    """An embodiment that does not exist where it was looked for, or none chosen of several.
 
-    def __init__(self, name: str | None, known: Iterable[str]):
+    Args:
+        name: the one that was asked for; None, none was.
+        known: those that exist.
+        kind: what exists for them: `statistics`, `slots` in the network, or `records` in a published checkpoint.
+    """
+
+    def __init__(self, name: str | None, known: Iterable[str], kind: str = "statistics"):
         known = sorted(known)
-        given = "No embodiment is chosen" if name is None else f"The policy knows no embodiment {name!r}"
+        given = "No embodiment is chosen" if name is None else f"There is no embodiment {name!r}"
+        if not known:
+            super().__init__(f"{given}: the {kind} are of one robot, which has no name. Leave embodiment out.")
+            return
         super().__init__(
-            f"{given}. It has statistics for: {', '.join(known) or 'none apart'}. "
-            f"Choose one: PolicyPipeline.from_pretrained(source, embodiment={known[0] if known else None!r})"
+            f"{given}. There are {kind} for: {', '.join(known)}. "
+            f"Choose one: PolicyPipeline.from_pretrained(source, embodiment={known[0]!r})"
         )
 
 
@@ -273,7 +282,7 @@ class MissingTokenizerError(ProcessingError, OSError):
     """A policy that reads instructions, without the tokenizer of its language model."""
 
     def __init__(self, source: str | None, reason: object = "none was given"):
-        wanted = f"The tokenizer {source!r} cannot be had" if source else "The policy reads an instruction"
+        wanted = f"The tokenizer {source!r} cannot be loaded" if source else "The policy reads an instruction"
         super().__init__(
             f"{wanted}: {reason}. Pass one, or a folder or Hub id that holds one: "
             f"tokenizer=AutoTokenizer.from_pretrained(folder). Gated repositories need `hf auth login` first."

@@ -21,8 +21,8 @@ from ..modeling.policies.gr00t import GR00TPolicy
 from ..modeling.policies.gr00t_n1 import GR00TN1Policy
 from ..modeling.policies.gr00t_n1_5 import GR00TN1_5Policy
 from ..processing.gr00t import GR00TProcessor
-from ..processing.gr00t_metadata import Embodiment, read_embodiment
 from ..processing.registry import processor_class
+from .gr00t_metadata import Embodiment, read_embodiment
 from .published_policy import PublishedPolicy, Weights, build_policy, read_weights
 from .resnet import rename
 

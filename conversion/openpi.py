@@ -13,7 +13,7 @@ from ..configuration.features import ACTION, IMAGE_PREFIX, STATE
 from ..configuration.pi0 import PI0PolicyConfig
 from ..errors import CheckpointError, CorruptFileError, MissingFileError
 from ..modeling.policies.pi0 import PI0Policy
-from ..processing.pi0 import PI0Processor
+from ..processing.pi0 import PI0PolicyProcessor
 from .pi0 import rename_pi0_weights, variant_fields
 from .published_policy import build_policy, read_weights
 
@@ -40,7 +40,7 @@ def read_checkpoint(
     with_processor: bool = True,
     asset_id: str | None = None,
     **overrides: Any,
-) -> tuple[PI0Policy, PI0Processor | None]:
+) -> tuple[PI0Policy, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as openpi's converter writes it.
 
     What openpi does to one robot's numbers in code, such as actions relative to the state, is no part of a checkpoint:
@@ -78,7 +78,7 @@ def read_checkpoint(
     policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("precision"))
     if not with_processor:
         return policy, None
-    processor = PI0Processor.from_config(
+    processor = PI0PolicyProcessor.from_config(
         policy_config, statistics, tokenizer=tokenizer, normalization_eps=1e-6, clean_instructions=True
     )
     return policy, processor

@@ -13,7 +13,7 @@ from ..configuration.features import ACTION, STATE
 from ..configuration.pi0 import PI0PolicyConfig
 from ..errors import InvalidConfigError
 from ..modeling.policies.pi0 import PI0Policy
-from ..processing.pi0 import PI0Processor
+from ..processing.pi0 import PI0PolicyProcessor
 from .pi0 import rename_pi0_weights
 from .published_policy import build_policy, read_weights
 
@@ -34,7 +34,7 @@ def read_checkpoint(
     tokenizer: Any = None,
     with_processor: bool = True,
     **overrides: Any,
-) -> tuple[PI0Policy, PI0Processor | None]:
+) -> tuple[PI0Policy, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as transformers writes it.
 
     Args:
@@ -68,7 +68,7 @@ def read_checkpoint(
     policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("dtype"))
     if not with_processor:
         return policy, None
-    return policy, PI0Processor.from_config(policy_config, _read_statistics(folder), tokenizer=tokenizer)
+    return policy, PI0PolicyProcessor.from_config(policy_config, _read_statistics(folder), tokenizer=tokenizer)
 
 
 def _read_statistics(folder: Path) -> dict[str, dict[str, list[float]]]:

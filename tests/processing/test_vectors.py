@@ -5,20 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manipulators import PolicyProcessor
 from manipulators.errors import FeatureShapeError, InvalidConfigError
-from manipulators.processing.padding import PaddingProcessor
-from manipulators.processing.word_tokenizer import word_tokenizer
+from manipulators.processing.vectors import PaddedVectors
 
-TOKENIZER = word_tokenizer(["press it"])
+
+class Padding(PolicyProcessor):
+    """A processor that pads and does nothing else."""
+
+    vectors_class = PaddedVectors
 
 
 def build(state=3, action=2, **widths):
-    return PaddingProcessor(
-        tokenizer=TOKENIZER,
+    return Padding(
         input_features={"observation.state": {"type": "STATE", "shape": (state,)}},
         output_features={"action": {"type": "ACTION", "shape": (action,)}},
         normalization_mapping={"STATE": "IDENTITY", "ACTION": "IDENTITY"},
-        max_instruction_tokens=4,
         **widths,
     )
 
@@ -28,7 +30,7 @@ def build(state=3, action=2, **widths):
 def test_padding_is_zero_and_comes_off(state, action, more, horizon):
     processor = build(state, action, max_state_dim=state + more, max_action_dim=action + more)
     actions = torch.randn(horizon, action)
-    inputs = processor({"observation.state": torch.ones(state)}, task="press it", actions=actions)
+    inputs = processor({"observation.state": torch.ones(state)}, actions=actions)
     assert inputs["state"].tolist() == [[1.0] * state + [0.0] * more]
     assert inputs["actions"].shape == inputs["action_mask"].shape == (1, horizon, action + more)
     assert inputs["action_mask"].sum().item() == horizon * action

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from manipulators import PolicyFeature
+from manipulators.conversion.gr00t_metadata import read_embodiment
 from manipulators.errors import (
     CheckpointError,
     CorruptFileError,
@@ -17,7 +18,6 @@ from manipulators.errors import (
     UnknownFeatureError,
 )
 from manipulators.processing.gr00t import GR00TN1_5Processor
-from manipulators.processing.gr00t_metadata import read_embodiment
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 

@@ -65,7 +65,7 @@ def read_embodiment(
     if tag is None and len(metadata) == 1:
         tag = next(iter(metadata))
     if tag not in metadata:
-        raise EmbodimentError(tag, metadata)
+        raise EmbodimentError(tag, metadata, "records")
     try:
         modalities, statistics = metadata[tag]["modalities"], metadata[tag]["statistics"]
         known = [f"{kind}.{name}" for kind in ("video", *_VECTORS) for name in modalities[kind]]
