@@ -9,6 +9,7 @@ from ..configuration.features import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, ST
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, MissingFeatureError
 
+LABELS = ("actions", "action_is_pad", "action_mask")
 _MODEL_NAMES = {STATE: "state", ENVIRONMENT_STATE: "environment_state", ACTION: "actions"}
 
 

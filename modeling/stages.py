@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from .policy import PolicyModel
+from .inputs import LABELS
 
 
 class CompiledStage:
@@ -42,7 +42,7 @@ class PredictionByStages:
     chunk begins, so that stages can read each other's results until then, and what a chunk returns is copied.
     """
 
-    def __init__(self, policy: PolicyModel):
+    def __init__(self, policy: PreTrainedModel):
         self.policy = policy
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
@@ -53,7 +53,7 @@ class PredictionByStages:
         return _plain(memo[id(self.policy)], "predict_action_chunk")
 
 
-def compile_stages(policy: PolicyModel, **options: Any) -> None:
+def compile_stages(policy: PreTrainedModel, **options: Any) -> None:
     """Replace every stage of a policy by its compiled self."""
     for owner, name in stages_of(policy).values():
         setattr(owner, name, CompiledStage(owner, name, options))
@@ -61,7 +61,7 @@ def compile_stages(policy: PolicyModel, **options: Any) -> None:
 
 
 @contextmanager
-def observed_stages(policy: PolicyModel, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
+def observed_stages(policy: PreTrainedModel, around: Callable[[str, Callable], Callable]) -> Iterator[None]:
     """Replace every stage by `around(its name, the stage)` for a while."""
     stages = stages_of(policy)
     before = {stage: vars(owner).get(name) for stage, (owner, name) in stages.items()}
@@ -77,7 +77,7 @@ def observed_stages(policy: PolicyModel, around: Callable[[str, Callable], Calla
                 setattr(owner, name, before[stage])
 
 
-def stages_of(policy: PolicyModel) -> dict[str, tuple[nn.Module, str]]:
+def stages_of(policy: PreTrainedModel) -> dict[str, tuple[nn.Module, str]]:
     """Return the module and the method of every stage that a policy has, in order; a config may leave some out."""
     found = {}
     for stage, path in policy.stages.items():
@@ -90,9 +90,8 @@ def stages_of(policy: PolicyModel) -> dict[str, tuple[nn.Module, str]]:
     return found
 
 
-def example_observation(policy: PolicyModel, batch_size: int) -> dict[str, Any]:
+def example_observation(policy: PreTrainedModel, batch_size: int) -> dict[str, Any]:
     """Return valid model inputs without labels, as the config has them, on the policy's device and in its type."""
-    from .policy import LABELS
 
     def move(value: Any) -> Any:
         if isinstance(value, list):

@@ -6,15 +6,12 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import PROCESSOR_NAME
 
-from .._files import read_json
 from ..configuration.features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -38,6 +35,7 @@ from ..errors import (
 )
 from .arrays import read_image, read_mask, read_vector, to_tensor
 from .contract import Contract, contract_of
+from .loading import load_processor
 from .normalization import Normalizer
 from .relative_actions import to_absolute, to_relative
 
@@ -439,13 +437,14 @@ class PolicyProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> PolicyProcessor:
         """Load the processor of a checkpoint folder or Hub id.
 
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            kwargs: `subfolder`, `revision`, `token`, …, `tokenizer` in place of the saved one, and fields to override.
+
         Raises:
-            CorruptFileError: processor_config.json holds no JSON mapping.
+            MissingFileError, CorruptFileError: processor_config.json is absent, or holds no JSON mapping.
         """
-        path = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "") / PROCESSOR_NAME
-        if path.is_file():
-            read_json(path)  # transformers' own errors for a broken file are of many kinds
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return load_processor(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
