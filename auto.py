@@ -1,31 +1,27 @@
-"""AutoPolicy: read config.json, find the policy, load it strictly."""
+"""AutoPolicy: read config.json, find the policy, load it strictly, with the processor that feeds it."""
 
 from __future__ import annotations
 
-import inspect
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from transformers import AutoProcessor
-from transformers.utils import cached_file
 
-from ._files import read_json
+from . import conversion  # noqa: F401  (importing it registers the layouts of other projects)
+from .checkpoint import LOCATION, Checkpoint, resolve
+from .configuration.features import IMAGE_PREFIX, is_camera_name
 from .configuration.policy import PolicyConfig
-from .conversion import published_layout, read_published
-from .errors import CheckpointError, MissingFileError, UnknownPolicyError
+from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
 from .modeling import registry
-from .modeling.adapters import ADAPTER_CONFIG, base_of, commit_of, find_adapter
+from .modeling.loading import LOADING_ARGUMENTS, allowed_arguments
 from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
 from .modeling.policy import PolicyModel
 from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
 from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
 from .processing.registry import processor_class
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 class AutoPolicy:
@@ -40,8 +36,8 @@ class AutoPolicy:
 
         Args:
             source: folder or Hub id, of a policy or of a LoRA adapter.
-            kwargs: `dtype`, `device_map`, `allow_partial`, `revision`, `token`, `local_files_only`, …, config fields
-                to override, and for an adapter `base`, where its base is now.
+            kwargs: `dtype`, `device_map`, `allow_partial`, `subfolder`, `revision`, `variant`, `token`,
+                `local_files_only`, …, config fields to override, and for an adapter `base`, where its base is now.
 
         Returns:
             The policy, in eval mode.
@@ -50,10 +46,8 @@ class AutoPolicy:
             UnknownPolicyError: no policy of that type.
             WeightsMismatchError: weights are missing, unexpected or of another shape.
         """
-        config = read_config_json(source, **kwargs)
-        if published_layout(config) is not None:
-            return load_published_checkpoint(source, config, with_processor=False, **kwargs)[0]
-        return _load_ours(source, config, **kwargs)
+        checkpoint, kwargs = _resolve(source, kwargs)
+        return _policy_class(checkpoint).from_pretrained(checkpoint, **kwargs)
 
     @staticmethod
     def from_config(config: PolicyConfig, **kwargs: Any) -> PolicyModel:
@@ -62,105 +56,139 @@ class AutoPolicy:
 
 
 def load_policy_and_processor(
-    source: str | os.PathLike, tokenizer: Any = None, embodiment: str | None = None, **kwargs: Any
+    source: str | os.PathLike,
+    tokenizer: Any = None,
+    embodiment: str | None = None,
+    camera_map: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> tuple[PolicyModel, PolicyProcessor]:
     """Load a policy and the processor saved with it; other arguments as `AutoPolicy.from_pretrained`.
 
     Args:
         source: folder or Hub id.
-        tokenizer: of a published policy that reads instructions, where its own cannot be had: a tokenizer, or a
-            folder or Hub id that holds one. Our checkpoints hold theirs.
+        tokenizer: of a policy that reads instructions, in place of its own: a tokenizer, or a folder or Hub id that
+            holds one. Published checkpoints may name one that is gated.
         embodiment: which robot it is for, where a checkpoint knows several.
+        camera_map: your camera's name → the policy's, with or without `observation.images.`.
+        kwargs: config fields and processor fields, such as `relative_to` and `rename_map`, to override. A mapping that
+            is overridden in part keeps the rest of what is saved.
 
     Raises:
         CheckpointError: the processor feeds another policy than the one beside it.
         EmbodimentError: it knows no such robot.
+        UnknownConfigFieldError: an argument is none of these.
     """
-    config = read_config_json(source, **kwargs)
-    reader = published_layout(config)
-    if reader is not None:
-        if embodiment is not None and "embodiment" in inspect.signature(reader).parameters:
-            kwargs["embodiment"] = embodiment  # robots of different widths: the policy must know too
-        policy, processor = load_published_checkpoint(source, config, tokenizer=tokenizer, **kwargs)
-    else:
-        policy = _load_ours(source, config, **kwargs)
-        processor = processor_class(policy.config).from_pretrained(source, **_hub_arguments(kwargs))
-        processor.check_agreement(policy.config)
-    if embodiment is not None:
-        processor.choose_embodiment(embodiment)
-    return policy, processor
-
-
-def _load_ours(source: str | os.PathLike, config: dict[str, Any], **kwargs: Any) -> PolicyModel:
-    """Load a policy in our format, or an adapter, whose base may be in another project's."""
-    policy_class = _class_for(config, source)
-    adapter = find_adapter(source, kwargs)
-    if adapter is not None and not isinstance(kwargs.get("base"), PolicyModel):
-        base, revision = (kwargs["base"], None) if kwargs.get("base") else base_of(adapter)
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs} | {"revision": revision}
-        base_config: dict[str, Any] = {}
-        with suppress(MissingFileError):  # whoever loads the adapter says it better
-            base_config = read_config_json(base, **hub)
-        if published_layout(base_config) is not None:
-            adapted = policy_class.config_class.from_dict(config)  # the adapter's robot need not be the base's
-            fields = {name: getattr(adapted, name) for name in adapted.field_names()}
-            if dtype := kwargs.pop("dtype", config.get("dtype")):  # by default as it was when the adapter was trained
-                fields["dtype"] = dtype
-            kwargs["base"], _ = load_published_checkpoint(base, base_config, with_processor=False, **hub | fields)
-            kwargs["base"].config._name_or_path = str(base)
-    return policy_class.from_pretrained(source, **kwargs)
-
-
-def load_published_checkpoint(
-    source: str | os.PathLike, config: dict[str, Any], **kwargs: Any
-) -> tuple[PolicyModel, PolicyProcessor | None]:
-    """Load another project's checkpoint from a folder or Hub id."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = Path(
-            snapshot_download(
-                str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"], **_hub_arguments(kwargs)
-            )
+    checkpoint, kwargs = _resolve(source, kwargs)
+    policy_class = _policy_class(checkpoint)
+    fields = _processor_fields(policy_class, kwargs)
+    layout = checkpoint.layout
+    own = layout.arguments if layout is not None else ()
+    _refuse_unknown(policy_class, kwargs, own)
+    if layout is not None:
+        loading = {name: kwargs.pop(name) for name in list(kwargs) if name in LOADING_ARGUMENTS}
+        kwargs |= {"embodiment": embodiment} if "embodiment" in own else {}
+        policy, processor = layout.read(
+            checkpoint, loading=allowed_arguments(loading), processor_fields=fields, tokenizer=tokenizer, **kwargs
         )
-    overrides = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
-    policy, processor = read_published(folder, config, source=str(source), **overrides)
-    policy.config._commit_hash = commit_of(source, **_hub_arguments(kwargs))
-    return policy, processor
+        policy.loaded_from, policy.config._commit_hash = checkpoint, checkpoint.commit
+    else:
+        policy = policy_class.from_pretrained(checkpoint, **kwargs)
+        kind = processor_class(policy.config)
+        fields |= {name: getattr(policy.config, name) for name in kwargs if name in kind.field_names()}
+        fields |= {} if tokenizer is None else {"tokenizer": tokenizer}
+        processor = kind.from_pretrained(checkpoint, **fields)
+    return policy, _for_robot(policy, processor, embodiment, camera_map)
 
 
-def read_config_json(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
-    """Return the parsed config.json of a folder or Hub id.
+def load_processor(
+    policy: PolicyModel,
+    tokenizer: Any = None,
+    embodiment: str | None = None,
+    camera_map: Mapping[str, str] | None = None,
+) -> PolicyProcessor:
+    """Load the processor saved with a policy that is loaded already; arguments as in `load_policy_and_processor`.
 
     Raises:
-        MissingFileError, CorruptFileError: it is absent, or not JSON.
+        CheckpointError: the policy comes from no checkpoint, or the processor feeds another policy.
     """
-    if Path(source).is_dir():
-        path = Path(source) / "config.json"
-        if not path.is_file() and (adapter := Path(source, ADAPTER_CONFIG)).is_file():  # as peft itself saves one
-            base = kwargs.pop("base", None) or read_json(adapter).get("base_model_name_or_path")
-            return read_config_json(base, **kwargs)
-        if not path.is_file():
-            held = ", ".join(sorted(p.name for p in Path(source).iterdir())) or "nothing"
-            raise MissingFileError(f"{source} holds no config.json, so it is no checkpoint; it holds {held}.")
-    else:
-        try:
-            found = cached_file(str(source), "config.json", **_hub_arguments(kwargs))
-        except OSError as error:
-            raise MissingFileError(f"{source} is neither a folder nor a readable Hub repository: {error}") from error
-        if found is None:
-            raise MissingFileError(f"The repository {source} holds no config.json, so it is no checkpoint.")
-        path = Path(found)
-    return read_json(path)
+    checkpoint = getattr(policy, "loaded_from", None)
+    if checkpoint is None:
+        raise CheckpointError(
+            "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
+            "PolicyPipeline.from_pretrained(source), which loads both."
+        )
+    own = checkpoint.layout.arguments if checkpoint.layout is not None else ()
+    options = {"embodiment": embodiment} if embodiment is not None and "embodiment" in own else {}
+    options |= {} if tokenizer is None else {"tokenizer": tokenizer}
+    processor = processor_class(policy.config).from_pretrained(checkpoint, **options)
+    return _for_robot(policy, processor, embodiment, camera_map)
 
 
-def _class_for(config: dict[str, Any], source: str | os.PathLike) -> type[PolicyModel]:
-    if not isinstance(config.get("model_type"), str):
-        raise UnknownPolicyError(f"The config.json of {source} names no model_type, so no policy can be chosen.")
-    return registry.policy_class(config["model_type"])
+def _for_robot(
+    policy: PolicyModel, processor: PolicyProcessor, embodiment: str | None, camera_map: Mapping[str, str] | None
+) -> PolicyProcessor:
+    """Return the processor for one of the robots it knows, under the names of that robot's cameras."""
+    processor.check_agreement(policy.config)
+    if embodiment is not None:
+        processor.choose_embodiment(embodiment)
+    if camera_map:
+        processor.rename_map = processor.rename_map | _camera_names(camera_map, policy.config.image_features)
+    return processor
 
 
-def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+def _resolve(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return the checkpoint of a source, and the arguments that do not say where it is."""
+    location = {name: value for name, value in kwargs.items() if name in LOCATION}
+    rest = {name: value for name, value in kwargs.items() if name not in LOCATION and name != "code_revision"}
+    checkpoint = resolve(source, base=rest.get("base"), **location)
+    if not checkpoint.is_adapter and rest.pop("base", None) is not None:
+        raise InvalidConfigError(f"base= is for adapters, and {source} holds none.")
+    return checkpoint, rest
+
+
+def _policy_class(checkpoint: Checkpoint) -> type[PolicyModel]:
+    layout = checkpoint.layout
+    if layout is None and checkpoint.base is not None and not checkpoint.has_config:
+        layout = checkpoint.base.layout
+    if layout is not None:
+        return layout.policy_class(checkpoint.config)
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UnknownPolicyError(
+            f"The config.json of {checkpoint.source} names no model_type, so no policy can be chosen."
+        )
+    return registry.policy_class(model_type)
+
+
+def _processor_fields(policy_class: type[PolicyModel], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the fields out of the arguments that the processor has and the policy's config has not."""
+    config_class = policy_class.config_class
+    names = set(processor_class(config_class).field_names()) - set(config_class.field_names())
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+
+
+def _refuse_unknown(policy_class: type[PolicyModel], kwargs: Mapping[str, Any], own: tuple[str, ...]) -> None:
+    """Check that every argument is one of loading, of the config or of the processor."""
+    config_class = policy_class.config_class
+    known = {*LOADING_ARGUMENTS, *config_class.field_names(), *own, "base"}
+    for name in kwargs:
+        if name not in known and not name.startswith("_") and not hasattr(config_class, name):
+            listed = {*config_class.field_names(), *processor_class(config_class).field_names(), *own, *LOCATION}
+            listed |= {"dtype", "device_map", "allow_partial", "tokenizer", "embodiment", "camera_map", "base"}
+            raise UnknownConfigFieldError(config_class.__name__, name, listed)
+
+
+def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:
+    """Return a camera map under the full names of features."""
+    renamed = {}
+    for yours, theirs in camera_map.items():
+        full = {name: name if is_camera_name(name) else IMAGE_PREFIX + name for name in (yours, theirs)}
+        if full[theirs] not in cameras:
+            raise InvalidConfigError(
+                f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"
+            )
+        renamed[full[yours]] = full[theirs]
+    return renamed
 
 
 def register_processors() -> None:

@@ -136,6 +136,16 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A checkpoint folder or repository without a file it needs."""
 
 
+class ConflictingWeightsError(CheckpointError, ValueError):
+    """A folder with two sets of weights, of which only one can be meant."""
+
+    def __init__(self, folder: object, names: Iterable[str]):
+        super().__init__(
+            f"{folder} holds two sets of weights: {' and '.join(names)}. Remove the one that is not meant; "
+            f"save_pretrained leaves one set."
+        )
+
+
 class OutputExistsError(ManipulatorsError, FileExistsError):
     """An output folder that already holds something: nothing is overwritten silently."""
 

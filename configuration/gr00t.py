@@ -11,6 +11,7 @@ from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
 from .eagle import EagleBaseConfig
 from .features import STATE
 from .flow_matching import FlowmatchingActionHeadConfig
+from .strict import completed
 from .vision_language_action import VisionLanguageActionConfig
 
 NEW_EMBODIMENT = "new_embodiment"
@@ -155,7 +156,7 @@ class GR00TConfig(VisionLanguageActionConfig):
         """Build the config from saved JSON; `kwargs` override fields and nested values before anything is checked."""
         values = dict(config_dict)
         told = {name: kwargs.pop(name) for name in list(kwargs) if name in (*cls.field_names(), *cls.shorthands())}
-        head = dict(told.get("action_head_cfg") or values.get("action_head_cfg") or {})
+        head = completed(values.get("action_head_cfg") or {}, told.get("action_head_cfg") or {})
         widths = {told[name] for name in ("action_dim", "max_action_dim") if name in told}
         if len(widths) == 1:
             head |= dict.fromkeys(("action_dim", "max_action_dim"), *widths)
@@ -163,7 +164,7 @@ class GR00TConfig(VisionLanguageActionConfig):
             if values.get("n_action_steps") == head.get("action_horizon"):
                 values.pop("n_action_steps", None)  # the whole chunk, before and after
             head["action_horizon"] = told["action_horizon"]
-        return super().from_dict(values | told | {"action_head_cfg": head}, **kwargs)
+        return super().from_dict(completed(values, told) | {"action_head_cfg": head}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values, those that the published config.json repeats at its top too."""

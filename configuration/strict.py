@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from dataclasses import fields
+from enum import Enum
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -38,6 +40,26 @@ RUNTIME_NAMES = frozenset(
         "use_cache",
     )
 )
+
+
+# Fields that an override replaces whole: another robot's features are not completed from this one's.
+REPLACED_WHOLE = ("input_features", "output_features", "state_parts", "action_parts")
+
+
+def completed(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved fields with overrides; a mapping is completed at every depth from what is saved.
+
+    One of another `type` or `model_type` than the saved one is taken whole, as are the features of a robot.
+    """
+    merged = dict(saved)
+    for name, value in overrides.items():
+        name = name.value if isinstance(name, Enum) else name
+        before = merged.get(name)
+        fits = isinstance(before, Mapping) and isinstance(value, Mapping) and name not in REPLACED_WHOLE
+        if fits and all(before.get(kind) == value.get(kind, before.get(kind)) for kind in ("type", "model_type")):
+            value = completed(before, value)
+        merged[name] = value
+    return merged
 
 
 class StrictConfig(PreTrainedConfig):
@@ -77,9 +99,14 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Build the config from saved JSON; `kwargs` override fields, and must name fields that exist."""
+        """Build the config from saved JSON; `kwargs` override fields before any is checked, and must name fields.
+
+        A mapping that is overridden in part keeps the rest of what is saved.
+        """
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict(dict(config_dict), return_unused_kwargs=True, **kwargs)
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.field_names()}
+        values = completed(config_dict, overrides)
+        config, unused = super().from_dict(values, return_unused_kwargs=True, **kwargs)
         config.validate()  # an override may contradict another field
         if return_unused:  # asked by whoever has a use for them: arguments of loading weights, say
             return config, unused

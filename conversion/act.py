@@ -9,8 +9,9 @@ from ..configuration.act import ACTConfig
 from ..modeling.action_heads.act import ACTActionHead
 from ..modeling.backbones.act import ACTBackbone
 from ..modeling.policies.act import ACTPolicy
-from .published_policy import PublishedPolicy, Weights, known_fields
-from .resnet import rename, resnet_fields, resnet_renames
+from .published_policy import PublishedPolicy, Weights, known_fields, register_published
+from .rename import rename
+from .resnet import resnet_fields, resnet_renames
 
 TRUNK = "backbone.image_encoder."
 
@@ -36,9 +37,12 @@ def act_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     return fields
 
 
-ACT = PublishedPolicy(
-    policy_class=ACTPolicy,
-    components={"backbone.": ACTBackbone, "action_head.": ACTActionHead},
-    rename=rename_act_weights,
-    fields=act_fields,
+ACT = register_published(
+    PublishedPolicy(
+        policy_class=ACTPolicy,
+        components={"backbone.": ACTBackbone, "action_head.": ACTActionHead},
+        rename=rename_act_weights,
+        fields=act_fields,
+        lerobot_type="act",
+    )
 )

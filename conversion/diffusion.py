@@ -11,8 +11,9 @@ from ..errors import InvalidConfigError
 from ..modeling.action_heads.diffusion import DiffusionActionHead
 from ..modeling.backbones.diffusion_rgb import DiffusionRgbEncoder
 from ..modeling.policies.diffusion import DiffusionPolicy
-from .published_policy import PublishedPolicy, Weights, known_fields
-from .resnet import rename, resnet_fields, resnet_renames
+from .published_policy import PublishedPolicy, Weights, known_fields, register_published
+from .rename import COMPILED, rename
+from .resnet import resnet_fields, resnet_renames
 
 # The ResNet is a sequence there: 0 and 1 are its stem, 4 to 7 its stages.
 TRUNK = resnet_renames("", "", stem=("0", "1"), stages="")
@@ -29,7 +30,7 @@ def rename_diffusion_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return published weights under our names, CLIP's vision half left out; other names stay as they are."""
     renamed = {}
     for name, value in state_dict.items():
-        name = name.replace("_orig_mod.", "")  # left in the names by torch.compile
+        name = name.replace(COMPILED, "")
         name = f"diffusion.{name}" if IN_HEAD.match(name) else name
         if UNUSED.match(name):
             continue
@@ -63,9 +64,12 @@ def diffusion_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, A
     return fields
 
 
-DIFFUSION = PublishedPolicy(
-    policy_class=DiffusionPolicy,
-    components={"diffusion.rgb_encoder.": DiffusionRgbEncoder, "diffusion.": DiffusionActionHead},
-    rename=rename_diffusion_weights,
-    fields=diffusion_fields,
+DIFFUSION = register_published(
+    PublishedPolicy(
+        policy_class=DiffusionPolicy,
+        components={"diffusion.rgb_encoder.": DiffusionRgbEncoder, "diffusion.": DiffusionActionHead},
+        rename=rename_diffusion_weights,
+        fields=diffusion_fields,
+        lerobot_type="diffusion",
+    )
 )

@@ -11,8 +11,8 @@ from ..errors import InvalidConfigError, nearest
 from ..modeling.action_heads.pi0 import PI0FlowMatching
 from ..modeling.backbones.paligemma_with_expert import PaliGemmaWithExpertModel
 from ..modeling.policies.pi0 import PI0Policy
-from .published_policy import PublishedPolicy, Weights, known_fields
-from .resnet import rename
+from .published_policy import PublishedPolicy, Weights, known_fields, register_published
+from .rename import rename
 
 # openpi has neither the leading `model.` nor, in a file of the backbone alone, its name. LeRobot's files of 2025 have
 # PaliGemma without `model.` and its language model with it, as transformers 4.51 did. transformers' own π0 calls
@@ -105,9 +105,12 @@ def _variant(config: Mapping[str, Any], field: str, default: str) -> dict[str, A
     return dict(VARIANTS[name])
 
 
-PI0 = PublishedPolicy(
-    policy_class=PI0Policy,
-    components={BACKBONE: PaliGemmaWithExpertModel, "model.": PI0FlowMatching},
-    rename=rename_pi0_weights,
-    fields=pi0_fields,
+PI0 = register_published(
+    PublishedPolicy(
+        policy_class=PI0Policy,
+        components={BACKBONE: PaliGemmaWithExpertModel, "model.": PI0FlowMatching},
+        rename=rename_pi0_weights,
+        fields=pi0_fields,
+        lerobot_type="pi0",
+    )
 )

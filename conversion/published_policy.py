@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging
 
+from ..checkpoint import Checkpoint
 from ..configuration.features import STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
-from ..errors import CorruptFileError, MissingFileError
+from ..errors import InvalidConfigError
+from ..modeling.loading import load_weights
 from ..modeling.policy import PolicyModel
 
 logger = logging.get_logger(__name__)
@@ -40,6 +39,7 @@ class PublishedPolicy:
             only names.
         trim: renamed weights and the module that is to receive them → without those that it has no place for by its
             config.
+        lerobot_type: what LeRobot's config.json calls it; None where LeRobot does not publish it.
     """
 
     policy_class: type[PolicyModel]
@@ -47,6 +47,7 @@ class PublishedPolicy:
     rename: Callable[[Weights], dict[str, torch.Tensor]]
     fields: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
     trim: Callable[[Weights, nn.Module], Weights] = _all
+    lerobot_type: str | None = None
 
     def prefix_of(self, module: nn.Module) -> str | None:
         """Return the prefix of a module's weights in the policy, "" for the policy itself; None for a stranger."""
@@ -55,9 +56,26 @@ class PublishedPolicy:
         return next((prefix for prefix, kind in self.components.items() if isinstance(module, kind)), None)
 
 
+_PUBLISHED: dict[type[PolicyModel], PublishedPolicy] = {}
+
+
+def register_published(kind: PublishedPolicy) -> PublishedPolicy:
+    """Make a policy's published names known to `load_published` and to the layouts that several policies share."""
+    _PUBLISHED[kind.policy_class] = kind
+    return kind
+
+
+def published_policies() -> list[PublishedPolicy]:
+    """Return what is known of policies that other projects publish."""
+    return list(_PUBLISHED.values())
+
+
 def known_fields(config: Mapping[str, Any], config_class: type[PolicyConfig]) -> dict[str, Any]:
     """Return the fields of a LeRobot config.json that our config has too; what only its training reads is left out."""
     fields = {name: value for name, value in config.items() if name in config_class.field_names()}
+    for name, value in fields.items():
+        if config_class.__dataclass_fields__[name].type is bool and value in (0, 1):
+            fields[name] = bool(value)  # LeRobot saves a config that it has read again with 0 for false
     inputs = {name: PolicyFeature.from_value(dict(value)) for name, value in config["input_features"].items()}
     # LeRobot reads one STATE feature, by its name; others of that type are listed and never used.
     fields["input_features"] = {n: f for n, f in inputs.items() if f.type is not FeatureType.STATE or n == STATE}
@@ -70,30 +88,44 @@ def build_policy(
     policy_class: type[PolicyModel],
     config: PolicyConfig,
     weights: Weights,
-    source: str,
-    dtype: torch.dtype | str | None,
-) -> PolicyModel:
-    """Return the policy of a config and its renamed weights, strictly, in eval mode; without `dtype` in float32."""
-    config.name_or_path = source
-    policy = policy_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype or torch.float32)
-    policy.config.name_or_path = source
-    return policy
+    checkpoint: Checkpoint,
+    loading: Mapping[str, Any],
+    dtype: torch.dtype | str | None = None,
+) -> Any:
+    """Return the policy of a config and its renamed weights, in eval mode; strictly, unless `loading` says otherwise.
+
+    Args:
+        policy_class: ours.
+        config: ours.
+        weights: under our names.
+        checkpoint: where they come from.
+        loading: what `modeling.loading.load_weights` takes, as the caller gave it.
+        dtype: of the weights when `loading` names none; by default float32.
+    """
+    chosen = loading.get("dtype") or loading.get("torch_dtype")
+    chosen = dtype if chosen in (None, "auto") else chosen
+    rest = {name: value for name, value in loading.items() if name not in ("dtype", "torch_dtype")}
+    return load_weights(
+        policy_class,
+        None,
+        config,
+        source=checkpoint.source,
+        state_dict=dict(weights),
+        dtype=chosen or torch.float32,
+        **rest,
+    )
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file; they stay on disk until they are used.
+def policy_of(built: Any) -> PolicyModel:
+    """Return the policy of what `build_policy` returns, which is a pair with `output_loading_info=True`."""
+    return built[0] if isinstance(built, tuple) else built
+
+
+def require_tokenizer_use(config: PolicyConfig, tokenizer: Any) -> None:
+    """Check that a tokenizer is only given to a policy that reads an instruction.
 
     Raises:
-        MissingFileError, CorruptFileError: it is absent, or not safetensors.
+        InvalidConfigError: the policy reads none.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist; it holds {listing(path.parent)}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(path, "safetensors file", error) from error
-
-
-def listing(folder: Path) -> str:
-    """Return the names of what a folder holds, for messages."""
-    return ", ".join(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()) or "nothing"
+    if tokenizer is not None and not config.reads_instruction:
+        raise InvalidConfigError(f"tokenizer= has no use: {type(config).__name__} reads no instruction here.")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..configuration.resnet import RESNETS
-
-Renames = list[tuple[str, str | Callable[[re.Match], str]]]
+from .rename import Renames
 
 
 def resnet_renames(
@@ -46,20 +45,6 @@ def resnet_renames(
         (rf"^{published}{stages}(\d)\.(\d+)\.(conv|bn)(\d)\.", in_block),
         (rf"^{published}{stages}(\d)\.(\d+)\.downsample\.(\d)\.", shortcut),
     ]
-
-
-def rename(state_dict: Mapping[str, Any], renames: Renames) -> dict[str, Any]:
-    """Return the entries under the names that the first fitting rename gives; other names stay as they are."""
-    renamed = {}
-    for name, value in state_dict.items():
-        name = name.replace("_orig_mod.", "")  # left in the names by torch.compile
-        for pattern, replacement in renames:
-            new, count = re.subn(pattern, replacement, name)
-            if count:
-                name = new
-                break
-        renamed[name] = value
-    return renamed
 
 
 def resnet_fields(name: str, weights: Mapping[str, torch.Tensor], trunk: str) -> dict[str, Any] | None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModel, Pipeline
+from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..auto import load_policy_and_processor
-from ..configuration.features import ACTION, IMAGE_PREFIX, is_camera_name
-from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError, nearest
+from ..auto import AutoPolicy, load_policy_and_processor, load_processor
+from ..configuration.features import ACTION
+from ..errors import FeatureShapeError, InvalidConfigError, MissingStatisticsError
 from ..modeling.policy import PolicyModel
 from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
@@ -27,26 +27,31 @@ class PolicyPipeline(Pipeline):
 
     Args:
         model (`PolicyModel`): the policy; put into eval mode.
-        processor (`PolicyProcessor`): the one saved with it.
+        processor (`PolicyProcessor`, *optional*): by default the one saved with it.
         clamp_actions (`bool`, *optional*, defaults to False): keep actions inside the range of the training data;
             relative dimensions are not clamped.
+        tokenizer, embodiment, camera_map: where the processor is loaded here; see `from_pretrained`.
         device (`str` or `torch.device`, *optional*): by default the first accelerator, else the CPU.
     """
 
-    _load_processor = True
+    _load_processor = False  # transformers would look for it beside an adapter's base
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
 
     def __init__(
-        self, model: PolicyModel, processor: PolicyProcessor | None = None, clamp_actions: bool = False, **kwargs: Any
+        self,
+        model: PolicyModel,
+        processor: PolicyProcessor | None = None,
+        clamp_actions: bool = False,
+        tokenizer: Any = None,
+        embodiment: str | None = None,
+        camera_map: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ):
         if processor is None:
-            raise CheckpointError(
-                "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
-                "PolicyPipeline.from_pretrained(source), which loads both."
-            )
+            processor = load_processor(model, tokenizer, embodiment, camera_map)
         processor.check_agreement(model.config)
         super().__init__(model=model, processor=processor, **{"task": "robotics"} | kwargs)
         self.model.eval()
@@ -85,8 +90,8 @@ class PolicyPipeline(Pipeline):
             camera_map: your camera's name → the policy's, with or without `observation.images.`.
             embodiment: which robot it is, where a checkpoint knows several.
             clamp_actions: keep actions inside the range of the training data.
-            overrides: `revision`, `token`, `local_files_only`, …, `tokenizer` where a published checkpoint names one
-                that is gated, and config fields to change.
+            overrides: `subfolder`, `revision`, `token`, …, `tokenizer` in place of the checkpoint's own, and fields of
+                config and processor to change.
 
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.
@@ -97,10 +102,10 @@ class PolicyPipeline(Pipeline):
             raise InvalidConfigError(f"There is no device {device!r}; write cpu, cuda or cuda:0. ({error})") from error
         if dtype is not None:
             overrides["dtype"] = dtype
-        policy, processor = load_policy_and_processor(source, embodiment=embodiment, **overrides)
+        policy, processor = load_policy_and_processor(
+            source, embodiment=embodiment, camera_map=camera_map, **overrides
+        )
         processor.normalizer(ACTION)  # several embodiments and none chosen: better said now than on the robot
-        if camera_map:
-            processor.rename_map = processor.rename_map | _camera_names(camera_map, policy.config.image_features)
         return cls(model=policy, processor=processor, clamp_actions=clamp_actions, device=device)
 
     @property
@@ -247,16 +252,4 @@ def _widened(limits: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Te
     return low - margin, high + margin
 
 
-def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> dict[str, str]:
-    renamed = {}
-    for yours, theirs in camera_map.items():
-        full = {name: name if is_camera_name(name) else IMAGE_PREFIX + name for name in (yours, theirs)}
-        if full[theirs] not in cameras:
-            raise InvalidConfigError(
-                f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"
-            )
-        renamed[full[yours]] = full[theirs]
-    return renamed
-
-
-PIPELINE_REGISTRY.register_pipeline("robotics", pipeline_class=PolicyPipeline, pt_model=AutoModel, type="multimodal")
+PIPELINE_REGISTRY.register_pipeline("robotics", pipeline_class=PolicyPipeline, pt_model=AutoPolicy, type="multimodal")

@@ -13,32 +13,22 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from transformers import PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.hub import extract_commit_hash
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from .._files import read_json, write_text
-from ..errors import BaseMismatchError, CheckpointError, CorruptFileError, InvalidConfigError, MissingFileError
-from .tensors import read_shapes, require_same_tensors
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
-    from .policy import PolicyModel
+from ..checkpoint import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..errors import BaseMismatchError, CorruptFileError, InvalidConfigError
+from .loading import read_shapes, read_tensors, require_same_tensors, weight_files
 
 logger = logging.get_logger(__name__)
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
 _PREFIX = "base_model.model."  # peft's, in front of every name in an adapter's file
 _NAME = "default"
 _SAMPLES = 4096  # of each tensor, for the fingerprint
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 def has_adapter(policy: torch.nn.Module) -> bool:
@@ -51,7 +41,7 @@ def is_adapter_parameter(name: str) -> bool:
     return "lora_" in name or ".modules_to_save." in name
 
 
-def add_adapter(policy: PolicyModel, config: PeftConfig) -> None:
+def add_adapter(policy: PreTrainedModel, config: Any) -> None:
     """Put adapter layers into a policy; they alone are trained from then on, in float32.
 
     Raises:
@@ -63,8 +53,12 @@ def add_adapter(policy: PolicyModel, config: PeftConfig) -> None:
             "An adapter is saved without its base, so the base must be a checkpoint: save the policy, and load it "
             "with AutoPolicy.from_pretrained(folder). Checkpoints of other projects: manipulators convert SRC DST."
         )
+    loaded = getattr(policy, "loaded_from", None)
     revision = getattr(policy.config, "_commit_hash", None)
-    policy._adapter_base = {"base": base, "revision": revision, "fingerprint": fingerprint(policy)}
+    place = {"base": base, "revision": revision}
+    if revision and loaded is not None and loaded.subfolder:
+        place["subfolder"] = loaded.subfolder
+    policy._adapter_base = place | {"fingerprint": fingerprint(policy)}
     policy.add_adapter(config, _NAME)
     config.base_model_name_or_path, config.revision = base, revision
     for name, parameter in policy.named_parameters():
@@ -74,11 +68,11 @@ def add_adapter(policy: PolicyModel, config: PeftConfig) -> None:
 
 
 def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
-    """Return digests of up to 4096 values of every parameter, as they are and rounded to bfloat16.
+    """Return digests of up to 4096 values of every parameter, as they are and rounded to half precision.
 
-    The rounded ones agree between a base and the same base loaded in bfloat16.
+    The rounded ones agree between a base and the same base loaded in float16 or bfloat16.
     """
-    digests = {"float32": hashlib.sha256(), "bfloat16": hashlib.sha256()}
+    digests = {dtype: hashlib.sha256() for dtype in ("float32", "bfloat16", "float16")}
     for name, parameter in sorted(policy.named_parameters()):
         values = parameter.detach().flatten()[:: max(1, parameter.numel() // _SAMPLES)].float().cpu()
         for dtype, digest in digests.items():
@@ -88,20 +82,20 @@ def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
     return {"dtype": " ".join(dtypes)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
 
 
-def adapter_tensors(policy: PolicyModel) -> dict[str, torch.Tensor]:
+def adapter_tensors(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the adapter's tensors under the names that its file has."""
     return {_PREFIX + name: value for name, value in policy.get_adapter_state_dict(_NAME).items()}
 
 
-def save_base_record(policy: PolicyModel, folder: str | os.PathLike) -> None:
+def save_base_record(policy: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Write what an adapter's folder needs beside peft's files: the policy's config, and what its base was."""
     policy.config.save_pretrained(folder)
     record = getattr(policy, "_adapter_base", None)  # none when transformers' own method put the adapter in
     if record is not None:
-        write_text(Path(folder, BASE_FILE), json.dumps(record, indent=2) + "\n")
+        write_text(Path(folder, ADAPTER_BASE), json.dumps(record, indent=2) + "\n")
 
 
-def load_adapter_tensors(policy: PolicyModel, folder: str | os.PathLike) -> None:
+def load_adapter_tensors(policy: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Fill the adapter in a policy from a folder.
 
     Raises:
@@ -111,108 +105,32 @@ def load_adapter_tensors(policy: PolicyModel, folder: str | os.PathLike) -> None
     from peft import set_peft_model_state_dict
 
     path = Path(folder, ADAPTER_WEIGHTS)
-    if not path.is_file():
-        held = ", ".join(sorted(p.name for p in Path(folder).glob("*"))) or "nothing"
-        raise MissingFileError(
-            f"{folder} holds no {ADAPTER_WEIGHTS}; it holds {held}. Pickled weights are never read."
-        )
-    record, own = Path(folder, BASE_FILE), getattr(policy, "_adapter_base", None)
+    tensors = read_tensors(path)
+    record, own = Path(folder, ADAPTER_BASE), getattr(policy, "_adapter_base", None)
     if own is None or not record.is_file():
-        logger.warning(f"{folder} has no {BASE_FILE}: whether this is the base it was trained on is not known.")
+        logger.warning(f"{folder} has no {ADAPTER_BASE}: whether this is the base it was trained on is not known.")
     elif not _is_same(read_json(record), own["fingerprint"], record):
         raise BaseMismatchError(str(folder), own["base"], read_json(record)["base"])
     require_same_tensors(path, read_shapes([path]), adapter_tensors(policy))
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(path, "safetensors file", error) from error
     set_peft_model_state_dict(
         policy, {name.removeprefix(_PREFIX): value for name, value in tensors.items()}, adapter_name=_NAME
     )
 
 
-def find_adapter(source: str | os.PathLike | None, kwargs: Mapping[str, Any]) -> Path | None:
-    """Return the folder of an adapter, downloaded where `source` is a Hub id; None when `source` is no adapter."""
-    if source is None:
-        return None
-    folder = Path(source, kwargs.get("subfolder", ""))
-    if os.path.isdir(source):
-        return folder if (folder / ADAPTER_CONFIG).is_file() else None
-    hub = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "revision") if name in kwargs}
-    try:
-        if find_adapter_config_file(str(source), **hub) is None:
-            return None
-    except OSError:  # neither folder nor repository: whoever loads the weights says it better
-        return None
-    return Path(snapshot_download(str(source), allow_patterns=["*.json", ADAPTER_WEIGHTS], **hub))
-
-
-def commit_of(
-    source: str | os.PathLike | None, cache_dir: str | None = None, revision: str | None = None, **_: Any
-) -> str | None:
-    """Return the commit of the Hub repository that a policy has just been loaded from; None of a folder."""
-    if source is None or os.path.isdir(source):
-        return None
-    path = try_to_load_from_cache(str(source), "config.json", cache_dir=cache_dir, revision=revision)
-    return extract_commit_hash(path, None) if isinstance(path, str) else None
-
-
-def base_of(folder: str | os.PathLike) -> tuple[str, str | None]:
-    """Return where the base of an adapter was when the adapter was trained, and at which commit.
+def attach_saved(policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put the adapter that a folder holds into its base, and return the base.
 
     Raises:
-        CheckpointError: its folder does not say.
-    """
-    record = read_json(Path(folder, BASE_FILE)) if Path(folder, BASE_FILE).is_file() else {}
-    config = read_json(Path(folder, ADAPTER_CONFIG))
-    base = record.get("base") or config.get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(f"{folder} does not say which base its adapter belongs to. Pass base=folder_or_id.")
-    return str(base), record.get("revision") or config.get("revision")
-
-
-def load_adapted(
-    policy_class: type[PolicyModel], folder: Path, base: str | PolicyModel | None, **kwargs: Any
-) -> PolicyModel:
-    """Load the base that an adapter was trained on, and the adapter into it.
-
-    Args:
-        policy_class: of the base.
-        folder: of the adapter.
-        base: where the base is now, or the base itself; by default where it was.
-        kwargs: as in `PolicyModel.from_pretrained`.
-
-    Raises:
-        BaseMismatchError: the base is another one.
-        CheckpointError and its subclasses: base or adapter cannot be loaded whole.
+        BaseMismatchError: it was trained on another base.
+        CorruptFileError, MissingFileError, WeightsMismatchError, ConflictingWeightsError: it cannot be loaded whole.
     """
     from peft import PeftConfig
 
+    weight_files(folder)
     try:
         adapter_config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptFileError(folder / ADAPTER_CONFIG, "adapter configuration", error) from error
-    if isinstance(base, torch.nn.Module):
-        return _attach(base, adapter_config, folder)
-    source, revision = (base, None) if base else base_of(folder)
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-    kwargs.pop("revision", None)  # the adapter's
-    if (folder / "config.json").is_file():
-        kwargs.pop("config", None)  # AutoModel's, of the base
-        config, kwargs = policy_class.config_class.from_pretrained(str(folder), return_unused_kwargs=True, **kwargs)
-        kwargs["config"] = config
-    try:
-        policy = policy_class.from_pretrained(source, **kwargs | hub | ({"revision": revision} if revision else {}))
-    except MissingFileError as error:
-        raise MissingFileError(
-            f"The adapter in {folder} needs its base {str(source)!r}: {error} If it is elsewhere: base=folder_or_id."
-        ) from error
-    policy.config._name_or_path = str(source)
-    return _attach(policy, adapter_config, folder)
-
-
-def _attach(policy: PolicyModel, adapter_config: PeftConfig, folder: Path) -> PolicyModel:
-    """Put an adapter into its base; whether it is that, its record says."""
     adapter_config.inference_mode = False
     add_adapter(policy, adapter_config)
     load_adapter_tensors(policy, folder)
@@ -220,14 +138,21 @@ def _attach(policy: PolicyModel, adapter_config: PeftConfig, folder: Path) -> Po
 
 
 def _is_same(record: Mapping[str, Any], found: Mapping[str, str], path: Path) -> bool:
+    """Compare a recorded fingerprint with a base's, in the coarsest of the precisions that the two were read in."""
     try:
-        kind = "float32" if record["fingerprint"]["dtype"] == found["dtype"] else "bfloat16"
-        return record["fingerprint"][kind] == found[kind]
-    except (KeyError, TypeError) as error:
+        recorded = record["fingerprint"]
+        kind = "float32" if recorded["dtype"] == found["dtype"] else "bfloat16"
+        if kind == "bfloat16" and "torch.float16" in found["dtype"].split():
+            kind = "float16"
+            if kind not in recorded:  # written before float16 was recorded
+                logger.warning(f"{path} cannot tell a base in float16: whether it is the right one is not known.")
+                return True
+        return recorded[kind] == found[kind]
+    except (KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(path, "record of a base", f"it lacks {error}") from error
 
 
-def merged(policy: PolicyModel) -> PolicyModel:
+def merged(policy: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a policy in which the adapter has become part of the weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    logging,
-)
 
-from .._files import read_json
 from ..configuration.policy import PolicyConfig
-from ..errors import (
-    CheckpointError,
-    CorruptFileError,
-    FeatureShapeError,
-    FusedPolicyError,
-    InferenceOnlyError,
-    ManipulatorsError,
-    MissingFileError,
-    UnknownConfigFieldError,
-    UnknownFeatureError,
-    WeightsMismatchError,
-)
-from .adapters import commit_of, find_adapter, has_adapter, load_adapted, save_base_record
+from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownFeatureError
+from .adapters import has_adapter, save_base_record
+from .from_checkpoint import load_policy
 from .inputs import LABELS, model_inputs
+from .loading import discard_index, remove_other_weights
 from .losses import fill_padded, mean_over
 from .output import PolicyOutput
 from .parts import Parts
 from .seam import SHARED_INPUTS, Draws, Features, Labels, PolicyInputs
 from .stages import compile_stages, example_observation
-
-logger = logging.get_logger(__name__)
 
 NO_DRAWS = Draws()
 
@@ -260,7 +240,7 @@ class PolicyModel(Parts, PreTrainedModel):
         base: str | os.PathLike | PolicyModel | None = None,
         **kwargs,
     ):
-        """Load a policy from a folder or Hub id in our format; every weight must be there and fit.
+        """Load a policy from a folder or Hub id, in our format or another project's; every weight must fit.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
@@ -273,61 +253,25 @@ class PolicyModel(Parts, PreTrainedModel):
 
         Raises:
             WeightsMismatchError: weights are missing, unexpected or of another shape.
-            MissingFileError, CorruptFileError: there are no weights, or they cannot be read.
+            MissingFileError, CorruptFileError, ConflictingWeightsError: there is no single readable set of weights.
             BaseMismatchError: an adapter's base is not the one it was trained on.
         """
-        source = str(pretrained_model_name_or_path or getattr(kwargs.get("config"), "name_or_path", None))
-        if kwargs.pop("use_safetensors", True) is False:
-            raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
-        # AutoModel has replaced an adapter's folder by its base's already, and says so.
-        given = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
-        adapter = find_adapter(given or pretrained_model_name_or_path, kwargs)
-        if adapter is not None:
-            return load_adapted(cls, adapter, base, **kwargs)
-        if pretrained_model_name_or_path is not None and os.path.isdir(source):
-            _require_weights(Path(source) / kwargs.get("subfolder", ""))
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("ignore_mismatched_sizes", None)
-        try:
-            with _without_load_report():
-                policy, info = super().from_pretrained(
-                    pretrained_model_name_or_path,
-                    *args,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **kwargs,
-                )
-        except SafetensorError as error:
-            raise CorruptFileError(source, "safetensors checkpoint", error) from error
-        except OSError as error:
-            if isinstance(error, ManipulatorsError):
-                raise
-            raise MissingFileError(f"The weights of {source} could not be had: {error}") from error
-        except TypeError as error:  # what is no argument of loading reaches the constructor
-            unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None:
-                raise
-            config_class = cls.config_class
-            raise UnknownConfigFieldError(config_class.__name__, unknown[1], config_class.field_names()) from error
-        if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-            mismatch = WeightsMismatchError(
-                source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
-            )
-            if not allow_partial:
-                raise mismatch
-            logger.warning(f"allow_partial=True: {mismatch}")
-        policy.config._commit_hash = commit_of(pretrained_model_name_or_path, **kwargs)
-        policy.freeze_parts()
-        return (policy, info) if wants_info else policy
+        kwargs |= {"allow_partial": allow_partial, "base": base}
+        return load_policy(cls, pretrained_model_name_or_path, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base."""
+        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
+
+        Weights that the folder held before are replaced: it holds one set.
+        """
+        is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
+        if is_main:
+            discard_index(Path(save_directory), variant)
         super().save_pretrained(save_directory, *args, **kwargs)
-        if not kwargs.get("is_main_process", True):
+        if not is_main:
             return
         dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
         narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
@@ -336,6 +280,7 @@ class PolicyModel(Parts, PreTrainedModel):
             self.config.save_pretrained(save_directory)
         if has_adapter(self):
             save_base_record(self, save_directory)
+        remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
@@ -353,37 +298,3 @@ class PolicyModel(Parts, PreTrainedModel):
         from ..hub_cards.publish import upload_checkpoint
 
         return upload_checkpoint(self, repo_id, processor=processor, card=card, **kwargs)
-
-
-@contextmanager
-def _without_load_report():
-    """Keep back transformers' table of what did not fit: here the same becomes an error or one warning."""
-    report = logging.get_logger("transformers.modeling_utils")
-
-    def is_other(record) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    report.addFilter(is_other)
-    try:
-        yield
-    finally:
-        report.removeFilter(is_other)
-
-
-def _require_weights(folder: Path) -> None:
-    """Check that a folder holds weights, and every shard that its index names."""
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if SAFE_WEIGHTS_NAME in held:
-        return
-    if not index.is_file():
-        raise MissingFileError(
-            f"{folder} holds no {SAFE_WEIGHTS_NAME}; it holds {', '.join(held) or 'nothing'}. "
-            f"Pickled weights are never read; write safetensors with save_pretrained."
-        )
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise CorruptFileError(index, "index of weights", "it has no weight_map")
-    missing = sorted(set(map(str, shards.values())) - set(held))
-    if missing:
-        raise MissingFileError(f"{folder} lacks {', '.join(missing)}, which {index.name} names. Download it again.")

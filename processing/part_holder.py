@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from transformers import ProcessorMixin
-from transformers.utils import PROCESSOR_NAME
 
-from .._files import read_json
-from .._tokenizers import load_tokenizer
 from ..configuration.features import PolicyFeature
 from ..configuration.policy import FORMAT_VERSION
 from ..errors import CheckpointError, MissingFileError, UnknownConfigFieldError
 from .instruction import Instruction
+from .loading import load_processor
 from .observation import ObservationReader
 from .part import ProcessorPart, as_mapping
 from .pictures import Pictures
@@ -146,32 +143,19 @@ class PartHolder(ProcessorMixin):
         return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, tokenizer: Any = None, **kwargs) -> PartHolder:
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> PartHolder:
         """Load the processor of a checkpoint folder or Hub id.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            tokenizer: instead of the one that was saved with it: a tokenizer, or a folder or Hub id that holds one.
-            kwargs: saved fields to change, such as `rename_map`; `subfolder`, `revision`, `token`, ….
+            kwargs: `subfolder`, `revision`, `token`, …; saved fields to change, such as `rename_map`; `tokenizer`
+                instead of the one that was saved with it: a tokenizer, or a folder or Hub id that holds one.
 
         Raises:
-            CorruptFileError: processor_config.json holds no JSON mapping.
+            MissingFileError, CorruptFileError: processor_config.json is absent, or holds no JSON mapping.
+            UnknownConfigFieldError: an argument is none of these.
         """
-        path = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "") / PROCESSOR_NAME
-        if path.is_file():
-            read_json(path)  # transformers' own errors for a broken file are of many kinds
-        # Kept from the loading of the tokenizer, which would save them among its own.
-        changed = {name: kwargs.pop(name) for name in cls.field_names() if name in kwargs}
-        if tokenizer is not None:
-            changed["tokenizer"] = load_tokenizer(tokenizer)
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return processor._replaced(**changed) if changed else processor
-
-    def _replaced(self, **fields: Any) -> PartHolder:
-        kept = {name: getattr(self, name) for name in (*self.field_names(), *self.get_attributes())}
-        replaced = type(self)(**kept | fields)
-        replaced._loaded_order = self.__dict__.get("_loaded_order", ())
-        return replaced
+        return load_processor(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.trainer_utils import sort_checkpoints
 
 from ..errors import CorruptFileError, MissingFileError
-from ..modeling.tensors import read_shapes, require_same_tensors
+from ..modeling.loading import read_shapes, require_same_tensors
 
 PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import CorruptFileError, MissingFileError
-from ..modeling.tensors import read_shapes, require_same_tensors
+from ..modeling.loading import read_shapes, require_same_tensors
 from .checkpoints import EMA_FILE
 
 

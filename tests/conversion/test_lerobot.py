@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from manipulators.conversion.lerobot import _read_processors, _relative_to
-from manipulators.conversion.published import published_layout
+from manipulators.checkpoint import find_layout
+from manipulators.conversion.layouts.lerobot import _read_processors, _relative_to
 from manipulators.errors import CheckpointError, MissingFileError
 
 
 def test_layout_is_told_by_the_config():
-    assert published_layout({"type": "act"}) is not None
-    assert published_layout({"model_type": "act_policy"}) is None
-    assert published_layout({"model_type": "act_policy", "type": "act"}) is None
+    assert find_layout({"type": "act"}) is not None
+    assert find_layout({"model_type": "act_policy"}) is None
+    assert find_layout({"model_type": "act_policy", "type": "act"}) is None
 
 
 # --- processors -------------------------------------------------------------------------------------------

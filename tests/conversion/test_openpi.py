@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from manipulators import AutoPolicy, PolicyPipeline
-from manipulators.conversion.published import published_layout
+from manipulators.checkpoint import find_layout
 from manipulators.errors import CheckpointError, CorruptFileError, MissingFileError
 from manipulators.processing.word_tokenizer import word_tokenizer
 
@@ -61,9 +61,9 @@ def tokenizer():
 
 
 def test_layout_is_told_by_its_fields():
-    assert published_layout(CONFIG) is not None
-    assert published_layout(CONFIG | {"model_type": "pi0_policy"}) is None
-    assert published_layout({"action_dim": 8, "action_horizon": 6}) is None
+    assert find_layout(CONFIG) is not None
+    assert find_layout(CONFIG | {"model_type": "pi0_policy"}) is None
+    assert find_layout({"action_dim": 8, "action_horizon": 6}) is None
 
 
 def test_whole_checkpoint(checkpoint, tokenizer, shared):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from manipulators.conversion.resnet import rename, resnet_fields, resnet_renames
+from manipulators.conversion.rename import rename
+from manipulators.conversion.resnet import resnet_fields, resnet_renames
 
 TRUNK = "backbone.image_encoder."
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline, merge_and_save, parameter_table
+from manipulators.checkpoint import ADAPTER_BASE, ADAPTER_WEIGHTS
 from manipulators.errors import (
     BaseMismatchError,
     CorruptFileError,
@@ -19,7 +20,7 @@ from manipulators.errors import (
     MissingFileError,
     WeightsMismatchError,
 )
-from manipulators.modeling.adapters import ADAPTER_WEIGHTS, BASE_FILE, is_adapter_parameter
+from manipulators.modeling.adapters import is_adapter_parameter
 from manipulators.training.arguments import PARTS
 from manipulators.training.tuning import apply_tuning, lora_modules
 
@@ -181,7 +182,7 @@ def test_parts_beside_lora_are_saved_whole(base, tmp_path):
 
 def test_base_and_adapter_come_back_to_the_bit(adapted, adapter):
     assert not (adapter / "model.safetensors").exists()
-    assert {ADAPTER_WEIGHTS, "adapter_config.json", BASE_FILE, "config.json"} <= {p.name for p in adapter.iterdir()}
+    assert {ADAPTER_WEIGHTS, "adapter_config.json", ADAPTER_BASE, "config.json"} <= {p.name for p in adapter.iterdir()}
     for loaded in (AutoPolicy.from_pretrained(adapter), type(adapted).from_pretrained(adapter)):
         assert not loaded.training
         assert_same_weights(loaded, adapted)
@@ -291,8 +292,8 @@ def test_the_same_base_in_half_precision_is_accepted(adapter):
 
 
 def test_a_damaged_record_of_the_base(adapter):
-    (adapter / BASE_FILE).write_text(json.dumps({"base": json.loads((adapter / BASE_FILE).read_text())["base"]}))
-    with pytest.raises(CorruptFileError, match=BASE_FILE):
+    (adapter / ADAPTER_BASE).write_text(json.dumps({"base": json.loads((adapter / ADAPTER_BASE).read_text())["base"]}))
+    with pytest.raises(CorruptFileError, match=ADAPTER_BASE):
         AutoPolicy.from_pretrained(adapter)
 
 

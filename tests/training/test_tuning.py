@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from manipulators import AutoPolicy, PolicyPipeline, PolicyTrainer, PolicyTrainingArguments
+from manipulators.checkpoint import ADAPTER_WEIGHTS
 from manipulators.errors import BaseMismatchError, InvalidConfigError, InvalidTuningError, WeightsMismatchError
-from manipulators.modeling.adapters import ADAPTER_WEIGHTS, is_adapter_parameter
+from manipulators.modeling.adapters import is_adapter_parameter
 from manipulators.training.collator import PolicyCollator
 from manipulators.training.recipe import load_recipe
 from manipulators.training.tuning import apply_tuning

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from .._files import read_json
-from ..configuration.features import ACTION, FeatureType, NormalizationMode
-from ..configuration.policy import PolicyConfig
-from ..errors import (
+from ..._files import read_json
+from ...checkpoint import Checkpoint, Layout, listing, register_layout
+from ...configuration.features import ACTION, FeatureType, NormalizationMode
+from ...configuration.policy import PolicyConfig
+from ...configuration.strict import completed
+from ...errors import (
     CheckpointError,
     CorruptFileError,
     InvalidConfigError,
@@ -21,18 +23,16 @@ from ..errors import (
     WeightsMismatchError,
     nearest,
 )
-from ..modeling.policy import PolicyModel
-from ..processing.processor import PolicyProcessor
-from ..processing.registry import processor_class
-from .act import ACT
-from .diffusion import DIFFUSION
-from .pi0 import PI0
-from .published_policy import PublishedPolicy, build_policy, listing, read_weights
+from ...modeling.loading import read_tensors, read_weights
+from ...modeling.policy import PolicyModel
+from ...processing.processor import PolicyProcessor
+from ...processing.registry import processor_class
+from ..published_policy import PublishedPolicy, build_policy, published_policies, require_tokenizer_use
+from ..rename import COMPILED
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-POLICIES: dict[str, PublishedPolicy] = {"act": ACT, "diffusion": DIFFUSION, "pi0": PI0}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -41,22 +41,21 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(
-    folder: Path,
-    config: Mapping[str, Any],
-    source: str,
-    dtype: torch.dtype | str | None = None,
+    checkpoint: Checkpoint,
+    *,
+    loading: Mapping[str, Any],
+    processor_fields: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     with_processor: bool = True,
     **overrides: Any,
-) -> tuple[PolicyModel, PolicyProcessor | None]:
+) -> tuple[Any, PolicyProcessor | None]:
     """Load policy and processor from a folder as LeRobot publishes it.
 
     Args:
-        folder: with config.json, model.safetensors and the two processors.
-        config: the parsed config.json.
-        source: for messages.
-        dtype: of the weights; by default the config's `dtype` where it names one, else float32, in which LeRobot runs
-            them whatever the file holds.
+        checkpoint: with config.json, weights and the two processors.
+        loading: how the policy is loaded; its dtype is by default the config's where it names one, else float32, in
+            which LeRobot runs it whatever the file holds.
+        processor_fields: fields of our processor to override.
         tokenizer: of a policy that reads instructions, see `LanguageProcessor.from_config`; the config only names it.
         with_processor: leave the processor out when False.
         overrides: fields of our config.
@@ -64,18 +63,19 @@ def read_checkpoint(
     Raises:
         UnknownPolicyError, MissingFileError, CorruptFileError, WeightsMismatchError, MissingStatisticsError.
     """
-    if config["type"] not in POLICIES:
-        raise UnknownPolicyError(
-            f"{source} is a LeRobot policy of type {config['type']!r}. {nearest(config['type'], POLICIES)}"
-        )
+    config, folder, source = checkpoint.config, checkpoint.folder, checkpoint.source
+    kind = _published(config)
     for features in ("input_features", "output_features"):
         if not isinstance(config.get(features), Mapping):
             raise InvalidConfigError(f"The config.json of {source} has no {features}; published ones list them all.")
-    kind = POLICIES[config["type"]]
-    published = read_weights(folder / "model.safetensors")
+    published = read_weights(folder, checkpoint.variant)
+    published = {name.replace(COMPILED, ""): value for name, value in published.items()}
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
         normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
+        general: dict[str, Any] = {}
+    elif not (folder / PREPROCESSOR).is_file() and _needs_no_statistics(config):
+        normalizer = unnormalizer = {"norm_map": config["normalization_mapping"], "statistics": {}}
         general = {}
     else:
         normalizer, unnormalizer, general = _read_processors(folder)
@@ -85,12 +85,35 @@ def read_checkpoint(
         feature: normalizer["norm_map"].get(feature, "IDENTITY") for feature in FeatureType.__members__
     }
     policy_config = kind.policy_class.config_class.from_dict(fields, **overrides)
-    policy = build_policy(kind.policy_class, policy_config, weights, source, dtype or config.get("dtype"))
+    require_tokenizer_use(policy_config, tokenizer)
+    policy = build_policy(kind.policy_class, policy_config, weights, checkpoint, loading, config.get("dtype"))
     if not with_processor:
         return policy, None
     if policy_config.reads_instruction:
         general["tokenizer"] = tokenizer
-    return policy, _build_processor(policy_config, normalizer, unnormalizer, general, source)
+    return policy, _build_processor(
+        policy_config, normalizer, unnormalizer, general, dict(processor_fields or {}), source
+    )
+
+
+def _published(config: Mapping[str, Any]) -> PublishedPolicy:
+    kinds = {kind.lerobot_type: kind for kind in published_policies() if kind.lerobot_type}
+    if config["type"] not in kinds:
+        raise UnknownPolicyError(
+            f"The checkpoint is a LeRobot policy of type {config['type']!r}. {nearest(str(config['type']), kinds)}"
+        )
+    return kinds[config["type"]]
+
+
+def _policy_class(config: Mapping[str, Any]) -> type[PolicyModel]:
+    return _published(config).policy_class
+
+
+def _needs_no_statistics(config: Mapping[str, Any]) -> bool:
+    """Return whether LeRobot 0.1 to 0.3 normalised none of the features."""
+    modes = config.get("normalization_mapping")
+    types = {feature["type"] for kind in ("input_features", "output_features") for feature in config[kind].values()}
+    return isinstance(modes, Mapping) and all(modes.get(kind) == "IDENTITY" for kind in types)
 
 
 # --- processors -------------------------------------------------------------------------------------------
@@ -129,6 +152,13 @@ def _read_steps(path: Path) -> list[dict]:
     ):
         raise CorruptFileError(path, "list of processor steps", "steps must each have a registry_name and a config")
     return steps
+
+
+def _state_files(folder: Path) -> list[str]:
+    """Return the names of the files in which processor steps keep their tensors."""
+    paths = [folder / name for name in (PREPROCESSOR, POSTPROCESSOR) if (folder / name).is_file()]
+    steps = [step for path in paths for step in _read_steps(path)]
+    return sorted({Path(step["state_file"]).name for step in steps if step.get("state_file")})
 
 
 def _normalizer_inside(config: Mapping[str, Any], buffers: Mapping[str, torch.Tensor]) -> dict:
@@ -171,14 +201,19 @@ def _normalizer(folder: Path, steps: list[dict], kind: str) -> dict:
     # A file name only: a checkpoint must not reach outside its folder.
     path = folder / Path(state_file).name
     statistics: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in read_weights(path).items():
+    for key, value in read_tensors(path).items():
         feature, _, which = key.rpartition(".")
         statistics.setdefault(feature, {})[which] = value.float().flatten()
     return found[0]["config"] | {"statistics": statistics}
 
 
 def _build_processor(
-    config: PolicyConfig, normalizer: dict, unnormalizer: dict, general: dict[str, Any], source: str
+    config: PolicyConfig,
+    normalizer: dict,
+    unnormalizer: dict,
+    general: dict[str, Any],
+    overrides: dict[str, Any],
+    source: str,
 ) -> PolicyProcessor:
     if "relative_to" in general:
         general = general | {"relative_to": _relative_to(general["relative_to"], config.robot_action_dim)}
@@ -189,13 +224,21 @@ def _build_processor(
         before, after = statistics.get(ACTION, {}).get(which), actions.get(which)
         absent = before is None or after is None
         if absent or not torch.equal(before, after):
-            told = ["nothing" if value is None else value.tolist() for value in (before, after)]
+            shown = ["nothing" if value is None else value.tolist() for value in (before, after)]
             raise (MissingStatisticsError if absent else CheckpointError)(
-                f"{source} normalises and un-normalises actions with different {which}: {told[0]} against {told[1]}."
+                f"{source} normalises and un-normalises actions with different {which}: {shown[0]} against {shown[1]}."
             )
-    return processor_class(config).from_config(
-        config,
-        statistics | {ACTION: actions},
-        normalization_eps=normalizer.get("eps", 1e-8),
-        **general,
+    fields = completed({"normalization_eps": normalizer.get("eps", 1e-8), **general}, overrides)
+    statistics = fields.pop("statistics", None) or statistics | {ACTION: actions}
+    return processor_class(config).from_config(config, statistics, **fields)
+
+
+register_layout(
+    Layout(
+        name="LeRobot",
+        matches=is_config,
+        policy_class=_policy_class,
+        read=read_checkpoint,
+        files=_state_files,
     )
+)

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .._files import read_json
-from ..configuration.features import ACTION, IMAGE_PREFIX, STATE
-from ..configuration.pi0 import PI0PolicyConfig
-from ..errors import CheckpointError, CorruptFileError, MissingFileError
-from ..modeling.policies.pi0 import PI0Policy
-from ..processing.pi0 import PI0PolicyProcessor
-from .pi0 import rename_pi0_weights, variant_fields
-from .published_policy import build_policy, read_weights
+from ..._files import read_json
+from ...checkpoint import Checkpoint, Layout, register_layout
+from ...configuration.features import ACTION, IMAGE_PREFIX, STATE
+from ...configuration.pi0 import PI0PolicyConfig
+from ...configuration.strict import completed
+from ...errors import CheckpointError, CorruptFileError, MissingFileError
+from ...modeling.loading import read_weights
+from ...modeling.policies.pi0 import PI0Policy
+from ...processing.pi0 import PI0PolicyProcessor
+from ..pi0 import rename_pi0_weights, variant_fields
+from ..published_policy import build_policy
 
 # What openpi calls its three cameras, in the network's order; a robot without wrist cameras lacks the others.
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -32,25 +33,24 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(
-    folder: Path,
-    config: Mapping[str, Any],
-    source: str,
-    dtype: torch.dtype | str | None = None,
+    checkpoint: Checkpoint,
+    *,
+    loading: Mapping[str, Any],
+    processor_fields: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     with_processor: bool = True,
     asset_id: str | None = None,
     **overrides: Any,
-) -> tuple[PI0Policy, PI0PolicyProcessor | None]:
+) -> tuple[Any, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as openpi's converter writes it.
 
     What openpi does to one robot's numbers in code, such as actions relative to the state, is no part of a checkpoint:
     say it by the processor's `relative_to`.
 
     Args:
-        folder: with config.json, model.safetensors and assets/<robot>/norm_stats.json.
-        config: the parsed config.json.
-        source: for messages.
-        dtype: of the weights; by default the config's `precision`.
+        checkpoint: with config.json, weights and assets/<robot>/norm_stats.json.
+        loading: how the policy is loaded; its dtype is by default the config's `precision`.
+        processor_fields: fields of our processor to override.
         tokenizer: PaliGemma's, see `LanguageProcessor.from_config`.
         with_processor: leave the processor out when False.
         asset_id: whose statistics, where the assets hold several robots'.
@@ -59,7 +59,8 @@ def read_checkpoint(
     Raises:
         MissingFileError, CorruptFileError, CheckpointError, WeightsMismatchError.
     """
-    statistics = _read_statistics(folder, asset_id)
+    config = checkpoint.config
+    statistics = _read_statistics(checkpoint.folder, asset_id)
     widths = {name: len(values["mean"]) for name, values in statistics.items()}
     picture = (3, *overrides.get("image_resolution", (224, 224)))
     fields = variant_fields(config) | {
@@ -74,14 +75,21 @@ def read_checkpoint(
         "optional_cameras": [IMAGE_PREFIX + camera for camera in CAMERAS[1:]],
     }
     policy_config = PI0PolicyConfig.from_dict(fields, **overrides)
-    weights = rename_pi0_weights(read_weights(folder / "model.safetensors"))
-    policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("precision"))
+    weights = rename_pi0_weights(read_weights(checkpoint.folder, checkpoint.variant))
+    policy = build_policy(PI0Policy, policy_config, weights, checkpoint, loading, config.get("precision"))
     if not with_processor:
         return policy, None
-    processor = PI0PolicyProcessor.from_config(
-        policy_config, statistics, tokenizer=tokenizer, normalization_eps=1e-6, clean_instructions=True
-    )
-    return policy, processor
+    published = {"statistics": statistics, "normalization_eps": 1e-6, "clean_instructions": True}
+    fields = completed(published, processor_fields or {})
+    return policy, PI0PolicyProcessor.from_config(policy_config, tokenizer=tokenizer, **fields)
+
+
+def _policy_class(config: Mapping[str, Any]) -> type[PI0Policy]:
+    return PI0Policy
+
+
+def _files(folder: Path) -> list[str]:
+    return [f"assets/*{STATISTICS}"]
 
 
 def _read_statistics(folder: Path, asset_id: str | None) -> dict[str, dict[str, list[float]]]:
@@ -111,3 +119,15 @@ def _read_statistics(folder: Path, asset_id: str | None) -> dict[str, dict[str, 
         ours: {which: values for which, values in statistics[theirs].items() if values is not None}
         for theirs, ours in FEATURES.items()
     }
+
+
+register_layout(
+    Layout(
+        name="openpi",
+        matches=is_config,
+        policy_class=_policy_class,
+        read=read_checkpoint,
+        files=_files,
+        arguments=("asset_id",),
+    )
+)

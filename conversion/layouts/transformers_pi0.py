@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .._files import read_json
-from ..configuration.features import ACTION, STATE
-from ..configuration.pi0 import PI0PolicyConfig
-from ..errors import InvalidConfigError
-from ..modeling.policies.pi0 import PI0Policy
-from ..processing.pi0 import PI0PolicyProcessor
-from .pi0 import rename_pi0_weights
-from .published_policy import build_policy, read_weights
+from ..._files import read_json
+from ...checkpoint import Checkpoint, Layout, register_layout
+from ...configuration.features import ACTION, STATE
+from ...configuration.pi0 import PI0PolicyConfig
+from ...configuration.strict import completed
+from ...errors import InvalidConfigError
+from ...modeling.loading import read_weights
+from ...modeling.policies.pi0 import PI0Policy
+from ...processing.pi0 import PI0PolicyProcessor
+from ..pi0 import rename_pi0_weights
+from ..published_policy import build_policy
 
 # transformers' name of a vector's statistics → our name of the feature.
 STATISTICS = {"state": STATE, "actions": ACTION}
@@ -27,21 +28,20 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(
-    folder: Path,
-    config: Mapping[str, Any],
-    source: str,
-    dtype: torch.dtype | str | None = None,
+    checkpoint: Checkpoint,
+    *,
+    loading: Mapping[str, Any],
+    processor_fields: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     with_processor: bool = True,
     **overrides: Any,
-) -> tuple[PI0Policy, PI0PolicyProcessor | None]:
+) -> tuple[Any, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as transformers writes it.
 
     Args:
-        folder: with config.json and model.safetensors, and for the processor processor_config.json.
-        config: the parsed config.json.
-        source: for messages.
-        dtype: of the weights; by default as saved.
+        checkpoint: with config.json and weights, and for the processor processor_config.json.
+        loading: how the policy is loaded; its dtype is by default the one it was saved in.
+        processor_fields: fields of our processor to override.
         tokenizer: PaliGemma's, see `LanguageProcessor.from_config`. The one saved by transformers leaves out <bos>.
         with_processor: leave the processor out when False.
         overrides: fields of our config; `input_features` and `output_features`, which transformers does not record.
@@ -52,10 +52,11 @@ def read_checkpoint(
     """
     if not {"input_features", "output_features"} <= overrides.keys():
         raise InvalidConfigError(
-            f"{source} is transformers' π0, whose config.json names neither cameras nor the widths of state and "
-            f"actions. Pass input_features={{'observation.images.<camera>': …, 'observation.state': …}} and "
+            f"{checkpoint.source} is transformers' π0, whose config.json names neither cameras nor the widths of "
+            f"state and actions. Pass input_features={{'observation.images.<camera>': …, 'observation.state': …}} and "
             f"output_features={{'action': …}}."
         )
+    config = checkpoint.config
     fields = {name: value for name, value in config.items() if name in PI0PolicyConfig.field_names()}
     size = config["vlm_config"]["vision_config"]["image_size"]
     fields |= {
@@ -64,11 +65,16 @@ def read_checkpoint(
         "image_resolution": (size, size),
     }
     policy_config = PI0PolicyConfig.from_dict(fields, **overrides)
-    weights = rename_pi0_weights(read_weights(folder / "model.safetensors"))
-    policy = build_policy(PI0Policy, policy_config, weights, source, dtype or config.get("dtype"))
+    weights = rename_pi0_weights(read_weights(checkpoint.folder, checkpoint.variant))
+    policy = build_policy(PI0Policy, policy_config, weights, checkpoint, loading, config.get("dtype"))
     if not with_processor:
         return policy, None
-    return policy, PI0PolicyProcessor.from_config(policy_config, _read_statistics(folder), tokenizer=tokenizer)
+    own = completed({"statistics": _read_statistics(checkpoint.folder)}, processor_fields or {})
+    return policy, PI0PolicyProcessor.from_config(policy_config, tokenizer=tokenizer, **own)
+
+
+def _policy_class(config: Mapping[str, Any]) -> type[PI0Policy]:
+    return PI0Policy
 
 
 def _read_statistics(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -81,3 +87,6 @@ def _read_statistics(folder: Path) -> dict[str, dict[str, list[float]]]:
             if saved.get(f"{theirs}_{which}") is not None:
                 statistics.setdefault(ours, {})[which] = saved[f"{theirs}_{which}"]
     return statistics
+
+
+register_layout(Layout(name="transformers' π0", matches=is_config, policy_class=_policy_class, read=read_checkpoint))

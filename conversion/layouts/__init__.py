@@ -1,0 +1,1 @@
+"""One file per layout in which another project publishes whole checkpoints; importing it registers the layout."""

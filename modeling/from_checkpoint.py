@@ -1,0 +1,139 @@
+"""Load a policy from a checkpoint, whatever holds it: our format, an adapter on a base, another project's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..checkpoint import LOCATION, Checkpoint, resolve
+from ..errors import UnknownPolicyError
+from .adapters import attach_saved
+from .loading import LOADING_ARGUMENTS, allowed_arguments, load_weights
+
+
+def load_policy(
+    policy_class: type[PreTrainedModel],
+    source: str | os.PathLike | Checkpoint | None,
+    *args: Any,
+    base: Any = None,
+    config: PreTrainedConfig | str | os.PathLike | None = None,
+    adapter_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Return the policy that a checkpoint holds, in eval mode; see `PolicyModel.from_pretrained`.
+
+    Args:
+        policy_class: the class to load, or a base class of it.
+        source: folder, Hub id or checkpoint; None with `config=` and `state_dict=`.
+        args: further arguments of the policy's constructor.
+        base: where an adapter's base is now, or the loaded base.
+        config: in place of the checkpoint's. AutoModel passes the one it has read, overrides included.
+        adapter_kwargs: where AutoModel found an adapter, before it went on to the adapter's base.
+        kwargs: where the checkpoint is, how it is loaded, and config fields to override.
+    """
+    if source is None:
+        name = str(getattr(config, "name_or_path", "") or policy_class.__name__)
+        return load_weights(policy_class, None, config, *args, source=name, **kwargs)
+    location = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
+    allowed_arguments(kwargs)
+    adapter = (adapter_kwargs or {}).get("_adapter_model_path")
+    of_base = adapter is not None and str(adapter) != str(source)  # then `config` and `revision` are the base's
+    if adapter is not None:
+        location["revision"] = adapter_kwargs.get("revision", location.get("revision"))
+    checkpoint = resolve(source if adapter is None else adapter, base=base, **location)
+    if checkpoint.is_adapter:
+        return _load_adapted(policy_class, checkpoint, base, config, of_base, kwargs)
+    loading = {name: kwargs.pop(name) for name in list(kwargs) if name in LOADING_ARGUMENTS}
+    if checkpoint.layout is not None:
+        if config is not None:
+            kwargs |= _changes(config, checkpoint.config)
+        return _load_published(policy_class, checkpoint, loading, kwargs)
+    unused: dict[str, Any] = kwargs
+    if not isinstance(config, PreTrainedConfig):
+        config, unused = _config(policy_class, checkpoint.config, config, kwargs)
+    loading |= {"variant": checkpoint.variant, **unused}
+    loaded = load_weights(policy_class, checkpoint.folder, config, *args, source=checkpoint.source, **loading)
+    return _remember(loaded, checkpoint)
+
+
+def _load_published(
+    policy_class: type[PreTrainedModel], checkpoint: Checkpoint, loading: dict[str, Any], overrides: dict[str, Any]
+) -> Any:
+    found = checkpoint.layout.policy_class(checkpoint.config)
+    if not issubclass(found, policy_class):
+        raise UnknownPolicyError(
+            f"{checkpoint.source} holds a {found.__name__}, not a {policy_class.__name__}. "
+            f"Use {found.__name__}.from_pretrained, or AutoPolicy.from_pretrained."
+        )
+    loaded, _ = checkpoint.layout.read(checkpoint, loading=loading, with_processor=False, **overrides)
+    return _remember(loaded, checkpoint)
+
+
+def _load_adapted(
+    policy_class: type[PreTrainedModel],
+    checkpoint: Checkpoint,
+    base: Any,
+    config: Any,
+    of_base: bool,
+    kwargs: dict[str, Any],
+) -> PreTrainedModel:
+    """Load the base that an adapter was trained on, and the adapter into it."""
+    wants_info = kwargs.pop("output_loading_info", False)
+    if checkpoint.base is None:  # the caller has it
+        policy = base
+    else:
+        if isinstance(config, PreTrainedConfig) and of_base:
+            kwargs |= _changes(config, checkpoint.base.config)
+            config = None
+        loading = {name: kwargs.pop(name) for name in list(kwargs) if name in LOADING_ARGUMENTS}
+        if not isinstance(config, PreTrainedConfig):
+            config, unused = _config(policy_class, checkpoint.config, config, kwargs, checkpoint.has_config)
+            loading |= unused
+        if checkpoint.base.layout is not None and checkpoint.has_config:
+            # The adapter's robot need not be the base's; its dtype is by default the one it was trained in.
+            fields = {name: getattr(config, name) for name in config.field_names()}
+            if loading.get("dtype") in (None, "auto"):
+                loading["dtype"] = checkpoint.config.get("dtype")
+            policy = _load_published(policy_class, checkpoint.base, loading, fields)
+        elif checkpoint.base.layout is not None:
+            policy = _load_published(policy_class, checkpoint.base, loading, kwargs)
+        else:
+            policy = load_policy(policy_class, checkpoint.base, config=config, **loading)
+    attach_saved(policy, checkpoint.folder)
+    _remember(policy, checkpoint, is_base=True)
+    return (policy, {}) if wants_info else policy
+
+
+def _config(
+    policy_class: type[PreTrainedModel],
+    saved: Mapping[str, Any],
+    given: str | os.PathLike | None,
+    overrides: dict[str, Any],
+    readable: bool = True,
+) -> tuple[PreTrainedConfig | None, dict[str, Any]]:
+    """Return the config of a checkpoint with overrides, and the overrides that name no field."""
+    if given is not None:
+        return policy_class.config_class.from_pretrained(given, return_unused_kwargs=True, **overrides)
+    if not readable:
+        return None, overrides
+    return policy_class.config_class.from_dict(dict(saved), return_unused_kwargs=True, **overrides)
+
+
+def _changes(config: PreTrainedConfig, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields in which a config differs from the saved one that it was read from."""
+    before = type(config).from_dict(dict(saved))
+    names = [name for name in config.field_names() if getattr(config, name) != getattr(before, name)]
+    return {name: getattr(config, name) for name in names}
+
+
+def _remember(loaded: Any, checkpoint: Checkpoint, is_base: bool = False) -> Any:
+    """Record on a policy where it comes from."""
+    policy = loaded[0] if isinstance(loaded, tuple) else loaded
+    policy.loaded_from = checkpoint
+    if not is_base:
+        policy.config.name_or_path = policy.name_or_path = checkpoint.source
+        policy.config._commit_hash = checkpoint.commit
+    return loaded

@@ -1,0 +1,287 @@
+"""Strict loading: every reading of the weights in a folder, and what a policy's weights must be."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from .._files import read_json
+from ..checkpoint import ADAPTER_FILES, ADAPTER_WEIGHTS, listing, refuse_code
+from ..errors import (
+    CheckpointError,
+    ConflictingWeightsError,
+    CorruptFileError,
+    ManipulatorsError,
+    MissingFileError,
+    UnknownConfigFieldError,
+    WeightsMismatchError,
+)
+
+logger = logging.get_logger(__name__)
+
+# What `PreTrainedModel.from_pretrained` takes beside config fields; much of it stands in its body only.
+LOADING_ARGUMENTS = frozenset(inspect.signature(PreTrainedModel.from_pretrained).parameters) - {"kwargs", "cls"} | {
+    *("allow_partial", "attn_implementation", "device_map", "device_mesh", "distributed_config", "dtype"),
+    *("experts_implementation", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
+    *("output_loading_info", "proxies", "quantization_config", "state_dict", "torch_dtype", "tp_plan", "tp_size"),
+    *("tqdm_class", "trust_remote_code", "_from_auto", "_from_pipeline"),
+}
+# Arguments that would run downloaded code, or read weights of another kind or under other names → why not.
+REFUSED_ARGUMENTS = {
+    "trust_remote_code": "no code from a repository is ever run",
+    "use_kernels": "no code from a repository is ever run",
+    "kernel_config": "no code from a repository is ever run",
+    "allow_all_kernels": "no code from a repository is ever run",
+    "gguf_file": "weights are read from safetensors only",
+    "from_tf": "weights are read from safetensors only",
+    "from_flax": "weights are read from safetensors only",
+    "key_mapping": "weights are loaded under the policy's own names",
+}
+
+_SHARD = re.compile(r"model(?:\.[\w-]+)?-\d{5}-of-\d{5}(?:\.[\w-]+)?\.safetensors")
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path, variant: str | None = None, source: str | None = None) -> list[Path]:
+    """Return the weight files of a folder: the only one, or every shard that the index names.
+
+    Args:
+        folder: of the checkpoint.
+        variant: such as `fp16` for model.fp16.safetensors.
+        source: what the caller asked for, for messages; by default the folder.
+
+    Raises:
+        MissingFileError: there is none, or a shard is absent.
+        ConflictingWeightsError: there are two sets of weights.
+        CorruptFileError: the index cannot be read.
+    """
+    single, index = folder / _variant(SAFE_WEIGHTS_NAME, variant), folder / _variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    adapter = [folder / name for name in ADAPTER_FILES[:2] if (folder / name).is_file()]
+    held = [path for path in (single, index, *adapter[:1]) if path.is_file()]
+    if len(held) > 1:
+        raise ConflictingWeightsError(source or folder, [path.name for path in held])
+    if adapter:
+        return [folder / ADAPTER_WEIGHTS]
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise MissingFileError(
+            f"{source or folder} holds no {single.name}; it holds {listing(folder)}. "
+            f"Pickled weights are never read; write safetensors with save_pretrained."
+        )
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CorruptFileError(index, "index of weights", "it has no weight_map")
+    # A file name only: a checkpoint must not reach outside its folder.
+    files = [folder / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise MissingFileError(f"{folder} lacks {', '.join(missing)}, which {index.name} names. Download it again.")
+    return files
+
+
+def remove_other_weights(folder: Path, *, adapter: bool, variant: str | None = None) -> None:
+    """Remove the sets of weights that a folder held before an adapter, or a whole policy, was saved into it.
+
+    A whole policy that was saved in shards has written an index, which `discard_index` had removed before.
+    """
+    index = folder / _variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    if adapter:
+        old = [path for path in folder.iterdir() if path.name == SAFE_WEIGHTS_NAME or _SHARD.fullmatch(path.name)]
+        old.append(index)
+    else:
+        old = [folder / name for name in ADAPTER_FILES]
+        old += [folder / _variant(SAFE_WEIGHTS_NAME, variant)] if index.is_file() else []
+    for path in old:
+        path.unlink(missing_ok=True)
+
+
+def discard_index(folder: Path, variant: str | None = None) -> None:
+    """Remove the index of shards that are about to be replaced."""
+    (folder / _variant(SAFE_WEIGHTS_INDEX_NAME, variant)).unlink(missing_ok=True)
+
+
+def _variant(name: str, variant: str | None) -> str:
+    """Return `model.fp16.safetensors` for `model.safetensors` and the variant `fp16`."""
+    if not variant:
+        return name
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}"
+
+
+# --- tensors ----------------------------------------------------------------------------------------------
+
+
+def read_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in some safetensors files, from their headers.
+
+    Raises:
+        CorruptFileError: one cannot be read.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(path, "safetensors file", error) from error
+    return found
+
+
+def read_tensors(path: Path, backend: str = "pread") -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file; with `backend="mmap"` they stay on disk until they are used.
+
+    Raises:
+        MissingFileError, CorruptFileError: it is absent, or not safetensors.
+    """
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path.parent} holds no {path.name}; it holds {listing(path.parent)}. Pickled weights are never read."
+        )
+    try:
+        return load_file(path, backend=backend)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(path, "safetensors file", error) from error
+
+
+def read_weights(folder: Path, variant: str | None = None) -> dict[str, torch.Tensor]:
+    """Return all tensors of a folder's weight files, which stay on disk until `load_weights` has placed them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder, variant):
+        tensors |= read_tensors(path, backend="mmap")
+    return tensors
+
+
+def require_same_tensors(source: object, found: Mapping[str, tuple], expected: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes of saved tensors with those that are to receive them.
+
+    Raises:
+        WeightsMismatchError: some are missing, unexpected or of another shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    missing, unexpected = shapes.keys() - found.keys(), found.keys() - shapes.keys()
+    mismatched = [(n, s, shapes[n]) for n, s in found.items() if n in shapes and s != shapes[n]]
+    if missing or unexpected or mismatched:
+        raise WeightsMismatchError(str(source), missing, unexpected, mismatched)
+
+
+# --- policies ---------------------------------------------------------------------------------------------
+
+
+def load_weights(
+    policy_class: type[PreTrainedModel],
+    folder: Path | None,
+    config: PreTrainedConfig,
+    *args: Any,
+    source: str,
+    allow_partial: bool = False,
+    output_loading_info: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Build a policy and fill it with the weights of a folder, or with `state_dict=`; every tensor must fit.
+
+    Args:
+        policy_class: of the policy.
+        folder: holds the weights under the policy's own names; None with `state_dict=`.
+        config: the policy's.
+        args: further arguments of the policy's constructor.
+        source: what the caller asked for, for messages; the policy's config records it.
+        allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
+        output_loading_info: return transformers' record of what did not fit, too.
+        kwargs: what `PreTrainedModel.from_pretrained` takes.
+
+    Returns:
+        The policy, in eval mode; its weights are in memory of their own, whatever happens to the files.
+
+    Raises:
+        WeightsMismatchError: weights are missing, unexpected or of another shape.
+        MissingFileError, CorruptFileError, ConflictingWeightsError: there is no readable single set of weights.
+    """
+    kwargs = allowed_arguments(kwargs)
+    refuse_code(config.to_dict() | {"attn_implementation": getattr(config, "_attn_implementation", None)}, source)
+    if getattr(config, "transformers_weights", None) is not None:
+        raise CheckpointError(f"transformers_weights={config.transformers_weights!r} is refused: leave it out.")
+    if folder is not None:
+        weight_files(folder, kwargs.get("variant"), source)
+    try:
+        with _without_load_report():
+            policy, info = PreTrainedModel.from_pretrained.__func__(
+                policy_class,
+                None if folder is None else str(folder),
+                *args,
+                config=config,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+    except SafetensorError as error:
+        raise CorruptFileError(source, "safetensors checkpoint", error) from error
+    except OSError as error:
+        if isinstance(error, ManipulatorsError):
+            raise
+        raise MissingFileError(f"The weights of {source} cannot be read: {error}") from error
+    except TypeError as error:  # what is no argument of loading reaches the constructor
+        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        names = policy_class.config_class.field_names()
+        raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
+    if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        mismatch = WeightsMismatchError(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        if not allow_partial:
+            raise mismatch
+        logger.warning(f"allow_partial=True: {mismatch}")
+    own_memory(policy)
+    policy.config.name_or_path = policy.name_or_path = source
+    policy.freeze_parts()
+    return (policy, info) if output_loading_info else policy
+
+
+def own_memory(module: torch.nn.Module) -> None:
+    """Copy tensors on the CPU, so that they are no longer the mapped file, which another process may overwrite."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def allowed_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of loading without those that say what is so anyway.
+
+    Raises:
+        CheckpointError: one asks for what is never done.
+    """
+    for name, reason in REFUSED_ARGUMENTS.items():
+        if kwargs.get(name):
+            raise CheckpointError(f"{name}={kwargs[name]!r} is refused: {reason}. Leave it out.")
+    if kwargs.get("use_safetensors", True) is False:
+        raise CheckpointError("Weights are read from safetensors only: other formats can run code.")
+    refuse_code({"attn_implementation": kwargs.get("attn_implementation")}, "The argument")
+    dropped = {*REFUSED_ARGUMENTS, "use_safetensors", "ignore_mismatched_sizes", "low_cpu_mem_usage"}
+    return {name: value for name, value in kwargs.items() if name not in dropped}
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep back transformers' table of what did not fit: here the same becomes an error or one warning."""
+    report = logging.get_logger("transformers.modeling_utils")
+
+    def is_other(record: Any) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    report.addFilter(is_other)
+    try:
+        yield
+    finally:
+        report.removeFilter(is_other)
