@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -113,9 +114,13 @@ class PartHolder(ProcessorMixin):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """Return the names of the fields in processor_config.json."""
+        """Return the names of the fields in processor_config.json: of the parts, and of a subclass's constructor."""
         parts = [name for part in cls._part_classes() for name in part.field_names()]
-        return ["input_features", "output_features", *parts, "dimension_names", "units", "format_version"]
+        names = ["input_features", "output_features", *parts, "dimension_names", "units", "format_version"]
+        for base in cls.__mro__[: cls.__mro__.index(PartHolder)]:
+            parameters = inspect.signature(vars(base).get("__init__", PartHolder.__init__)).parameters.values()
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return [name for name in dict.fromkeys(names) if name not in ("self", "tokenizer")]
 
     @classmethod
     def get_attributes(cls) -> list[str]:
