@@ -15,7 +15,7 @@ from .configuration.features import IMAGE_PREFIX, is_camera_name
 from .configuration.policy import PolicyConfig
 from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
 from .modeling import registry
-from .modeling.loading import LOADING_ARGUMENTS, allowed_arguments
+from .modeling.loading import LOADING_ARGUMENTS, REFUSED_ARGUMENTS, allowed_arguments
 from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
 from .modeling.policy import PolicyModel
 from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
@@ -109,14 +109,9 @@ def load_processor(
     """Load the processor saved with a policy that is loaded already; arguments as in `load_policy_and_processor`.
 
     Raises:
-        CheckpointError: the policy comes from no checkpoint, or the processor feeds another policy.
+        CheckpointError: the processor feeds another policy.
     """
-    checkpoint = getattr(policy, "loaded_from", None)
-    if checkpoint is None:
-        raise CheckpointError(
-            "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
-            "PolicyPipeline.from_pretrained(source), which loads both."
-        )
+    checkpoint = policy.loaded_from
     own = checkpoint.layout.arguments if checkpoint.layout is not None else ()
     options = {"embodiment": embodiment} if embodiment is not None and "embodiment" in own else {}
     options |= {} if tokenizer is None else {"tokenizer": tokenizer}
@@ -170,7 +165,7 @@ def _processor_fields(policy_class: type[PolicyModel], kwargs: dict[str, Any]) -
 def _refuse_unknown(policy_class: type[PolicyModel], kwargs: Mapping[str, Any], own: tuple[str, ...]) -> None:
     """Check that every argument is one of loading, of the config or of the processor."""
     config_class = policy_class.config_class
-    known = {*LOADING_ARGUMENTS, *config_class.field_names(), *own, "base"}
+    known = {*LOADING_ARGUMENTS, *REFUSED_ARGUMENTS, *config_class.field_names(), *own, "base"}
     for name in kwargs:
         if name not in known and not name.startswith("_") and not hasattr(config_class, name):
             listed = {*config_class.field_names(), *processor_class(config_class).field_names(), *own, *LOCATION}

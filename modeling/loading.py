@@ -84,8 +84,10 @@ def weight_files(folder: Path, variant: str | None = None, source: str | None = 
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CorruptFileError(index, "index of weights", "it has no weight_map")
-    # A file name only: a checkpoint must not reach outside its folder.
-    files = [folder / Path(str(name)).name for name in sorted(set(map(str, shards.values())))]
+    names = sorted(set(map(str, shards.values())))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CorruptFileError(index, "index of weights", f"{outside[0]!r} is no file beside it")
+    files = [folder / name for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
         raise MissingFileError(f"{folder} lacks {', '.join(missing)}, which {index.name} names. Download it again.")
     return files

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..checkpoint import Checkpoint
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError
 from .adapters import has_adapter, save_base_record
@@ -63,6 +64,7 @@ class PolicyModel(PreTrainedModel):
     stages: ClassVar[dict[str, str]] = {"network": "forward"}
 
     is_fused = False  # see `fuse`
+    loaded_from: Checkpoint | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
