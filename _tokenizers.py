@@ -25,8 +25,8 @@ def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -
     try:
         # With an explicit False, transformers does not ask at the terminal about code in the repository.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise MissingTokenizerError(str(source), error) from error
+    except Exception as error:  # what a damaged file raises is of many kinds
+        raise MissingTokenizerError(str(source), f"{type(error).__name__}: {error}") from error
     for name in _HOW_LOADED:
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer

@@ -12,7 +12,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import AutoPolicy, load_policy_and_processor, load_processor
 from ..configuration.features import ACTION
-from ..errors import CheckpointError, FeatureShapeError, InvalidConfigError, MissingStatisticsError
+from ..errors import CheckpointError, FeatureShapeError, MissingStatisticsError
+from ..modeling.loading import require_device
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import to_tensor
 from ..processing.language import TASK
@@ -102,10 +103,7 @@ class PolicyPipeline(Pipeline):
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.
         """
-        try:
-            device = None if device is None else torch.device(device)
-        except RuntimeError as error:
-            raise InvalidConfigError(f"There is no device {device!r}; write cpu, cuda or cuda:0. ({error})") from error
+        device = None if device is None else require_device(device)
         if dtype is not None:
             overrides["dtype"] = dtype
         policy, processor = load_policy_and_processor(

@@ -12,8 +12,10 @@ from manipulators import ACTPolicy, AutoPolicy, PI0Policy, PolicyPipeline, Polic
 from manipulators.checkpoint import Checkpoint, Layout, find_layout, register_layout, resolve
 from manipulators.errors import (
     CheckpointError,
+    CorruptFileError,
     InvalidConfigError,
     MissingFileError,
+    MissingTokenizerError,
     UnknownConfigFieldError,
     UnknownPolicyError,
 )
@@ -213,6 +215,32 @@ def test_transformers_pipeline_takes_what_ours_takes(folder):
     )
     assert pipeline.processor.rename_map == {"observation.images.cam": "observation.images.wrist"}
     assert pipeline.policy.config.n_action_steps == 1
+
+
+def test_what_this_machine_has_not(load, folder):
+    for dtype in ("bf16", "int8", torch.int32, 3):
+        with pytest.raises(InvalidConfigError, match="is not a type of weights"):
+            load(folder, dtype=dtype)
+    with pytest.raises(InvalidConfigError, match=r"no device 'xpu:7' here; there is cpu"):
+        load(folder, device_map="xpu:7")
+    with pytest.raises(InvalidConfigError, match="no device 'xpu:7' here"):
+        PolicyPipeline.from_pretrained(folder, device="xpu:7")
+
+
+@pytest.mark.parametrize(
+    "load", [AutoPolicy.from_pretrained, PolicyPipeline.from_pretrained, ACTPolicy.from_pretrained]
+)
+def test_deeply_nested_json(load, folder):
+    (folder / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(CorruptFileError, match=r"config\.json is not a readable JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}', '{"model": {"type": "BPE", "vocab": 7}}', "\x00"])
+def test_a_damaged_tokenizer(words, content):
+    (words / "tokenizer.json").write_text(content)
+    with pytest.raises(MissingTokenizerError, match="pi0"):
+        PolicyPipeline.from_pretrained(words)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------
