@@ -74,7 +74,7 @@ def read_json(path: str | os.PathLike) -> dict:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptFileError(path, "JSON file", error) from error
     if not isinstance(content, dict):
         raise CorruptFileError(path, "JSON mapping", f"it holds {type(content).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from transformers import AutoProcessor
@@ -14,14 +15,12 @@ from .checkpoint import LOCATION, Checkpoint, resolve
 from .configuration.features import IMAGE_PREFIX, is_camera_name
 from .configuration.policy import PolicyConfig
 from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
+from .families import FAMILIES
 from .modeling import registry
-from .modeling.loading import LOADING_ARGUMENTS, allowed_arguments
-from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
+from .modeling.loading import LOADING_ARGUMENTS, REFUSED_ARGUMENTS, allowed_arguments
 from .modeling.policy import PolicyModel
-from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
-from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
-from .processing.registry import processor_class
+from .processing.registry import processor_class, register_processor
 
 
 class AutoPolicy:
@@ -109,14 +108,9 @@ def load_processor(
     """Load the processor saved with a policy that is loaded already; arguments as in `load_policy_and_processor`.
 
     Raises:
-        CheckpointError: the policy comes from no checkpoint, or the processor feeds another policy.
+        CheckpointError: the processor feeds another policy.
     """
-    checkpoint = getattr(policy, "loaded_from", None)
-    if checkpoint is None:
-        raise CheckpointError(
-            "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
-            "PolicyPipeline.from_pretrained(source), which loads both."
-        )
+    checkpoint = policy.loaded_from
     own = checkpoint.layout.arguments if checkpoint.layout is not None else ()
     options = {"embodiment": embodiment} if embodiment is not None and "embodiment" in own else {}
     options |= {} if tokenizer is None else {"tokenizer": tokenizer}
@@ -170,7 +164,7 @@ def _processor_fields(policy_class: type[PolicyModel], kwargs: dict[str, Any]) -
 def _refuse_unknown(policy_class: type[PolicyModel], kwargs: Mapping[str, Any], own: tuple[str, ...]) -> None:
     """Check that every argument is one of loading, of the config or of the processor."""
     config_class = policy_class.config_class
-    known = {*LOADING_ARGUMENTS, *config_class.field_names(), *own, "base"}
+    known = {*LOADING_ARGUMENTS, *REFUSED_ARGUMENTS, *config_class.field_names(), *own, "base"}
     for name in kwargs:
         if name not in known and not name.startswith("_") and not hasattr(config_class, name):
             listed = {*config_class.field_names(), *processor_class(config_class).field_names(), *own, *LOCATION}
@@ -191,11 +185,15 @@ def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> 
     return renamed
 
 
-def register_processors() -> None:
-    """Make every registered policy's processor known to AutoProcessor; a name that is taken is skipped."""
-    for policy_class in registry.registered_policies().values():
-        with suppress(ValueError):
-            AutoProcessor.register(policy_class.config_class, processor_class(policy_class.config_class))
+def _know_processor(policy_class: type[PolicyModel], processor: type[PolicyProcessor] | None) -> None:
+    """Make a policy's processor known here and to AutoProcessor; a name that is taken is left to its owner."""
+    config_class = policy_class.config_class
+    if processor is not None:
+        register_processor(config_class.model_type, processor)
+    with suppress(ValueError):
+        AutoProcessor.register(config_class, processor_class(config_class), exist_ok=processor is not None)
 
 
-register_processors()
+registry.when_registered(_know_processor)
+for _family in FAMILIES.values():  # importing a policy registers it
+    import_module(f".{_family.policy.split(':')[0]}", __package__)

@@ -174,10 +174,12 @@ def _download(source: str, patterns: Sequence[str], location: Mapping[str, Any])
     subfolder = str(location.get("subfolder") or "").strip("/")
     prefix = f"{glob.escape(subfolder)}/" if subfolder else ""
     arguments = {name: location[name] for name in _DOWNLOAD if location.get(name) is not None}
+    revision = location.get("revision")
     try:
         top = snapshot_download(
             source,
-            revision=location.get("revision"),
+            # transformers passes one that remembers a commit, which for an adapter is its base's.
+            revision=None if revision is None else str(revision),
             allow_patterns=[prefix + pattern for pattern in patterns],
             ignore_patterns=None if any("/" in pattern for pattern in patterns) else [f"{prefix}*/*"],
             **arguments,

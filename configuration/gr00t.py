@@ -48,7 +48,6 @@ def nested(field: str, name: str) -> property:
 class GR00TConfig(VisionLanguageActionConfig):
     """Hold what GR00T N1.5 and N1 share; see `GR00TN1_5Config` and `GR00TN1Config`."""
 
-    title: ClassVar[str] = "GR00T"
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras", "embodiment_tag", "state_parts", "action_parts")
     other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
     # Pictures reach the network in [-1, 1], whatever they show.

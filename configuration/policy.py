@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from transformers.utils import logging
 
 from ..errors import InvalidConfigError, nearest
+from ..families import title_of
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -214,6 +215,11 @@ class PolicyConfig(StrictConfig):
                     f"{type(self).__name__} has no {kind} features; set them first: "
                     f"config.set_input_output_features(input_features, output_features)"
                 )
+
+    @property
+    def title(self) -> str:
+        """What the policy is called in text."""
+        return title_of(self.model_type)
 
     @property
     def image_features(self) -> dict[str, PolicyFeature]:

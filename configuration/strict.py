@@ -80,7 +80,14 @@ class StrictConfig(PreTrainedConfig):
         for name in kwargs:
             if not self._is_known(name):
                 raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except AttributeError as error:
+            if "module 'torch' has no attribute" not in str(error):
+                raise
+            raise InvalidConfigError(
+                f"dtype={self.dtype!r} is not a type of weights. Choose 'float32', 'bfloat16' or 'float16'."
+            ) from error
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:

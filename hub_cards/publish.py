@@ -14,6 +14,12 @@ from .checkpoint_card import describe_policy
 from .edits import keep_edited
 from .wording import is_hub_id
 
+# Deleted from the repository unless they are uploaded again: a repository holds one set of weights.
+_OTHER_WEIGHTS = [
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_base.json"),
+]
+
 
 def upload_checkpoint(
     policy: Any,
@@ -62,6 +68,7 @@ def upload_checkpoint(
             create_pr=create_pr,
             commit_message=commit_message,
             commit_description=commit_description,
+            delete_patterns=_OTHER_WEIGHTS,
         )
     return str(commit.commit_url)
 

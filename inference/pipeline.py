@@ -12,7 +12,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import AutoPolicy, load_policy_and_processor, load_processor
 from ..configuration.features import ACTION
-from ..errors import FeatureShapeError, InvalidConfigError, MissingStatisticsError
+from ..errors import CheckpointError, FeatureShapeError, MissingStatisticsError
+from ..modeling.loading import require_device
 from ..modeling.policy import PolicyModel
 from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
@@ -27,7 +28,7 @@ class PolicyPipeline(Pipeline):
 
     Args:
         model (`PolicyModel`): the policy; put into eval mode.
-        processor (`PolicyProcessor`, *optional*): by default the one saved with it.
+        processor (`PolicyProcessor`): the one saved with it; `transformers.pipeline` leaves it to be loaded here.
         clamp_actions (`bool`, *optional*, defaults to False): keep actions inside the range of the training data;
             relative dimensions are not clamped.
         tokenizer, embodiment, camera_map: where the processor is loaded here; see `from_pretrained`.
@@ -50,8 +51,13 @@ class PolicyPipeline(Pipeline):
         camera_map: Mapping[str, str] | None = None,
         **kwargs: Any,
     ):
-        if processor is None:
+        if processor is None and getattr(model, "loaded_for_pipeline", False):
             processor = load_processor(model, tokenizer, embodiment, camera_map)
+        if processor is None:
+            raise CheckpointError(
+                "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "
+                "PolicyPipeline.from_pretrained(source), which loads both."
+            )
         processor.check_agreement(model.config)
         super().__init__(model=model, processor=processor, **{"task": "robotics"} | kwargs)
         self.model.eval()
@@ -96,10 +102,7 @@ class PolicyPipeline(Pipeline):
         Raises:
             CheckpointError and its subclasses: nothing is loaded half.
         """
-        try:
-            device = None if device is None else torch.device(device)
-        except RuntimeError as error:
-            raise InvalidConfigError(f"There is no device {device!r}; write cpu, cuda or cuda:0. ({error})") from error
+        device = None if device is None else require_device(device)
         if dtype is not None:
             overrides["dtype"] = dtype
         policy, processor = load_policy_and_processor(
@@ -252,4 +255,15 @@ def _widened(limits: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Te
     return low - margin, high + margin
 
 
-PIPELINE_REGISTRY.register_pipeline("robotics", pipeline_class=PolicyPipeline, pt_model=AutoPolicy, type="multimodal")
+class PolicyOfPipeline:
+    """Load the policy for `transformers.pipeline`, which leaves the processor beside it to `PolicyPipeline`."""
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike, **kwargs: Any) -> PolicyModel:
+        """Load a policy; arguments as `AutoPolicy.from_pretrained`."""
+        policy = AutoPolicy.from_pretrained(source, **kwargs)
+        policy.loaded_for_pipeline = True
+        return policy
+
+
+PIPELINE_REGISTRY.register_pipeline("robotics", PolicyPipeline, pt_model=PolicyOfPipeline, type="multimodal")

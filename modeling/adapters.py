@@ -53,7 +53,7 @@ def add_adapter(policy: PreTrainedModel, config: Any) -> None:
             "An adapter is saved without its base, so the base must be a checkpoint: save the policy, and load it "
             "with AutoPolicy.from_pretrained(folder). Checkpoints of other projects: manipulators convert SRC DST."
         )
-    loaded = getattr(policy, "loaded_from", None)
+    loaded = policy.loaded_from
     revision = getattr(policy.config, "_commit_hash", None)
     place = {"base": base, "revision": revision}
     if revision and loaded is not None and loaded.subfolder:
@@ -90,6 +90,12 @@ def adapter_tensors(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
 def save_base_record(policy: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Write what an adapter's folder needs beside peft's files: the policy's config, and what its base was."""
     policy.config.save_pretrained(folder)
+    path = Path(folder, ADAPTER_CONFIG)
+    values = read_json(path)
+    for name in ("target_modules", "exclude_modules"):  # sets, which peft writes in any order
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
+    write_text(path, json.dumps(values, indent=2, sort_keys=True))
     record = getattr(policy, "_adapter_base", None)  # none when transformers' own method put the adapter in
     if record is not None:
         write_text(Path(folder, ADAPTER_BASE), json.dumps(record, indent=2) + "\n")

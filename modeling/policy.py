@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checkpoint import Checkpoint
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownFeatureError
 from .adapters import has_adapter, save_base_record
@@ -42,6 +43,7 @@ class PolicyModel(Parts, PreTrainedModel):
     _supports_sdpa = True
 
     is_fused = False  # see `fuse`
+    loaded_from: Checkpoint | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).

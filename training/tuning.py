@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 from torch import nn
+from transformers.utils import PROCESSOR_NAME
 
+from ..auto import load_processor
 from ..errors import InvalidConfigError, InvalidTuningError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
 from ..modeling.adapters import add_adapter, has_adapter, is_adapter_parameter, merged
@@ -120,7 +122,8 @@ def merge_and_save(
     Args:
         policy: a policy with an adapter; it is not changed.
         folder: the folder to write to.
-        processor: the policy's processor, saved with it together with a card.
+        processor: the policy's processor, saved with it together with a card; by default the one in the adapter's
+            folder.
 
     Returns:
         The merged policy, equal up to rounding.
@@ -133,6 +136,9 @@ def merge_and_save(
             f"{type(policy).__name__} has no adapter to merge; save it: policy.save_pretrained(…)."
         )
     whole = merged(policy)
+    source = policy.loaded_from
+    if processor is None and source is not None and source.is_adapter and (source.folder / PROCESSOR_NAME).is_file():
+        processor = load_processor(policy)
     whole.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)

@@ -239,3 +239,80 @@ report(pipeline.predict_chunk({"observation.state": torch.tensor([0.5, -1.0, 2.0
     assert client(load_again) == said["tuned"]
     hub.stop()
     assert client(load_again.replace('device="cpu")', 'device="cpu", local_files_only=True)', 1)) == said["tuned"]
+
+
+def test_only_the_files_of_one_checkpoint_are_downloaded(hub, client, shared):
+    """Neither checkpoints inside it nor states of an optimizer; of a subfolder, that subfolder alone."""
+    golden = shared / "golden" / "act_envstate" / "checkpoint"
+    hub.put_folder("models/someone/run", golden)
+    for path in golden.iterdir():
+        hub.put("models/someone/run", f"checkpoints/last/{path.name}", path.read_bytes())
+    for name in ("optimizer.pt", "optimizer.safetensors", "ema.safetensors", "videos/a.mp4", "training_args.bin"):
+        hub.put("models/someone/run", name, b"never fetched")
+    said = client(
+        """
+import os
+from pathlib import Path
+from manipulators import PolicyPipeline
+def held():
+    return sorted(p.relative_to(root).as_posix() for root in Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*")
+                  for p in root.rglob("*") if p.is_file())
+root = PolicyPipeline.from_pretrained("someone/run", device="cpu")
+first = held()
+inner = PolicyPipeline.from_pretrained("someone/run", subfolder="checkpoints/last", device="cpu")
+commits = [root.policy.loaded_from.commit, inner.policy.loaded_from.commit]
+report([first, held(), commits, inner.policy.config._commit_hash])
+"""
+    )
+    top = {path.name for path in golden.iterdir()}
+    assert set(said[0]) <= top
+    assert {"config.json", "model.safetensors", "policy_preprocessor.json"} <= set(said[0])
+    assert set(said[1]) == set(said[0]) | {f"checkpoints/last/{name}" for name in said[0]}
+    assert said[2] == [hub.head("models/someone/run")] * 2
+    assert said[3] == said[2][0]
+
+
+def test_transformers_pipeline_of_an_adapter_takes_the_adapters_processor(hub, client):
+    """The one of its base has other statistics."""
+    said = client(
+        BUILD
+        + """
+import transformers
+from manipulators.training.tuning import apply_tuning
+policy.push_to_hub("your-lab/act-tiny", processor=processor)
+tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+apply_tuning(tuned, {"tune_diffusion_model": "lora"}, r=2)
+mine = PolicyProcessor.from_config(config, statistics | {"action": {"mean": [7.0, 7.0], "std": [1.0, 1.0]}})
+tuned.push_to_hub("your-lab/act-adapter", processor=mine)
+pipeline = transformers.pipeline("robotics", "your-lab/act-adapter", device="cpu")
+loaded = AutoModel.from_pretrained("your-lab/act-adapter")
+report([pipeline.processor.statistics["action"]["mean"], type(loaded).__name__])
+"""
+    )
+    assert said == [[7.0, 7.0], "ACTPolicy"]
+
+
+def test_pushing_replaces_the_weights_that_were_there(hub, client):
+    client(
+        BUILD
+        + """
+from manipulators.training.tuning import apply_tuning
+policy.push_to_hub("your-lab/act-tiny", processor=processor)
+policy.push_to_hub("your-lab/other", processor=processor, max_shard_size=10_000)
+policy.push_to_hub("your-lab/again", processor=processor, max_shard_size=10_000)
+policy.push_to_hub("your-lab/again", processor=processor)
+tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+apply_tuning(tuned, {"tune_diffusion_model": "lora"}, r=2)
+tuned.push_to_hub("your-lab/other", processor=processor)
+tuned.push_to_hub("your-lab/act-tiny", processor=processor)
+policy.push_to_hub("your-lab/act-tiny", processor=processor)
+report(None)
+"""
+    )
+
+    def weights(name):
+        return {file for file in hub.repositories[f"models/your-lab/{name}"] if file.startswith(("model", "adapter"))}
+
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"}
+    assert weights("other") == adapter
+    assert weights("again") == weights("act-tiny") == {"model.safetensors"}

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -332,3 +333,37 @@ def test_an_adapter_on_a_base_as_another_project_publishes_it(shared, tmp_path, 
     loaded = AutoPolicy.from_pretrained(tmp_path)
     assert_same_weights(loaded, policy)
     assert loaded.dtype == policy.dtype == dtype
+
+
+def test_the_right_base_in_float16_is_no_other_base(adapter, base, adapted):
+    loaded = AutoPolicy.from_pretrained(adapter, dtype=torch.float16)
+    assert torch.float16 in {parameter.dtype for parameter in loaded.parameters()}
+    tensors = load_file(base / "model.safetensors")
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name].view(-1)[0] += 0.1
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseMismatchError, match="are not those that the adapter"):
+        AutoPolicy.from_pretrained(adapter, dtype=torch.float16)
+
+
+def test_merging_takes_the_processor_in_the_adapters_folder(adapter, processor_of, tmp_path):
+    policy = AutoPolicy.from_pretrained(adapter)
+    merge_and_save(policy, tmp_path / "merged")
+    pipeline = PolicyPipeline.from_pretrained(tmp_path / "merged", device="cpu")
+    assert pipeline.processor.to_dict() == processor_of(policy.config).to_dict()
+    assert (tmp_path / "merged" / "README.md").is_file()
+
+
+def test_transformers_pipeline_loads_an_adapter(adapter, adapted):
+    pipeline = transformers.pipeline("robotics", str(adapter), device="cpu")
+    assert_same_weights(pipeline.policy, adapted)
+    assert torch.equal(predict(aligned(pipeline.policy)), predict(aligned(adapted)))
+
+
+def test_overrides_of_an_adapter_are_honoured(adapter):
+    modes = json.loads((adapter / "config.json").read_text())["normalization_mapping"]
+    pipeline = PolicyPipeline.from_pretrained(adapter, device="cpu", normalization_mapping={"STATE": "IDENTITY"})
+    assert pipeline.processor.normalization_mapping == modes | {"STATE": "IDENTITY"}
+    assert {kind: mode.value for kind, mode in pipeline.policy.config.normalization_mapping.items()} == (
+        modes | {"STATE": "IDENTITY"}
+    )
