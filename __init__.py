@@ -43,6 +43,8 @@ _EXPORTS = {
     "PolicyProcessor": "processing.processor",
     "PolicyTrainer": "training.trainer",
     "PolicyTrainingArguments": "training.arguments",
+    "register_action_head": "modeling.components",
+    "register_backbone": "modeling.components",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
     "EnvironmentSpec": "evaluation.specification",

@@ -52,6 +52,11 @@ FAMILIES: dict[str, Family] = {
         "modeling.policies.gr00t_n1:GR00TN1Policy",
         "processing.gr00t:GR00TN1Processor",
     ),
+    "composed_policy": Family(
+        "Composed Policy",
+        "configuration.composed:ComposedConfig",
+        "modeling.policies.composed:ComposedPolicy",
+    ),
 }
 
 # What policies are called in text; `register_policy` adds those from outside.

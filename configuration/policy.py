@@ -270,6 +270,11 @@ class PolicyConfig(StrictConfig):
         return slice(None)
 
     @property
+    def features_width(self) -> int:
+        """Width of the features that the backbone gives."""
+        raise NotImplementedError(f"{type(self).__name__} must say its features_width to be composed with other heads")
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """Weights of the named losses; 1 where none is given."""
         return {}

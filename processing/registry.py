@@ -20,6 +20,8 @@ def register_processor(model_type: str, processor_class: type[PolicyProcessor]) 
 
 def processor_class(config: PolicyConfig | type[PolicyConfig]) -> type[PolicyProcessor]:
     """Return the processor class that feeds the policy of a config; of a config class, the one it may need at most."""
+    if (backbone := getattr(config, "backbone_config", None)) is not None and isinstance(backbone, PolicyConfig):
+        return processor_class(backbone)  # of a composed policy, the backbone says what is read
     if (own := _PROCESSORS.get(config.model_type)) is not None:
         return own
     family = FAMILIES.get(config.model_type)
