@@ -255,7 +255,10 @@ class FlowmatchingActionHead(nn.Module):
         mask, state = self._checked(features, mask, state)
         embodiment = self._embodiment(embodiment_id, len(features))
         buckets = self.config.num_timestep_buckets
-        timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
+        # Filled on the device: a tensor of Python numbers is copied there, which CUDA graphs cannot hold.
+        timesteps = torch.cat(
+            [embodiment_id.new_full((1,), int(i / steps * buckets)) for i in range(steps)]
+        )  # (steps,)
         return Prepared(
             self.prefix(state, embodiment),
             self.action_encoder.prepare(self.action_encoder.time_code(timesteps), embodiment),
