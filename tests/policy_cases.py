@@ -9,11 +9,14 @@ class Case(NamedTuple):
 
     `config` builds its config anew. `untrained` names the parameters that no gradient can reach by design.
     `complete` marks the one case per policy that has every kind of tensor: its checkpoint is broken tensor by tensor.
+    `graph` marks the cases that are compiled and exported: every operation and every form of input of a policy's
+    other cases (an absent state aside, which leaves operations out) is in the graphs of these.
     """
 
     config: Callable[[], Any]
     untrained: frozenset[str] = frozenset()
     complete: bool = False
+    graph: bool = False
 
 
 RESNET = {"layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
@@ -216,17 +219,19 @@ GR00T_N1_5_KEY_BIAS = frozenset(
 
 CASES = {
     "act_states": Case(lambda: tiny_act(environment=4)),
-    "act_two_cameras": Case(lambda: tiny_act(TWO_CAMERAS, environment=4), complete=True),
-    "act_camera_sizes": Case(lambda: tiny_act({"wrist": (3, 32, 32), "above": (3, 32, 64)})),
+    "act_two_cameras": Case(lambda: tiny_act(TWO_CAMERAS, environment=4), complete=True, graph=True),
+    "act_camera_sizes": Case(lambda: tiny_act({"wrist": (3, 32, 32), "above": (3, 32, 64)}), graph=True),
     "act_camera_only": Case(lambda: tiny_act({"above": (3, 32, 32)}, state=None)),
     "act_pre_norm": Case(lambda: tiny_act(pre_norm=True, n_decoder_layers=2), ACT_EMPTY_QUERIES),
     "act_optional_camera": Case(
-        lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False), ACT_EMPTY_LATENT
+        lambda: tiny_act(TWO_CAMERAS, optional_cameras=("observation.images.above",), use_vae=False),
+        ACT_EMPTY_LATENT,
+        graph=True,
     ),
     "act_no_vae": Case(lambda: tiny_act(TWO_CAMERAS, use_vae=False), ACT_EMPTY_LATENT),
     "diffusion_states": Case(lambda: tiny_diffusion(environment=4)),
     "diffusion_two_cameras": Case(
-        lambda: tiny_diffusion(TWO_CAMERAS, environment=4, **LANGUAGE), KEYPOINT_BIAS, complete=True
+        lambda: tiny_diffusion(TWO_CAMERAS, environment=4, **LANGUAGE), KEYPOINT_BIAS, complete=True, graph=True
     ),
     "diffusion_camera_sizes": Case(
         lambda: tiny_diffusion(
@@ -239,6 +244,7 @@ CASES = {
             num_inference_steps=3,
         ),
         KEYPOINT_BIASES,
+        graph=True,
     ),
     "diffusion_one_step": Case(
         lambda: tiny_diffusion(
@@ -250,10 +256,13 @@ CASES = {
             use_film_scale_modulation=False,
         ),
         KEYPOINT_BIAS,
+        graph=True,
     ),
     "diffusion_language": Case(lambda: tiny_diffusion(**LANGUAGE, noise_scheduler_type="DDIM", clip_sample=False)),
-    "pi0": Case(lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True),
-    "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS),
+    "pi0": Case(
+        lambda: tiny_pi0(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True, graph=True
+    ),
+    "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS, graph=True),
     "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
     "gr00t_n1_5": Case(
         lambda: tiny_gr00t_n1_5(
@@ -265,14 +274,17 @@ CASES = {
         ),
         GR00T_N1_5_KEY_BIAS,
         complete=True,
+        graph=True,
     ),
     "gr00t_n1_5_head_only": Case(
         lambda: tiny_gr00t_n1_5({"above": (3, 28, 28)}, tune_visual=False, use_vlln=False, num_target_vision_tokens=0),
         frozenset(name for name in GR00T_N1_KEY_BIAS if name.startswith("action_head.")),
+        graph=True,
     ),
     "gr00t_n1": Case(
         lambda: tiny_gr00t_n1(optional_cameras=("observation.images.above",), tune_llm=True, reproject_vision=True),
         GR00T_N1_KEY_BIAS,
         complete=True,
+        graph=True,
     ),
 }

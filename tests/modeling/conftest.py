@@ -21,6 +21,11 @@ def complete_case(request):
     return CASES[request.param]
 
 
+@pytest.fixture(params=[name for name, case in CASES.items() if case.graph])
+def graph_case(request):
+    return CASES[request.param]
+
+
 def built(case):
     """Return the policy of a case in eval mode, every parameter drawn and none left at its initial zero."""
     from manipulators import AutoPolicy

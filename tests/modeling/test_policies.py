@@ -215,14 +215,16 @@ def test_runs_in_bfloat16(policy):
     assert torch.isfinite(loss)
 
 
-def test_compiles_as_one_graph(policy):
+def test_compiles_as_one_graph(graph_case, build):
     torch._dynamo.reset()
+    policy = build(graph_case)
     inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
     compiled = torch.compile(policy.predict_action_chunk, fullgraph=True, backend="eager")
     assert torch.equal(compiled(**inputs), policy.predict_action_chunk(**inputs))
 
 
-def test_exports(policy):
+def test_exports(graph_case, build):
+    policy = build(graph_case)
     inputs = observation_inputs(policy.config) | policy.config.example_draws(2)
     program = torch.export.export(policy, (), inputs)
     torch.testing.assert_close(program.module()(**inputs).actions, policy(**inputs).actions)
