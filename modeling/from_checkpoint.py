@@ -65,7 +65,7 @@ def _load_published(
     found = checkpoint.layout.policy_class(checkpoint.config)
     if not issubclass(found, policy_class):
         raise UnknownPolicyError(
-            f"{checkpoint.source} holds a {found.__name__}, not a {policy_class.__name__}. "
+            f"{checkpoint.source} holds weights of {found.__name__}, not of {policy_class.__name__}. "
             f"Use {found.__name__}.from_pretrained, or AutoPolicy.from_pretrained."
         )
     loaded, _ = checkpoint.layout.read(checkpoint, loading=loading, with_processor=False, **overrides)

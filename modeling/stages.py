@@ -14,7 +14,7 @@ from .inputs import LABELS
 
 
 class CompiledStage:
-    """Stand in the place of a module's method, compiled for fixed shapes and as one graph.
+    """Replace a module's method by its compiled self, for fixed shapes and as one graph.
 
     Args:
         owner: the module.
@@ -36,10 +36,10 @@ class CompiledStage:
 
 
 class PredictionByStages:
-    """Stand in the place of a policy's `predict_action_chunk`, whose stages are compiled.
+    """Replace `predict_action_chunk` of a policy with compiled stages.
 
-    CUDA graphs (`mode="reduce-overhead"`) give every result out of memory that they use again. They are told where a
-    chunk begins, so that stages can read each other's results until then, and what a chunk returns is copied.
+    CUDA graphs (`mode="reduce-overhead"`) reuse the memory of their results. The beginning of a chunk is marked, so
+    that stages can read each other's results until then, and the chunk itself is copied.
     """
 
     def __init__(self, policy: PreTrainedModel):

@@ -334,7 +334,7 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "_files", "_tokenizers", "_version", ""}
+GROUND = {"checkpoint", "errors", "_files", "_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -343,6 +343,7 @@ ALLOWED = {
     "conversion": {"configuration", "modeling", "processing"},
     "data": {"configuration"},
     "recipes": set(),
+    "checkpoint": set(),
     "errors": set(),
     "_files": set(),
     "_tokenizers": set(),
