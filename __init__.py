@@ -1,7 +1,7 @@
 """Robot-manipulation policies as ordinary 🤗 models.
 
 `import manipulators` loads neither torch nor transformers; the first public name that is taken does, and
-registers every policy with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
+registers every policy, installed plugins' too, with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
 """
 
 from importlib import import_module
@@ -44,24 +44,26 @@ _EXPORTS = {
     "PolicyConfig": "configuration.policy",
     "PolicyFeature": "configuration.features",
     "PolicyModel": "modeling.policy",
-    "PolicyOutput": "modeling.policy",
+    "PolicyOutput": "modeling.output",
     "PolicyPipeline": "inference.pipeline",
     "PolicyProcessor": "processing.processor",
     "PolicyTrainer": "training.trainer",
     "PolicyTrainingArguments": "training.arguments",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
+    "EnvironmentSpec": "evaluation.specification",
     "EvaluationResult": "evaluation.rollout",
     "LeRobotDataset": "data.dataset",
     "LeRobotWriter": "data.writer",
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",
+    "load_plugins": "plugins",
     "measure_speed": "inference.speed",
     "merge_and_save": "training.tuning",
     "parameter_table": "training.tuning",
     "record_demonstrations": "evaluation.demonstrations",
-    "register_environment": "evaluation.environments",
+    "register_environment": "evaluation.registry",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -71,6 +73,7 @@ def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
     import_module(".inference.pipeline", __name__)  # registers every policy, and the pipeline, with transformers
+    import_module(".plugins", __name__).load_entry_points()  # registers what installed packages add
     value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
     globals()[name] = value
     return value

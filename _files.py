@@ -1,4 +1,4 @@
-"""Files: write beside, then rename, so that a reader never sees half of one; read JSON with a named error."""
+"""Write files and folders that appear complete or not at all, and read JSON files with a named error."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from .errors import CorruptFileError, OutputExistsError
 
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+    """Yield an empty folder beside `path` that is renamed to it when the block succeeds, and removed otherwise.
 
     Raises:
-        OutputExistsError: `path` exists and holds something.
+        OutputExistsError: `path` exists and is not an empty folder.
     """
     path = Path(path)
     refuse_existing(path)
@@ -33,7 +33,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def replace_folder(finished: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Give a finished folder its name, in place of what has it: after a power cut either is there, and whole."""
+    """Rename a finished folder to `path`, replacing what is there; after a power cut one of both is complete."""
     finished, path = Path(finished), Path(path)
     for written in (*finished.rglob("*"), finished):
         _flush(written)
@@ -55,7 +55,7 @@ def refuse_existing(path: str | os.PathLike) -> None:
 
 @contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise."""
+    """Yield a path beside `path` to write to; it is renamed to it when the block succeeds, and removed otherwise."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.incomplete")
     try:
@@ -70,7 +70,7 @@ def read_json(path: str | os.PathLike) -> dict:
     """Return the mapping that a JSON file holds.
 
     Raises:
-        CorruptFileError: it holds something else, or is no JSON.
+        CorruptFileError: it is not JSON, or does not hold a mapping.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -82,14 +82,14 @@ def read_json(path: str | os.PathLike) -> dict:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole, or not at all."""
+    """Write a text file, completely or not at all."""
     with new_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replace_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty folder whose files move into `folder`, one rename each, when the block ends well."""
+    """Yield an empty folder whose files move into `folder`, one rename each, when the block succeeds."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / ".incomplete"
@@ -105,7 +105,7 @@ def replace_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk: a rename may otherwise outrun them."""
+    """Flush a file or a folder to the disk, so that a later rename cannot reach it first."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from ._version import __version__
 from .errors import ManipulatorsError
+from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors of this library become one message and exit status 1."""
-    # Threads that wait should sleep: small networks wait often, and with another program on the machine, spinning
-    # threads were measured to slow training down more than twentyfold. Read by OpenMP when torch is imported.
+    """Run a command; an error of this library becomes one message and exit status 1."""
+    # Waiting threads sleep instead of spinning: with another program on the machine, spinning threads slowed the
+    # training of small networks more than twentyfold. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest, options.arguments = rest, arguments
     try:
+        if options.plugins:
+            load_plugins(options.plugins)
         options.command(options)
     except ManipulatorsError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -43,8 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--plugin",
+        action="append",
+        dest="plugins",
+        default=[],
+        metavar="MODULE",
+        help="import this Python module first, which registers policies or simulators; may be repeated",
+    )
 
-    command = commands.add_parser("record", help="record a scripted expert's demonstrations in simulation")
+    command = commands.add_parser(
+        "record", parents=[shared], help="record a scripted expert's demonstrations in simulation"
+    )
     command.add_argument(
         "--env", required=True, nargs="+", help=f"{ENVIRONMENT_HELP}; several for several instructions"
     )
@@ -56,34 +70,41 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "train",
+        parents=[shared],
         help="train, evaluate and describe a policy by a recipe",
         description="Every value of the recipe can be overridden: --training.max_steps 500 --config.dim_model 256",
     )
     command.add_argument("recipe", help="name of a shipped recipe, such as act_metaworld, or a YAML file")
     command.add_argument("--output", help="folder of the new checkpoint (default: the recipe's)")
-    command.add_argument("--resume", action="store_true", help="go on from the output's last Trainer checkpoint")
+    command.add_argument(
+        "--resume", action="store_true", help="continue from the last Trainer checkpoint in the output"
+    )
     command.set_defaults(command=train)
 
-    command = commands.add_parser("eval", help="measure a policy in closed loop")
+    command = commands.add_parser("eval", parents=[shared], help="measure a policy in closed loop")
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or LeRobot's")
     command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
-    command.add_argument("--episodes", type=int, default=50, help="how many, on seeds that follow each other")
+    command.add_argument(
+        "--episodes", type=int, default=50, help="episodes to run, on consecutive seeds (default: 50)"
+    )
     command.add_argument("--seed", type=int, default=10_000, help="seed of the first episode (default: 10000)")
     command.add_argument("--num-envs", type=int, default=10, help="environments that step together (default: 10)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
     command.add_argument("--task", help="the instruction (default: the environment's own)")
     command.add_argument("--output", type=Path, help="write the result to this JSON file")
-    command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, where something draws")
+    command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, if a renderer works")
     command.set_defaults(command=evaluate)
 
-    command = commands.add_parser("benchmark", help="time a policy: processor, stages, decoding, and a whole chunk")
+    command = commands.add_parser(
+        "benchmark", parents=[shared], help="time a policy: processor, stages, decoding, and a whole chunk"
+    )
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or as another project published it")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
     command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: as saved)")
     command.add_argument("--batch-size", type=int, default=1, help="observations per chunk (default: 1)")
     command.add_argument("--rounds", type=int, default=20, help="chunks that are counted (default: 20)")
-    command.add_argument("--warmup", type=int, default=3, help="chunks before them that are not (default: 3)")
+    command.add_argument("--warmup", type=int, default=3, help="chunks before them that are not counted (default: 3)")
     command.add_argument("--num-steps", type=int, help="steps of sampling (default: the policy's)")
     command.add_argument("--fuse", action="store_true", help="join weights that read the same input")
     command.add_argument("--compile", action="store_true", help="compile every stage first")
@@ -91,24 +112,26 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="write every measurement to this JSON file")
     command.set_defaults(command=benchmark)
 
-    command = commands.add_parser("convert", help="write another project's checkpoint in this library's format")
+    command = commands.add_parser(
+        "convert", parents=[shared], help="write another project's checkpoint in this library's format"
+    )
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
     command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
-    command.add_argument("--embodiment", help="which robot it is to be for, where a checkpoint knows several")
+    command.add_argument("--embodiment", help="the robot to convert for, where a checkpoint knows several")
     command.set_defaults(command=convert)
 
     command = commands.add_parser(
-        "convert-dataset", help="write a LeRobot dataset in version 3.0, with all statistics"
+        "convert-dataset", parents=[shared], help="write a LeRobot dataset in version 3.0, with all statistics"
     )
     command.add_argument("source", help="dataset of version 2.0, 2.1 or 3.0: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new dataset")
     command.set_defaults(command=convert_dataset)
 
-    command = commands.add_parser("card", help="write a checkpoint's model card, or check it")
+    command = commands.add_parser("card", parents=[shared], help="write a checkpoint's model card, or check it")
     command.add_argument("folder", type=Path, help="checkpoint folder")
     command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
-    command.add_argument("--check", action="store_true", help="only list what is wrong with the card")
+    command.add_argument("--check", action="store_true", help="only list the problems of the card")
     command.set_defaults(command=card)
     return parser
 

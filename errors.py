@@ -46,6 +46,25 @@ class UnknownPolicyError(ManipulatorsError, KeyError):
         return self.args[0]
 
 
+class PluginError(ManipulatorsError, ImportError):
+    """A plugin that cannot be loaded: a module named by the user, or an entry point of an installed package."""
+
+    def __init__(self, name: str, reason: BaseException, value: str | None = None, package: str | None = None):
+        cause = f"{type(reason).__name__}: {reason}"
+        if value is None:
+            remedy = (
+                "Name a Python module, as in --plugin my_robot: it must be installed, in the working directory, or on "
+                "PYTHONPATH."
+            )
+            super().__init__(f"The plugin {name!r} cannot be imported ({cause}). {remedy}")
+        else:
+            package = package or name
+            super().__init__(
+                f"The plugin {name!r} of the installed package {package!r} cannot be loaded from {value!r} ({cause}). "
+                f"Repair the package, or remove it: pip uninstall {package}"
+            )
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
@@ -173,7 +192,7 @@ class UnknownEnvironmentError(EvaluationError, LookupError):
         super().__init__(
             f"There is no environment {name!r}: {problem} Names are <family>/<task>[?option=value]. "
             f"{nearest(name, known)}\n"
-            'Add your own with register_environment("family", factory).'
+            'Add your own with register_environment("family", factory), in a module that --plugin names.'
         )
 
 
@@ -249,14 +268,23 @@ class MissingStatisticsError(ProcessingError):
 
 
 class EmbodimentError(ProcessingError):
-    """An embodiment that a policy does not know, or none chosen of several."""
+    """An embodiment that does not exist where it was looked for, or none chosen of several.
 
-    def __init__(self, name: str | None, known: Iterable[str]):
+    Args:
+        name: the one that was asked for; None, none was.
+        known: those that exist.
+        kind: what exists for them: `statistics`, `slots` in the network, or `records` in a published checkpoint.
+    """
+
+    def __init__(self, name: str | None, known: Iterable[str], kind: str = "statistics"):
         known = sorted(known)
-        given = "No embodiment is chosen" if name is None else f"The policy knows no embodiment {name!r}"
+        given = "No embodiment is chosen" if name is None else f"There is no embodiment {name!r}"
+        if not known:
+            super().__init__(f"{given}: the {kind} are of one robot, which has no name. Leave embodiment out.")
+            return
         super().__init__(
-            f"{given}. It has statistics for: {', '.join(known) or 'none apart'}. "
-            f"Choose one: PolicyPipeline.from_pretrained(source, embodiment={known[0] if known else None!r})"
+            f"{given}. There are {kind} for: {', '.join(known)}. "
+            f"Choose one: PolicyPipeline.from_pretrained(source, embodiment={known[0]!r})"
         )
 
 
@@ -264,7 +292,7 @@ class MissingTokenizerError(ProcessingError, OSError):
     """A policy that reads instructions, without the tokenizer of its language model."""
 
     def __init__(self, source: str | None, reason: object = "none was given"):
-        wanted = f"The tokenizer {source!r} cannot be had" if source else "The policy reads an instruction"
+        wanted = f"The tokenizer {source!r} cannot be loaded" if source else "The policy reads an instruction"
         super().__init__(
             f"{wanted}: {reason}. Pass one, or a folder or Hub id that holds one: "
             f"tokenizer=AutoTokenizer.from_pretrained(folder). Gated repositories need `hf auth login` first."

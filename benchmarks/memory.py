@@ -37,7 +37,7 @@ from manipulators import (
     PI0PolicyConfig,
     PolicyPipeline,
 )
-from manipulators.processing.pi0 import PI0Processor
+from manipulators.processing.pi0 import PI0PolicyProcessor
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 THREADS = 2
@@ -89,7 +89,7 @@ def write_pi0(folder: Path) -> int:
     # Statistics that leave every number as it is.
     named = config.input_features | config.output_features
     statistics = {name: {"mean": [0.0] * f.shape[0], "std": [1.0] * f.shape[0]} for name, f in named.items()}
-    PI0Processor.from_config(config, statistics, tokenizer=word_tokenizer([TASK])).save_pretrained(folder)
+    PI0PolicyProcessor.from_config(config, statistics, tokenizer=word_tokenizer([TASK])).save_pretrained(folder)
     return write_shards(folder, {name: weight.shape for name, weight in weights.items()})
 
 

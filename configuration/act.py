@@ -1,7 +1,7 @@
 """Configuration of ACT, the Action Chunking Transformer (Zhao et al. 2023, arXiv 2304.13705)."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import InvalidConfigError, nearest
 from .policy import PolicyConfig
@@ -31,6 +31,7 @@ class ACTConfig(PolicyConfig):
     """
 
     model_type = "act_policy"
+    horizon_field: ClassVar[str] = "chunk_size"
 
     chunk_size: int = 100
     n_action_steps: int | None = None
@@ -57,21 +58,15 @@ class ACTConfig(PolicyConfig):
 
     temporal_ensemble_coeff: float | None = None
 
-    def __post_init__(self, **kwargs):
-        if self.n_action_steps is None:
-            self.n_action_steps = self.chunk_size
-        super().__post_init__(**kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        executed_whole = self.__dict__.get("n_action_steps") == self.__dict__.get("chunk_size")
-        super().__setattr__(name, value)
-        if name == "chunk_size" and executed_whole and self.n_action_steps is not None:
-            self.n_action_steps = value
-
     @property
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts: `chunk_size`."""
         return self.chunk_size
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of the KL divergence: `kl_weight`."""
+        return {"kl": self.kl_weight}
 
     def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:
         """Return the latent's draw `noise` (b, L), which only training needs; always the same."""

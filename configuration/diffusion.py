@@ -47,10 +47,9 @@ class DiffusionConfig(PolicyConfig):
         clip_sample (`bool`, *optional*, defaults to True): keep the estimate of the clean actions within
             ±`clip_sample_range` at every step; the actions must be normalised into that range.
         num_inference_steps (`int`, *optional*): denoising steps of a prediction; by default `num_train_timesteps`.
-        do_mask_loss_for_padding (`bool`, *optional*, defaults to False): leave steps beyond the episode out of the
-            loss, and repeat the nearest real action in them before noise is added, as a LeRobot dataset holds them
-            anyway. The loss is then the mean over the real steps (LeRobot 0.3.3 still divided by all). The paper
-            keeps padded steps: they teach to stay where an episode ended.
+        loss_over (`str`, *optional*, defaults to `"steps"`): see `PolicyConfig`; as the paper does, steps beyond the
+            episode count. `"real"` leaves them out, as the published `do_mask_loss_for_padding=True` does, which is
+            read and can be assigned.
         use_language_conditioning (`bool`, *optional*, defaults to False): condition on an instruction, encoded by a
             frozen CLIP text encoder.
         language_model_name (`str`, *optional*): Hub id or folder of the encoder and its tokenizer, such as
@@ -104,7 +103,7 @@ class DiffusionConfig(PolicyConfig):
     clip_sample_range: float = 1.0
     num_inference_steps: int | None = None
 
-    do_mask_loss_for_padding: bool = False
+    loss_over: Literal["real", "steps", "all"] = "steps"
 
     use_language_conditioning: bool = False
     language_model_name: str | None = None
@@ -115,7 +114,18 @@ class DiffusionConfig(PolicyConfig):
 
     def __post_init__(self, **kwargs):
         self._take_shorthand(kwargs)
+        if (masked := kwargs.pop("do_mask_loss_for_padding", None)) is not None:
+            self.do_mask_loss_for_padding = masked
         super().__post_init__(**kwargs)
+
+    @property
+    def do_mask_loss_for_padding(self) -> bool:
+        """Whether steps beyond the episode are left out of the loss, under its published name: see `loss_over`."""
+        return self.loss_over == "real"
+
+    @do_mask_loss_for_padding.setter
+    def do_mask_loss_for_padding(self, value: bool) -> None:
+        self.loss_over = "real" if value else "steps"
 
     def _take_shorthand(self, given: dict[str, Any]) -> None:
         """Turn widths into features; features that are there already must agree."""
@@ -179,6 +189,11 @@ class DiffusionConfig(PolicyConfig):
     def denoising_steps(self) -> int:
         """Denoising steps of a prediction."""
         return self.num_inference_steps or self.num_train_timesteps
+
+    @property
+    def executed_steps(self) -> slice:
+        """Those of the horizon, which begins at the oldest observation, that are executed: from the current one on."""
+        return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
 
     @property
     def frames_without_start(self) -> int:

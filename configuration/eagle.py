@@ -125,7 +125,7 @@ def _plain_part(config: PreTrainedConfig) -> dict[str, Any]:
     return {"model_type": config.model_type} | {name: value for name, value in fields.items() if value is not None}
 
 
-class VisionLanguageConfig(PreTrainedConfig):
+class EagleBaseConfig(PreTrainedConfig):
     """Configure a vision tower whose patches stand in a language model's prompt: what Eagle 2 and 2.5 share.
 
     Published fields that only concern the image processor or NVIDIA's own training are read, kept and change nothing
@@ -175,7 +175,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self._check_grid()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | PreTrainedConfig | None) -> "VisionLanguageConfig":
+    def of(cls, given: Mapping[str, Any] | PreTrainedConfig | None) -> "EagleBaseConfig":
         """Return the config for fields, for a config object of any class, or with its defaults for None."""
         if isinstance(given, cls):
             return given
@@ -262,7 +262,7 @@ class VisionLanguageConfig(PreTrainedConfig):
 
 
 @strict
-class EagleConfig(VisionLanguageConfig):
+class EagleConfig(EagleBaseConfig):
     """Configure Eagle 2, of GR00T N1: pixel shuffle, then a connector of two layers, then a Llama-type model.
 
     Args:
@@ -270,7 +270,7 @@ class EagleConfig(VisionLanguageConfig):
             `model_type` (`"qwen2"`, `"qwen3"`) starts from its own defaults.
         min_dynamic_patch, max_dynamic_patch (`int`): tiles per picture, a matter of the image processor.
         ps_version (`str`, *optional*, defaults to `"v2"`): of the pixel shuffle; there is no other.
-        fields: see `VisionLanguageConfig`.
+        fields: see `EagleBaseConfig`.
     """
 
     model_type = "eagle_chat"
@@ -296,7 +296,7 @@ class EagleConfig(VisionLanguageConfig):
 
 
 @strict
-class EagleConfig1_5(VisionLanguageConfig):
+class EagleConfig1_5(EagleBaseConfig):
     """Configure Eagle 2.5, of GR00T N1.5: a connector of one layer, then Qwen3.
 
     Args:
@@ -306,7 +306,7 @@ class EagleConfig1_5(VisionLanguageConfig):
         use_pixel_shuffle (`bool`, *optional*, defaults to False): stack neighbouring patches, by `downsample_ratio`.
         mlp_connector_layers (`int`, *optional*, defaults to 1): 1, or 2 with a layer norm before them.
         min_dynamic_tiles, max_dynamic_tiles (`int`): tiles per picture, a matter of the image processor.
-        fields: see `VisionLanguageConfig`.
+        fields: see `EagleBaseConfig`.
     """
 
     model_type = "eagle_2_5_vl"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..errors import InvalidConfigError, nearest
+from .normalization import NormalizationMode as NormalizationMode
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
@@ -28,31 +29,6 @@ class FeatureType(str, Enum):
     VISUAL = "VISUAL"
     ENV = "ENV"
     ACTION = "ACTION"
-
-
-class NormalizationMode(str, Enum):
-    """How raw values become network values.
-
-    `MEAN_STD` gives zero mean and unit spread; the others map a range to [-1, 1]: `MIN_MAX` the whole one,
-    `QUANTILES` the 1st to 99th percentile, `QUANTILE10` the 10th to 90th.
-    """
-
-    IDENTITY = "IDENTITY"
-    MEAN_STD = "MEAN_STD"
-    MIN_MAX = "MIN_MAX"
-    QUANTILES = "QUANTILES"
-    QUANTILE10 = "QUANTILE10"
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """The statistics this mode needs, in the order (offset, other end)."""
-        return {
-            "IDENTITY": (),
-            "MEAN_STD": ("mean", "std"),
-            "MIN_MAX": ("min", "max"),
-            "QUANTILES": ("q01", "q99"),
-            "QUANTILE10": ("q10", "q90"),
-        }[self.value]
 
 
 @dataclass(frozen=True)

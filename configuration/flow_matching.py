@@ -159,6 +159,11 @@ class FlowmatchingActionHeadConfig(StrictConfig):
         """Learned tokens between state and actions: N1 has none."""
         return 0
 
+    @property
+    def expanded(self) -> int:
+        """Flow times that every sample is trained at in each step."""
+        return 1
+
     def dit_config(self) -> DiTConfig:
         """Return the config of the diffusion transformer, complete."""
         if self.diffusion_model_cfg is not None:
@@ -250,6 +255,11 @@ class FlowmatchingActionHeadConfig_1_5(FlowmatchingActionHeadConfig):
     def num_future_tokens(self) -> int:
         """Learned tokens between state and actions."""
         return self.num_target_vision_tokens
+
+    @property
+    def expanded(self) -> int:
+        """Flow times that every sample is trained at in each step: `expand_batch`."""
+        return self.expand_batch or 1
 
     def dit_config(self) -> DiTConfig:
         """Return the config of the diffusion transformer, complete."""

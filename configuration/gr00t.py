@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
-from .eagle import VisionLanguageConfig
+from .eagle import EagleBaseConfig
 from .features import STATE
 from .flow_matching import FlowmatchingActionHeadConfig
 from .strict import completed
@@ -62,7 +62,7 @@ class GR00TConfig(VisionLanguageActionConfig):
     default_backbone: ClassVar[Mapping[str, Any]]
     default_head: ClassVar[Mapping[str, Any]]
     default_embodiments: ClassVar[Mapping[str, int]]
-    eagle_class: ClassVar[type[VisionLanguageConfig]]
+    eagle_class: ClassVar[type[EagleBaseConfig]]
     head_class: ClassVar[type[FlowmatchingActionHeadConfig]]
     feature_width_name: ClassVar[str]  # of the width of the features in `action_head_cfg`
 
@@ -73,7 +73,6 @@ class GR00TConfig(VisionLanguageActionConfig):
     model_dtype: str = "float32"
 
     n_action_steps: int | None = None
-    loss_over: Literal["real", "steps"] = "real"
 
     embodiment_tag: str = NEW_EMBODIMENT
     embodiment_ids: dict[str, int] | None = None

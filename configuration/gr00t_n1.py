@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .eagle import EagleConfig, VisionLanguageConfig
+from .eagle import EagleBaseConfig, EagleConfig
 from .flow_matching import FlowmatchingActionHeadConfig
 from .gr00t import DIT, GR00TConfig, nested
 
@@ -52,7 +52,7 @@ class GR00TN1Config(GR00TConfig):
     default_backbone: ClassVar[Mapping[str, Any]] = BACKBONE
     default_head: ClassVar[Mapping[str, Any]] = HEAD
     default_embodiments: ClassVar[Mapping[str, int]] = {"gr1": 24, "new_embodiment": 31}
-    eagle_class: ClassVar[type[VisionLanguageConfig]] = EagleConfig
+    eagle_class: ClassVar[type[EagleBaseConfig]] = EagleConfig
     head_class: ClassVar[type[FlowmatchingActionHeadConfig]] = FlowmatchingActionHeadConfig
     feature_width_name: ClassVar[str] = "the diffusion_model_cfg's cross_attention_dim, or else input_embedding_dim,"
 

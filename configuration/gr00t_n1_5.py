@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .eagle import EagleConfig1_5, VisionLanguageConfig
+from .eagle import EagleBaseConfig, EagleConfig1_5
 from .flow_matching import FlowmatchingActionHeadConfig, FlowmatchingActionHeadConfig_1_5
 from .gr00t import DIT, GR00TConfig, nested
 
@@ -55,8 +55,7 @@ class GR00TN1_5Config(GR00TConfig):
             see `EagleConfig1_5`.
         compute_dtype, model_dtype (`str`): as published, without effect: `dtype` at loading says the weights' type.
         n_action_steps (`int`, *optional*): actions executed before the next prediction; by default the whole chunk.
-        loss_over (`str`, *optional*, defaults to `"real"`): what the loss is averaged over, padded dimensions always
-            left out. `"real"` leaves out steps beyond the episode; `"steps"` counts them, as NVIDIA does.
+        loss_over (`str`, *optional*, defaults to `"real"`): see `PolicyConfig`; NVIDIA trains GR00T over `"steps"`.
         embodiment_tag (`str`, *optional*, defaults to `"new_embodiment"`): which robot it is.
         embodiment_ids (`dict[str, int]`, *optional*): robot → the slot of its projectors; by default the published.
         state_parts, action_parts (`dict[str, dict]`, *optional*): part → `{"width": …, "mode": …}`, in the order in
@@ -82,7 +81,7 @@ class GR00TN1_5Config(GR00TConfig):
         "agibot_genie1": 26,
         "new_embodiment": 31,
     }
-    eagle_class: ClassVar[type[VisionLanguageConfig]] = EagleConfig1_5
+    eagle_class: ClassVar[type[EagleBaseConfig]] = EagleConfig1_5
     head_class: ClassVar[type[FlowmatchingActionHeadConfig]] = FlowmatchingActionHeadConfig_1_5
     feature_width_name: ClassVar[str] = "backbone_embedding_dim"
 

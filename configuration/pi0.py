@@ -142,9 +142,8 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
         time_sampling_beta_alpha, time_sampling_beta_beta, time_sampling_scale, time_sampling_offset (`float`):
             flow times of training are `scale · Beta(alpha, beta) + offset`: more often close to 1, which is noise.
         min_period, max_period (`float`): shortest and longest period of the sines that encode the flow time.
-        loss_over (`str`, *optional*, defaults to `"real"`): what the loss is averaged over. `"real"` leaves out steps
-            beyond the episode and padded dimensions; `"steps"` counts the former, as LeRobot does; `"all"` counts
-            both, as openpi does.
+        loss_over (`str`, *optional*, defaults to `"real"`): see `PolicyConfig`; LeRobot trains π0 over `"steps"`,
+            openpi over `"all"`.
     """
 
     model_type = "pi0_policy"
@@ -153,6 +152,7 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
     default_normalization: ClassVar[Mapping[str, str]] = VisionLanguageActionConfig.default_normalization | {
         "VISUAL": "IDENTITY"
     }
+    horizon_field: ClassVar[str] = "chunk_size"
 
     chunk_size: int = 50
     n_action_steps: int | None = None
@@ -177,12 +177,6 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
     time_sampling_offset: float = 0.001
     min_period: float = 4e-3
     max_period: float = 4.0
-    loss_over: Literal["real", "steps", "all"] = "real"
-
-    def __post_init__(self, **kwargs):
-        if self.n_action_steps is None:
-            self.n_action_steps = self.chunk_size
-        super().__post_init__(**kwargs)
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:

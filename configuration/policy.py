@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers.utils import logging
 
@@ -43,6 +43,8 @@ class PolicyConfig(StrictConfig):
         n_obs_steps (`int`, *optional*, defaults to 1): observations the policy looks at, the current one included.
         optional_cameras (`tuple[str, ...]`, *optional*): cameras that an observation may lack; the network does not
             attend to an absent one.
+        loss_over (`str`, *optional*, defaults to `"real"`): what the loss is averaged over: `"real"` leaves out steps
+            beyond the episode and padded dimensions, `"steps"` counts such steps, `"all"` counts both.
         format_version (`int`, *optional*): version of the saved fields' meaning.
     """
 
@@ -51,6 +53,7 @@ class PolicyConfig(StrictConfig):
     normalization_mapping: dict[str, NormalizationMode] | None = None
     n_obs_steps: int = 1
     optional_cameras: tuple[str, ...] = ()
+    loss_over: Literal["real", "steps", "all"] = "real"
     format_version: int = FORMAT_VERSION
 
     default_normalization: ClassVar[Mapping[str, str]] = dict.fromkeys(FeatureType.__members__, "MEAN_STD")
@@ -59,6 +62,9 @@ class PolicyConfig(StrictConfig):
     reads_instruction: ClassVar[bool] = False
     # Fields beside the features that are one robot's, which another that starts from its weights does not inherit.
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras",)
+    # The field that says how many actions are predicted at once. A chunk that is executed whole (`n_action_steps`)
+    # stays so when that field is assigned.
+    horizon_field: ClassVar[str | None] = None
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 
@@ -76,7 +82,16 @@ class PolicyConfig(StrictConfig):
                 f"{FORMAT_VERSION}); fields that do not exist here are left out: {', '.join(unknown)}."
             )
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
+        if self.horizon_field is not None and self.n_action_steps is None:
+            self.n_action_steps = getattr(self, self.horizon_field)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = self.__dict__
+        executed_whole = name == self.horizon_field and held.get("n_action_steps") == held.get(name) is not None
+        super().__setattr__(name, value)
+        if executed_whole:
+            self.n_action_steps = held[name]
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
@@ -110,6 +125,26 @@ class PolicyConfig(StrictConfig):
         return json.dumps(values, indent=2) + "\n"
 
     # --- features -------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_dataset(cls, dataset: Any, inputs: Sequence[str] | None = None, **fields: Any) -> "PolicyConfig":
+        """Return the config of a policy for a dataset: its features are the dataset's.
+
+        Args:
+            dataset (`LeRobotDataset`): or any object with `policy_features`, a pair of inputs and outputs, each
+                name → `PolicyFeature`.
+            inputs (`Sequence[str]`, *optional*): the observation features that the policy uses; by default all.
+            fields: every other field of the config.
+
+        Raises:
+            InvalidConfigError: `inputs` names a feature that the dataset does not have.
+        """
+        observed, returned = dataset.policy_features
+        for name in inputs or ():
+            if name not in observed:
+                raise InvalidConfigError(f"inputs names {name!r}. {nearest(name, observed)}")
+        chosen = observed if inputs is None else {name: f for name, f in observed.items() if name in inputs}
+        return cls(**{"input_features": dict(chosen), "output_features": dict(returned), **fields})
 
     def set_input_output_features(
         self, input_features: dict[str, PolicyFeature], output_features: dict[str, PolicyFeature]
@@ -222,6 +257,16 @@ class PolicyConfig(StrictConfig):
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
         raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+
+    @property
+    def executed_steps(self) -> slice:
+        """Those of the predicted steps that `predict_action_chunk` returns: from the current one on."""
+        return slice(None)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the named losses; 1 where none is given."""
+        return {}
 
     @property
     def frames_without_start(self) -> int:

@@ -10,9 +10,11 @@ from ..configuration.pi0 import GEMMA_EXPERT, PALIGEMMA, PI0PolicyConfig
 from ..errors import InvalidConfigError, nearest
 from ..modeling.action_heads.pi0 import PI0FlowMatching
 from ..modeling.backbones.paligemma_with_expert import PaliGemmaWithExpertModel
-from ..modeling.policies.pi0 import BACKBONE, PI0Policy
+from ..modeling.policies.pi0 import PI0Policy
 from .published_policy import PublishedPolicy, Weights, known_fields, register_published
 from .rename import rename
+
+BACKBONE = "model.paligemma_with_expert."
 
 # openpi has neither the leading `model.` nor, in a file of the backbone alone, its name. LeRobot's files of 2025 have
 # PaliGemma without `model.` and its language model with it, as transformers 4.51 did. transformers' own π0 calls

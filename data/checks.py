@@ -1,4 +1,4 @@
-"""Does a dataset hold what its metadata says? Cheap enough to ask whenever one is opened."""
+"""Check a dataset against its metadata, cheaply enough to do so whenever one is opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..errors import DatasetFormatError
-from .description import DatasetMetadata, Statistics
+from .layouts.metadata import DatasetMetadata, Statistics
 from .table import FrameTable
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def check_table(
 
 
 def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
-    """Log data files that no episode refers to, as a recording leaves them that was killed."""
+    """Log data files that no episode refers to, such as those of a killed recording."""
     listed = set(metadata.data_files)
     found = (path.relative_to(metadata.root).as_posix() for path in metadata.root.glob("data/*/*.parquet"))
     unlisted = sorted(path for path in found if path not in listed)
@@ -53,10 +53,10 @@ def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
 
 
 def check_statistics(metadata: DatasetMetadata, table: FrameTable, statistics: Statistics) -> None:
-    """Refuse statistics that are not finite, and say where in the data that comes from.
+    """Refuse statistics that are not finite, and find the cause in the data.
 
     Raises:
-        DatasetFormatError: names the feature and, if the data themselves are not finite, the episode.
+        DatasetFormatError: some are not finite; the message names the feature, and the episode if there is one.
     """
     for name, values in statistics.items():
         wrong = [key for key, value in values.items() if not np.all(np.isfinite(value))]
@@ -136,7 +136,7 @@ def _check_times(metadata: DatasetMetadata, first: np.ndarray, last: np.ndarray,
     """Compare the duration of every episode, from its first and last timestamp, with the frame rate."""
     steps = metadata.episode_ends - metadata.episode_starts - 1  # (episodes,)
     seconds = last.astype(np.float64) - first
-    # Half a frame off in the whole episode: rows no longer tell the time, and windows would be wrong.
+    # An episode that is off by half a frame: row numbers no longer give times, and windows would be wrong.
     wrong = np.flatnonzero(~(np.abs(seconds - steps / metadata.fps) <= max(0.5 / metadata.fps, tolerance_s)))
     if wrong.size:
         episode = int(wrong[0])

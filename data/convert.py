@@ -1,4 +1,4 @@
-"""Write a dataset of any version of the LeRobot format in version 3.0, with statistics of the whole of it."""
+"""Convert a dataset of any version of the LeRobot format to version 3.0, with all statistics."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from tqdm import tqdm
 from .._files import new_folder, refuse_existing
 from ..errors import DatasetFormatError, VideoError
 from .checks import check_table, instruction, not_finite
-from .description import DatasetMetadata
 from .disk import naming_a_full_disk
-from .files import DataFiles, VideoFiles, video_columns
+from .features import CAMERAS
 from .images import decode_image
-from .meta_files import plain_statistics, write_metadata
-from .metadata import load_metadata
-from .selection import CAMERAS, choose_features
+from .layouts.metadata import DatasetMetadata
+from .layouts.reader import load_metadata
+from .layouts.writer import plain_statistics, write_metadata
+from .recording.data_files import DataFiles
+from .selection import choose_features
 from .source import fetch_files, fetch_metadata
 from .statistics import ImageStatistics, compute_statistics
 from .table import FrameTable, as_numpy
-from .video import VideoReader
+from .video.joining import VideoFiles, video_columns
+from .video.reader import VideoReader
 
 SIZES_IN_MB = {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}  # LeRobot's defaults
 FRAMES_AT_ONCE = 64  # decoded together: this many frames are in memory
@@ -32,15 +34,14 @@ def convert_dataset(
 ) -> Path:
     """Write the dataset `source` as LeRobot v3.0 into the new folder `output` and return it.
 
-    Samples stay what they are, frames bit for bit: episodes move to shared files, videos are joined without
-    being encoded again (one encoded with other settings begins a new file), and statistics with quantiles are
-    computed of every episode and of the whole dataset, those of cameras from the decoded frames. The first and
+    Samples do not change, and frames stay equal bit for bit. Episodes move to shared files. Videos are joined
+    without being encoded again; one encoded with other settings begins a new file. Statistics with quantiles are
+    computed for every episode and for the whole dataset, those of cameras from the decoded frames. The first and
     last frame of every episode are decoded from both datasets and compared.
 
     Args:
-        source (`str` or `Path`): a dataset of version 2.0, 2.1 or 3.0, such as one without quantiles: a folder
-            or a Hub id.
-        output (`str` or `Path`): the folder to create; written beside and renamed.
+        source (`str` or `Path`): a folder or Hub id of a dataset of version 2.0, 2.1 or 3.0.
+        output (`str` or `Path`): the folder to create; it appears complete or not at all.
         progress (`bool`, *optional*, defaults to True): show progress bars.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
 
@@ -63,12 +64,12 @@ def convert_dataset(
 
 
 class _Conversion:
-    """One dataset on its way into `folder`."""
+    """Convert one dataset into `folder`."""
 
     def __init__(self, metadata: DatasetMetadata, table: FrameTable, folder: Path, progress: bool):
         self._metadata, self._table, self._folder, self._progress = metadata, table, folder, progress
         self._info = {**SIZES_IN_MB, **metadata.info}
-        self._features = {  # those that can have statistics
+        self._features = {  # the ones with statistics
             name: feature
             for name, feature in choose_features(metadata.features, None).items()
             if feature["dtype"] != "string"
@@ -106,7 +107,7 @@ class _Conversion:
         return rows
 
     def _write_videos(self, camera: str, rows: list[dict]) -> None:
-        """Copy every video of `camera` once, and note in `rows` where each episode has come to lie."""
+        """Copy every video of `camera` once, and add each episode's new place to `rows`."""
         places, fps = self._metadata.videos[camera], self._metadata.fps
         needed: dict[str, int] = {}  # frames up to the end of the last episode in the file
         for path, first, row in zip(places.paths, places.from_timestamp, rows, strict=True):
@@ -130,7 +131,7 @@ class _Conversion:
         return compute_statistics(values)
 
     def _image_statistics(self, name: str, rows: list[dict]) -> dict[str, np.ndarray]:
-        """Do the same with decoded frames."""
+        """Add the statistics of every episode's frames to `rows` and return those of the whole dataset."""
         whole = ImageStatistics()
         for episode, row in enumerate(self._bar(rows, f"{name.rpartition('.')[2]} statistics")):
             frames = self._video_frames if name in self._metadata.videos else self._stored_images
@@ -165,7 +166,7 @@ class _Conversion:
                 yield decode_image(self._table.values(camera, [number])[0])
             except (OSError, TypeError) as error:
                 raise DatasetFormatError(
-                    f"Frame {number} of {camera} in {self._metadata.root} is no image: {error}. Record it again."
+                    f"Frame {number} of {camera} in {self._metadata.root} is not an image: {error}. Record it again."
                 ) from error
 
     def _bar(self, items: Iterable, title: str) -> Iterable:

@@ -20,13 +20,15 @@ from ..errors import (
     MissingVideoError,
 )
 from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
-from .frame_cache import FrameCache
+from .features import CAMERAS
 from .images import decode_image
-from .metadata import load_metadata
-from .selection import CAMERAS, check_known, choose_episodes, choose_features, flat_names, samples_per_episode
+from .layouts.reader import load_metadata
+from .policy_features import PolicyFeatures, policy_features
+from .selection import check_known, choose_episodes, choose_features, flat_names, samples_per_episode
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
-from .video import VideoReader
+from .video.frame_cache import FrameCache
+from .video.reader import VideoReader
 from .windows import OBSERVATION_PREFIX, sample_windows
 
 
@@ -48,8 +50,8 @@ class LeRobotDataset(Dataset):
             the files that are needed are downloaded, and cached files are used without a network.
         action_horizon (`int`, *optional*, defaults to 1): h, steps of `action`.
         n_obs_steps (`int`, *optional*, defaults to 1): t, steps of every observation, the last one now.
-        features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. Without
-            it, all but those that have no tensor form here (language annotations, depth).
+        features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. By default
+            all except language annotations and depth, which have no tensor form here.
         episodes (`Sequence[int]`, *optional*): the episodes to read, in the order of the dataset.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
@@ -62,8 +64,8 @@ class LeRobotDataset(Dataset):
 
     Raises:
         DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
-        DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict.
-        UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument the dataset cannot meet.
+        DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict each other.
+        UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument that does not fit the dataset.
 
     Source: the formats of https://github.com/huggingface/lerobot.
     """
@@ -132,8 +134,17 @@ class LeRobotDataset(Dataset):
 
     @property
     def features(self) -> dict[str, dict]:
-        """The kept features as `meta/info.json` describes them, the index columns included."""
+        """The kept features as `meta/info.json` declares them, index columns included, cameras always (h, w, c)."""
         return dict(self._features)
+
+    @property
+    def policy_features(self) -> PolicyFeatures:
+        """The (inputs, outputs) of a policy for this dataset: name → `PolicyFeature`, cameras (c, h, w).
+
+        Raises:
+            UnknownDatasetFeatureError: a kept observation that no policy reads.
+        """
+        return policy_features(self._features)
 
     @property
     def camera_names(self) -> list[str]:
@@ -202,7 +213,7 @@ class LeRobotDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Return the samples at `indices`; a DataLoader fetches its whole batch with one call.
 
-        Samples that show the same frame may share its memory, so frames are not to be changed in place.
+        Samples with the same frame may share its memory, so do not change frames in place.
         """
         rows, episodes = self._locate(indices)
         first = self._metadata.episode_starts[episodes]
@@ -253,7 +264,7 @@ class LeRobotDataset(Dataset):
         return torch.from_numpy(values).unbind(0)
 
     def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
-        """Read every frame once; (steps, 3, h, w) per sample."""
+        """Decode every distinct frame once; (steps, 3, h, w) per sample."""
         distinct, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         episodes = episodes[first // rows.shape[1]]  # (distinct,)
         if camera in self._caches:
@@ -289,7 +300,7 @@ class LeRobotDataset(Dataset):
                 pixels = decode_image(value)  # (h, w, 3)
             except (OSError, TypeError) as error:
                 raise DatasetFormatError(
-                    f"Frame {row} of {camera} in {self.root} is no image: {error}. Record it again."
+                    f"Frame {row} of {camera} in {self.root} is not an image: {error}. Record it again."
                 ) from error
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
@@ -300,7 +311,7 @@ class LeRobotDataset(Dataset):
         vector = name == ACTION or name.startswith(OBSERVATION_PREFIX)  # policies need their width, even of 1
         return () if shape == (1,) and not vector else shape
 
-    # --- what of it is kept ------------------------------------------------------------------------------
+    # --- files of the kept features ------------------------------------------------------------------------------
 
     def _video_paths(self) -> list[str]:
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
@@ -309,11 +320,10 @@ class LeRobotDataset(Dataset):
     def _open_caches(self, folder: Path) -> dict[str, FrameCache]:
         caches = {}
         for camera in self._metadata.videos.keys() & self._features.keys():
-            shape = [int(size) for size in self._features[camera]["shape"]]
-            size = shape[:2] if shape[-1] == 3 else shape[1:]  # (h, w, c), and (c, h, w) in some old datasets
+            height, width, _ = self._features[camera]["shape"]
             videos = {self.root / path for path in self._metadata.videos[camera].paths}
             videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
-            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (size[0], size[1]))
+            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (int(height), int(width)))
         return caches
 
 

@@ -1,4 +1,4 @@
-"""A full disk, by its name."""
+"""Errors of a full disk, with the name of the disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mount_point(path: str | Path) -> Path:
 
 
 def full_disk_message(folder: Path) -> str:
-    """Say which disk is full, and what could not be written for that."""
+    """Return a message with the full disk and the folder that was not written."""
     disk = mount_point(folder)
     try:
         usage = shutil.disk_usage(disk)

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..errors import DatasetIndexError, UnknownDatasetFeatureError, nearest
-from .description import INDEX_FEATURES
+from .features import CAMERAS, INDEX_FEATURES
 
-NUMBERS = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
-CAMERAS = {"video", "image"}
+_READABLE = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
 
 
 def choose_features(every: Mapping[str, dict], names: Sequence[str] | None) -> dict[str, dict]:
@@ -90,4 +89,4 @@ def flat_names(names: object) -> list[str] | None:
 def _is_readable(feature: dict) -> bool:
     details = feature.get("info") or {}
     depth = details.get("is_depth_map") or details.get("video.is_depth_map")
-    return feature["dtype"] in NUMBERS | CAMERAS | {"string"} and not depth
+    return feature["dtype"] in {*_READABLE, *CAMERAS, "string"} and not depth

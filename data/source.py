@@ -1,4 +1,4 @@
-"""Where a dataset comes from: a local folder, or a Hub repository of which only needed files are fetched."""
+"""Find a dataset in a local folder or on the Hub, from which only the needed files are downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..errors import DatasetNotFoundError
-from .description import DatasetMetadata
+from .layouts.metadata import DatasetMetadata
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -52,7 +52,7 @@ def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DatasetNotFoundError(
-            f"{source!r} is neither a local folder nor a dataset that the Hub gives out"
+            f"{source!r} is neither a local folder nor a dataset that can be read from the Hub"
             f"{f' at revision {revision!r}' if revision else ''}: {error} Check the spelling, log in with "
             f"`hf auth login` if it is private, and without a network use a dataset that is cached already."
         ) from error

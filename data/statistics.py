@@ -1,4 +1,4 @@
-"""Dataset statistics, exact over every value given: no averages of per-episode quantiles.
+"""Dataset statistics, exact over all given values; quantiles are never averaged over episodes.
 
 Notation: n rows, c channels, h height, w width.
 """
@@ -45,7 +45,7 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
         row = int(np.argwhere(~np.isfinite(exact))[0][0])
         raise DatasetFormatError(f"Row {row} has values that are not finite; remove that frame.")
     low, high = exact.min(axis=0), exact.max(axis=0)
-    constant = low == high  # rounding in the mean would give these a tiny std, and normalisation divides by it
+    constant = low == high  # rounding in the mean would give these a tiny std, by which normalization divides
     result = {
         "min": low,
         "max": high,
@@ -60,8 +60,8 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
 def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return min, max, mean, std and count over all parts from those of each part, as float32.
 
-    Means and variances are weighted by the counts, as LeRobot does. Quantiles of a whole do not follow from
-    those of its parts, so there are none: whoever needs them gets an error, not their average.
+    Means and variances are weighted by the counts, as in LeRobot. Quantiles cannot be pooled, so the result has
+    none; a policy that needs them raises an error.
 
     Raises:
         KeyError: a part lacks one of the five.
@@ -115,7 +115,7 @@ class ImageStatistics:
         return self
 
     def compute(self) -> dict[str, np.ndarray]:
-        """Return what `compute_statistics` names: (c, 1, 1) float32 in [0, 1]; count is of images."""
+        """Return the statistics of `compute_statistics`, (c, 1, 1) float32 in [0, 1]; `count` counts images."""
         if self.histogram is None:
             raise DatasetFormatError("There are no images to compute statistics of; record at least one frame.")
         level = np.arange(256) / 255.0
@@ -142,7 +142,7 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     """Return a uint8 image as (h, w, c); an image that could be either layout is taken as (h, w, c).
 
     Raises:
-        InvalidFrameError: `image` is no uint8 image of one or three channels.
+        InvalidFrameError: `image` is not a uint8 image of one or three channels.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or not {image.shape[0], image.shape[-1]} & {1, 3}:
@@ -154,7 +154,7 @@ def channels_last(image: np.ndarray) -> np.ndarray:
 
 
 def _quantile(counts: np.ndarray, level: np.ndarray, probability: float) -> float:
-    """Return what `np.quantile` would give for `counts[i]` copies of each `level[i]`."""
+    """Return `np.quantile` of `counts[i]` copies of each `level[i]`."""
     position = (counts.sum() - 1) * probability
     cumulative = np.cumsum(counts)
     lower, upper = (

@@ -1,4 +1,4 @@
-"""The numbers of a dataset, read from memory-mapped files."""
+"""FrameTable: the rows of a dataset, read from memory-mapped files."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
 
 
 def _unreadable(paths: Sequence[Path], reason: object) -> str:
-    """Say which of the data files cannot be read, if one alone cannot."""
+    """Return a message that names the unreadable data file, where a single one causes the error."""
     for path in paths:
         try:
             pq.read_metadata(path)

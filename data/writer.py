@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 
 from ..errors import DatasetFormatError, DiskFullError, OutputExistsError, RecordingError, VideoError, nearest
 from .disk import naming_a_full_disk
-from .episode import Episode
-from .files import DataFiles, VideoFiles, video_columns
-from .meta_files import plain_statistics, write_metadata
-from .schema import CAMERAS, checked_frame, parquet_features, recorded_features
+from .features import CAMERAS
+from .layouts.writer import plain_statistics, write_metadata
+from .recording.data_files import DataFiles
+from .recording.episode import Episode
+from .recording.frames import checked_frame, parquet_features, recorded_features
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
-from .video import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
+from .video.encoder import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
+from .video.joining import VideoFiles, video_columns
 
 logger = logging.getLogger(__name__)
 

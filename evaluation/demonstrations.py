@@ -1,4 +1,4 @@
-"""Demonstrations: a scripted expert's successful episodes, written as a dataset."""
+"""Demonstrations: a scripted expert's successful episodes, recorded as a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from ..configuration.features import ACTION
 from ..errors import InvalidActionError, InvalidEvaluationError, UnreliableExpertError
-from .environments import make_environment, make_expert, specification
+from .environments import make_environment, make_expert
+from .specification import specification
 
 if TYPE_CHECKING:
     import os
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..data.writer import LeRobotWriter
-    from .environments import EnvironmentSpec
+    from .specification import EnvironmentSpec
 
 
 @dataclass(frozen=True)
 class DemonstrationResult:
-    """What a recording consists of.
+    """Describe a recording.
 
     Args:
         environment (`str`): the environment's name.
@@ -82,7 +83,7 @@ def record_demonstrations(
         InvalidActionError: the expert's action has another shape, or is not finite.
         InvalidEvaluationError: no episodes are asked for, or the environments' features differ.
     """
-    # Both stand apart: the writer brings pyarrow and video, and whoever only evaluates needs neither.
+    # Imported here: the writer imports pyarrow and PyAV, which an evaluation does not need.
     from tqdm.auto import tqdm
 
     from ..data.writer import LeRobotWriter
@@ -91,9 +92,7 @@ def record_demonstrations(
         raise InvalidEvaluationError(f"episodes = {episodes} leaves nothing to record; expected at least 1.")
     began = perf_counter()
     names = [environment] if isinstance(environment, str) else list(environment)
-    experts = [
-        expert or make_expert(name) for name in names
-    ]  # whatever is missing is missed before anything is written
+    experts = [expert or make_expert(name) for name in names]  # raises before anything is written
     simulations = []
     seeds, failed_seeds, frames = [], [], 0
     try:
@@ -135,7 +134,7 @@ def _common_specification(simulations: Sequence[gymnasium.Env]) -> EnvironmentSp
 
 @dataclass
 class _Recorded:
-    """What has been written of one environment so far."""
+    """The episodes of one environment recorded so far."""
 
     seeds: list[int] = field(default_factory=list)
     failed_seeds: list[int] = field(default_factory=list)
@@ -164,7 +163,7 @@ def _record_episodes(
             recorded.failed_seeds.append(episode_seed)
             bar.set_postfix(failures=len(recorded.failed_seeds))
         failures, successes = len(recorded.failed_seeds), len(recorded.seeds)
-        # More failures than the successes asked for: whatever comes, more than half will have failed.
+        # With more failures than requested successes, more than half of all episodes will have failed.
         if failures > episodes:
             raise UnreliableExpertError(
                 f"The expert of {spec.name!r} failed {failures} of {failures + successes} episodes within "

@@ -10,7 +10,7 @@ from ..errors import InvalidEvaluationError
 def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Return the Wilson score interval of a success rate, as two fractions in [0, 1].
 
-    Unlike the normal approximation it stays inside [0, 1] and keeps a width at 0 or `n` successes, where most
+    Unlike the normal approximation it stays inside [0, 1] and keeps a width at 0 or `n` successes, where many
     robot evaluations end. With `n` = 0 nothing is known: (0, 1).
 
     Args:

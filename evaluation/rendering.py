@@ -19,24 +19,24 @@ try:
 except ImportError as error:
     raise MissingSimulatorError("MuJoCo", error) from error
 
-# What draws without a display on Linux, the faster one to set up first.
+# Platforms that render without a display on Linux, the one that starts faster first.
 HEADLESS_PLATFORMS = ("egl", "osmesa")
 _PROBE = "from mujoco.{} import GLContext\ncontext = GLContext(16, 16)\ncontext.make_current()\ncontext.free()"
-# Shadows and mirrors cost most of the time of a small picture and tell a policy nothing.
+# Shadows and reflections take most of the time of a small picture and carry no information for a policy.
 _FLAGS_OFF = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX", "mjRND_HAZE")
 
 
 class SceneRenderer:
-    """Draw scenes of one MuJoCo model; get it from `shared_renderer` and give it back with `release`.
+    """Render scenes of one MuJoCo model; acquire it with `shared_renderer` and return it with `release`.
 
-    Setting up a context takes about a second, drawing a picture less than ten milliseconds: hence one context
-    for all environments of a task, and for cameras of every size.
+    Setting up a context takes about a second, rendering a picture less than ten milliseconds. All environments of
+    a task therefore share one context, for cameras of every size.
 
     Args:
-        model (`mujoco.MjModel`): whose meshes and textures are uploaded. Its quality settings are lowered.
+        model (`mujoco.MjModel`): the model to upload. Its quality settings are lowered.
 
     Raises:
-        MissingRendererError: nothing on this machine draws.
+        MissingRendererError: no renderer works on this machine.
     """
 
     def __init__(self, model: mujoco.MjModel):
@@ -54,7 +54,7 @@ class SceneRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def render(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: int) -> np.ndarray:
-        """Return what a camera of the model sees, uint8 (size, size, 3), as MuJoCo defines up and right."""
+        """Return a camera's picture, uint8 (size, size, 3), with MuJoCo's own up and right."""
         self._camera.fixedcamid = model.camera(camera).id
         every = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, every, self._scene)
@@ -81,11 +81,11 @@ def shared_renderer(scene: str, model: mujoco.MjModel) -> SceneRenderer:
     """Return the renderer of a scene, made at its first use; every call needs one `release`.
 
     Args:
-        scene (`str`): what tells scenes apart, such as the model's file.
-        model (`mujoco.MjModel`): of that scene.
+        scene (`str`): identifies the scene, such as the model's file.
+        model (`mujoco.MjModel`): the model of that scene.
 
     Raises:
-        MissingRendererError: nothing on this machine draws.
+        MissingRendererError: no renderer works on this machine.
     """
     if scene not in _SHARED:
         _SHARED[scene] = SceneRenderer(model)
@@ -94,7 +94,7 @@ def shared_renderer(scene: str, model: mujoco.MjModel) -> SceneRenderer:
 
 
 def release(renderer: SceneRenderer) -> None:
-    """Give a shared renderer back; the last one to do so closes it."""
+    """Return a shared renderer; the last user closes it."""
     renderer.users -= 1
     if renderer.users == 0:
         for scene in [scene for scene, shared in _SHARED.items() if shared is renderer]:
@@ -105,8 +105,8 @@ def release(renderer: SceneRenderer) -> None:
 def _make_context(width: int, height: int) -> Any:
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     try:
-        # MuJoCo chooses once, when it is imported, and chooses a window where nothing is set. Asking for the
-        # platform by its own name works at any time, and loads no OpenGL where nothing is drawn.
+        # MuJoCo chooses a platform when it is imported, by default one with a window. Importing the platform's
+        # module by name works at any time, and loads OpenGL only when something is rendered.
         if platform.system() == "Linux" and chosen in ("", *HEADLESS_PLATFORMS):
             source = import_module(f"mujoco.{chosen or _working_platform()}")
         else:
@@ -115,15 +115,14 @@ def _make_context(width: int, height: int) -> Any:
         context.make_current()
     except MissingRendererError:
         raise
-    except Exception as error:  # bindings of missing libraries fail in every way there is
+    except Exception as error:  # bindings raise any kind of error when a library is missing
         raise MissingRendererError({chosen or "default": f"{type(error).__name__}: {error}"}) from error
     return context
 
 
 @cache
 def _working_platform() -> str:
-    """Return the first platform that draws; each is tried in a process of its own, since OpenGL's bindings settle
-    for one per process."""
+    """Return the first working platform; each is tried in its own process, because OpenGL allows one per process."""
     failures = {}
     for name in HEADLESS_PLATFORMS:
         environment = {key: value for key, value in os.environ.items() if key != "PYOPENGL_PLATFORM"}

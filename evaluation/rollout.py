@@ -16,14 +16,15 @@ from tqdm.auto import tqdm
 from .._files import write_text
 from .._version import __version__
 from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
-from .environments import EnvironmentSpec, make_environments, specification
+from .environments import make_environments
 from .intervals import wilson_interval
 from .rollout_video import Film, filming
+from .specification import EnvironmentSpec, specification
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The outcome of an evaluation, complete enough to be repeated.
+    """Hold the result of an evaluation, with everything needed to repeat it.
 
     Args:
         environment (`str`): the environment's name.
@@ -105,10 +106,10 @@ def evaluate(
         horizon (`int`, *optional*): steps after which an episode is truncated; defaults to the environment's
             own.
         progress (`bool`, *optional*, defaults to `True`): show a bar of episodes.
-        video (`str` or `os.PathLike`, *optional*): film the first episodes into this `.mp4`. Where nothing draws
-            there is none, and the result's `video_note` says why.
-        task (`str`, *optional*): the instruction; defaults to the environment's own. Success stays what the
-            environment says it is, so that another instruction shows whether the policy heeds it.
+        video (`str` or `os.PathLike`, *optional*): film the first episodes into this `.mp4`. Without a working
+            renderer there is none, and the result's `video_note` says why.
+        task (`str`, *optional*): the instruction; defaults to the environment's own. The environment still
+            decides what success is, so another instruction shows whether the policy follows it.
 
     Raises:
         InvalidEvaluationError: no seeds, a seed twice, `num_envs` or `horizon` below 1.
@@ -157,7 +158,7 @@ class _Episode:
 
 @dataclass
 class _Driver:
-    """The pipeline between observations and actions: batched, checked, timed."""
+    """Call the pipeline for a batch of environments; check and time its actions."""
 
     pipeline: Callable
     space: object
@@ -168,7 +169,7 @@ class _Driver:
 
     def act(self, observations: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         """Return the actions (b, a), float32, as the pipeline gave them."""
-        # An environment may offer more than a policy was trained on; unasked, the policy would refuse it.
+        # The policy refuses features it was not trained on, and an environment may have more of them.
         names = getattr(self.pipeline, "observation_names", observations[0].keys())
         batch = {name: np.stack([row[name] for row in observations]) for name in observations[0] if name in names}
         began = perf_counter()
@@ -203,8 +204,7 @@ def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tq
     """Run a group of episodes to their ends, side by side."""
     driver.pipeline.reset()
     torch.manual_seed(group[0].seed)
-    # The vector's environments are stepped one by one: its own `step` has no way to leave a finished one
-    # alone.
+    # One by one, because the vector's own `step` cannot skip a finished environment.
     observations = [environments[row].reset(seed=episode.seed)[0] for row, episode in enumerate(group)]
     film.begin(environments, group)
     for step in range(driver.spec.horizon):

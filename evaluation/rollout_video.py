@@ -12,25 +12,25 @@ import numpy as np
 
 from .._files import replace_files
 from ..errors import InvalidEnvironmentError, MissingRendererError
-from .environments import specification
+from .specification import specification
 
 if TYPE_CHECKING:
     import gymnasium
 
-    from ..data.video import VideoEncoder
+    from ..data.video.encoder import VideoEncoder
 
 EPISODES = 4
 RATE = 20  # frames per second: every control step is a frame, so fast control is watched in slow motion
 BORDER = 4  # pixels around a solved episode
 GREEN = (46, 160, 67)
-KEYFRAME_INTERVAL = 10  # nobody reads it in random order
+KEYFRAME_INTERVAL = 10  # frames; the file is played, not read in random order
 
 
 class Film:
-    """Film nothing: what an evaluation holds when no video is wanted, or none can be made.
+    """Film nothing: the film of an evaluation without a video.
 
     Args:
-        note (`str`, *optional*): why there is none although one was asked for.
+        note (`str`, *optional*): why there is no video although one was asked for.
     """
 
     name: str | None = None  # of the file
@@ -70,7 +70,7 @@ class RolloutVideo(Film):
 
     @property
     def note(self) -> str:
-        """What the video shows, as a sentence for the card."""
+        """A sentence about the video, for the card."""
         speed = "in real time" if self.rate == self.fps else f"at {self.rate / self.fps:.2g} of real speed"
         count = len(self.seeds)
         what = f"The first {count} episodes" if count > 1 else "The first episode"
@@ -87,7 +87,7 @@ class RolloutVideo(Film):
             self._write()
 
     def add(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
-        """Add the pictures after one control step; the last one of a group stays for a second."""
+        """Add the pictures after one control step; the last one of a group is shown for a second."""
         if all(self._done):  # also when none of the group is filmed
             return
         for row, episode in enumerate(episodes[: len(self._pictures)]):
@@ -107,8 +107,8 @@ class RolloutVideo(Film):
         empty = [np.zeros_like(self._pictures[0])] * (self.places - len(self._pictures))
         frame = np.concatenate([*self._pictures, *empty], axis=1)  # (h, places · w, 3)
         if self._encoder is None:
-            # It brings PyAV, which an evaluation without video does not need.
-            from ..data.video import VideoEncoder
+            # Imported here: it imports PyAV, which an evaluation without a video does not need.
+            from ..data.video.encoder import VideoEncoder
 
             self._encoder = VideoEncoder(self.path, self.rate, keyframe_interval=KEYFRAME_INTERVAL)
         self._encoder.add(frame)
@@ -116,11 +116,11 @@ class RolloutVideo(Film):
 
 @contextmanager
 def filming(path: str | os.PathLike | None, environment: gymnasium.Env, seed: int) -> Iterator[Film]:
-    """Yield a film of `path`, which appears whole or not at all; one without a file where nothing draws.
+    """Yield a film of `path`, which appears complete or not at all; without a renderer, of a film without a file.
 
     Args:
         path: the file to write; None for no video.
-        environment: one of those that will be filmed; it is reset and drawn to find out whether it can be.
+        environment: one of the environments to film; it is reset and rendered once to see whether it can be.
         seed: to reset it with.
     """
     if path is None:
@@ -145,11 +145,11 @@ def filming(path: str | os.PathLike | None, environment: gymnasium.Env, seed: in
 
 
 def picture_of(environment: Any) -> np.ndarray:
-    """Return what `render()` draws, uint8 (h, w, 3), both sides even.
+    """Return the picture of `render()`, uint8 (h, w, 3), cropped to even sides.
 
     Raises:
-        MissingRendererError: nothing on this machine draws.
-        InvalidEnvironmentError: the environment does not draw itself.
+        MissingRendererError: no renderer works on this machine.
+        InvalidEnvironmentError: the environment has no picture.
     """
     try:
         picture = environment.render()

@@ -1,4 +1,4 @@
-"""Model cards: plain values in, the text of a README.md for the Hub out."""
+"""Render model cards: the README.md of a policy on the Hub, from plain values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFo
 
 from .._files import write_text
 from . import statements, wording
-from .card_data import CardData, ContractRow, DatasetSummary, EvaluationSummary, Paper, TrainingSummary
+from .card_data import CardData, DatasetSummary, EvaluationSummary, Paper, TrainingSummary
 from .edits import keep_edited, sign
 from .learning_curve import draw_learning_curve, read_curves
 
 __all__ = [
     "CardData",
-    "ContractRow",
     "DatasetSummary",
     "EvaluationSummary",
     "Paper",
@@ -39,7 +38,7 @@ _jinja = Environment(
     autoescape=False,  # Markdown, not HTML; values in table cells pass through `cell`
 )
 _jinja.filters.update(
-    {name: getattr(wording, name) for name in ("cell", "code", "count", "dimensions", "number", "size", "units")}
+    {name: getattr(wording, name) for name in ("cell", "code", "count", "dimension_table", "number", "size", "units")}
 )
 
 
@@ -54,12 +53,11 @@ def render_card(card: CardData) -> str:
         card=card,
         method=method,
         kinds=wording.KINDS,
-        normalizations=wording.NORMALIZATIONS,
         title=statements.title(card),
         result=statements.result(card),
         base_model=_linked(card.base_model),
         dataset=_linked(card.dataset and card.dataset.name, "datasets/"),
-        has_cameras=any(row.is_camera for row in card.inputs),
+        has_cameras=any(entry.is_camera for entry in card.inputs),
         has_curve="loss" in curves,
         learning_curve=LEARNING_CURVE_FILE,
         timing=statements.timing(card),
@@ -99,7 +97,7 @@ def save_card(card: CardData, folder: str | Path) -> Path:
 
 @dataclass
 class _Method:
-    """What a card says about the method, whoever wrote it."""
+    """Hold what a card says about the method."""
 
     summary: str
     paper: Paper | None

@@ -2,70 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from ..configuration.features import FeatureType, PolicyFeature
+from ..configuration.contract import ContractEntry
 from ..errors import InvalidCardError, nearest
-
-
-@dataclass
-class ContractRow:
-    """Describe one feature that goes into the policy or comes out of it.
-
-    Args:
-        name (`str`): feature name as in the dataset, such as `observation.state`.
-        kind (`FeatureType` or `str`): `STATE`, `VISUAL`, `ENV` or `ACTION`.
-        shape (`tuple[int, ...]`): (width,) for vectors, (channels, height, width) for cameras.
-        names (`Sequence[str]`, *optional*): one name per dimension; vectors only.
-        units (`str` or `Sequence[str]`, *optional*): one unit for all dimensions, or one per dimension.
-        normalization (`str`, *optional*): a `NormalizationMode`, such as `MEAN_STD`.
-        low, high (`Sequence[float]`, *optional*): range of each dimension in the training data, robot units.
-    """
-
-    name: str
-    kind: FeatureType | str
-    shape: Sequence[int]
-    names: Sequence[str] | None = None
-    units: str | Sequence[str] | None = None
-    normalization: str | None = None
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-
-    def __post_init__(self):
-        feature = PolicyFeature(self.kind, self.shape)
-        self.kind, self.shape = feature.type, feature.shape
-        if self.normalization is not None:
-            self.normalization = str(getattr(self.normalization, "value", self.normalization))
-        if self.is_camera:  # Statistics of cameras are per channel: nothing that a reader of the card needs.
-            self.names = self.low = self.high = None
-            return
-        self.names = self._one_per_dimension("names", self.names, str)
-        self.low = self._one_per_dimension("low", self.low, float)
-        self.high = self._one_per_dimension("high", self.high, float)
-        if not isinstance(self.units, str):
-            self.units = self._one_per_dimension("units", self.units, str)
-
-    def _one_per_dimension(self, field_name: str, values: Iterable | None, convert: type) -> tuple | None:
-        if values is None:
-            return None
-        values = tuple(convert(value) for value in values)
-        if len(values) != self.width:
-            raise InvalidCardError(
-                f"{self.name} has shape {self.shape} ({self.width} values) but {len(values)} {field_name}: "
-                f"{', '.join(map(str, values))}. Pass one per dimension, or None."
-            )
-        return values
-
-    @property
-    def is_camera(self) -> bool:
-        return self.kind is FeatureType.VISUAL
-
-    @property
-    def width(self) -> int:
-        """The number of values in one observation or action."""
-        return math.prod(self.shape)
 
 
 @dataclass
@@ -184,14 +125,15 @@ class EvaluationSummary:
 class CardData:
     """Hold everything that a policy's card states, as plain values.
 
-    Mappings are accepted for `inputs`' and `outputs`' rows, `paper`, `dataset`, `training` and `evaluation`
-    (which may hold more than the card shows, as `evaluation.json` does).
+    Mappings are accepted for `paper`, `dataset`, `training` and `evaluation`, which may hold more than the card
+    shows, as `evaluation.json` does.
 
     Args:
         policy_name (`str`): as people say it, such as `ACT`.
         model_type (`str`): as in `config.json`, such as `act_policy`; selects the text about the method.
         parameters (`int`): numbers in its weights, fixed ones included.
-        inputs, outputs (`Sequence[ContractRow]`): what it expects and returns.
+        inputs, outputs (`Sequence[ContractEntry]`): what it expects and returns.
+        embodiment (`str`, *optional*): which robot it is for, of a policy that knows several.
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
@@ -210,8 +152,9 @@ class CardData:
     policy_name: str
     model_type: str
     parameters: int
-    inputs: Sequence[ContractRow]
-    outputs: Sequence[ContractRow]
+    inputs: Sequence[ContractEntry]
+    outputs: Sequence[ContractEntry]
+    embodiment: str | None = None
     summary: str = ""
     paper: Paper | None = None
     citation: str = ""
@@ -233,14 +176,12 @@ class CardData:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.inputs = [_built(ContractRow, row) for row in self.inputs]
-        self.outputs = [_built(ContractRow, row) for row in self.outputs]
         self.paper = _built(Paper, self.paper)
         self.dataset = _built(DatasetSummary, self.dataset)
         self.training = _built(TrainingSummary, self.training)
         self.evaluation = _built(EvaluationSummary, self.evaluation, allow_more=True)
         if not self.inputs or not self.outputs:
-            raise InvalidCardError("A card needs at least one input and one output; pass ContractRow objects.")
+            raise InvalidCardError("A card needs at least one input and one output; pass ContractEntry objects.")
 
 
 def _built(cls: type, value, allow_more: bool = False):

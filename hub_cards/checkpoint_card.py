@@ -1,4 +1,4 @@
-"""A checkpoint folder's card, from the files that stand in it."""
+"""Build the card of a checkpoint folder from its files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .._files import read_json
+from ..configuration.contract import Contract
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from .card import save_card
-from .card_data import CardData, ContractRow
+from .card_data import CardData
 from .wording import is_hub_id
 
-# As people say them, where that is not the model type in capitals.
+# Names of policies, where they are not the model type in capitals.
 POLICY_NAMES = {
     "diffusion_policy": "Diffusion",
     "gr00t_n1": "GR00T N1",
@@ -23,7 +24,7 @@ POLICY_NAMES = {
     "pi0_policy": "π0",
 }
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
-BASE_FILE = "adapter_base.json"  # what it says: modeling/adapters.py
+BASE_FILE = "adapter_base.json"  # written by modeling/adapters.py
 
 
 def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -96,19 +97,21 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
-    reads_instruction = "max_instruction_tokens" in processor
+    features = {name: config[name] for name in ("input_features", "output_features")}
+    contract = Contract.from_fields({**processor, **features})
     return CardData(
         policy_name=POLICY_NAMES.get(config["model_type"], _spoken(config["model_type"])),
         model_type=config["model_type"],
         parameters=parameters,
-        inputs=[_row(name, f, processor) for name, f in config["input_features"].items()],
-        outputs=[_row(name, f, processor) for name, f in config["output_features"].items()],
+        inputs=contract.inputs,
+        outputs=contract.outputs,
+        embodiment=contract.embodiment,
         repo_id=repo_id,
         action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),
         n_obs_steps=config.get("n_obs_steps", 1),
         control_rate_hz=record.get("control_rate_hz"),
-        instruction=reads_instruction and ((evaluation or {}).get("task") or True),
+        instruction=contract.reads_instruction and ((evaluation or {}).get("task") or True),
         dataset=record.get("dataset"),
         training=record.get("training"),
         log_history=record.get("log_history", ()),
@@ -120,20 +123,6 @@ def describe_policy(
 
 def _spoken(model_type: str) -> str:
     return model_type.removesuffix("_policy").replace("_", " ").upper()
-
-
-def _row(name: str, feature: Mapping[str, Any], processor: Mapping[str, Any]) -> ContractRow:
-    statistics = (processor.get("statistics") or {}).get(name, {})
-    return ContractRow(
-        name=name,
-        kind=feature["type"],
-        shape=feature["shape"],
-        names=(processor.get("dimension_names") or {}).get(name),
-        units=(processor.get("units") or {}).get(name),
-        normalization=(processor.get("normalization_mapping") or {}).get(feature["type"]),
-        low=statistics.get("min"),
-        high=statistics.get("max"),
-    )
 
 
 def _parameters(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Telling a card that this library wrote from one that a person edited, so that edits are never lost."""
+"""Tell cards that this library wrote from cards that a person edited: an edited one is never overwritten."""
 
 from __future__ import annotations
 

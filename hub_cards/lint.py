@@ -1,4 +1,4 @@
-"""Finding what is wrong with a card before it is published."""
+"""Check a card before it is published."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def lint_card(text: str) -> list[str]:
     """Return what is wrong with a card, one sentence each; an empty list means fit to publish.
 
     Looks for missing or unknown metadata, missing sections, placeholders, template marks, paths of somebody's
-    computer, and an evaluation that text and metadata tell differently.
+    computer, and an evaluation on which text and metadata disagree.
     """
     match = REGEX_YAML_BLOCK.search(text)
     if not match:
@@ -131,15 +131,15 @@ def _leftovers(text: str) -> Iterator[str]:
 def _evaluation_problems(metadata: dict, body: str) -> Iterator[str]:
     recorded = _recorded_rates(metadata)
     body = _FENCED.sub("", body)
-    told = [(match.group(), 100 * int(match[1]) / max(int(match[2]), 1)) for match in _SOLVED.finditer(body)]
-    told += [(match.group(), float(match[1])) for match in _RATE.finditer(body)]
-    if told and _NOT_EVALUATED.search(body):
-        yield f"The text says both “{told[0][0]}” and that the policy has not been evaluated."
-    if told and not recorded:
-        yield f"The text says “{told[0][0]}” but the metadata has no success_rate in model-index."
-    if recorded and not told:
-        yield f"The metadata has a success_rate of {recorded[0]} in model-index but the text tells none."
-    for words, rate in told if recorded else ():
+    stated = [(match.group(), 100 * int(match[1]) / max(int(match[2]), 1)) for match in _SOLVED.finditer(body)]
+    stated += [(match.group(), float(match[1])) for match in _RATE.finditer(body)]
+    if stated and _NOT_EVALUATED.search(body):
+        yield f"The text says both “{stated[0][0]}” and that the policy has not been evaluated."
+    if stated and not recorded:
+        yield f"The text says “{stated[0][0]}” but the metadata has no success_rate in model-index."
+    if recorded and not stated:
+        yield f"The metadata has a success_rate of {recorded[0]} in model-index but the text states none."
+    for words, rate in stated if recorded else ():
         if all(abs(rate - 100 * value) > _PERCENT_TOLERANCE for value in recorded):
             values = ", ".join(map(str, recorded))
             yield f"The text says “{words}” but model-index says success_rate {values}."

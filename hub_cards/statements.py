@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Sequence
 
+from ..configuration.contract import ContractEntry
 from . import wording
 from .card_data import CardData, EvaluationSummary
 
@@ -154,8 +157,7 @@ def video(card: CardData) -> str:
 
 def limits(card: CardData) -> list[str]:
     """Return what a user must not expect, beside the card's own `limits`."""
-    vectors = [row for row in (*card.inputs, *card.outputs) if not row.is_camera]
-    ranges_known = all(row.low and row.high for row in card.outputs)
+    vectors = [entry for entry in (*card.inputs, *card.outputs) if not entry.is_camera]
     sentences = []
     if not card.evaluation:
         sentences.append(
@@ -170,14 +172,8 @@ def limits(card: CardData) -> list[str]:
             f"demonstration{'s' if card.dataset.episodes != 1 else ''}{_of_tasks(card.dataset.tasks)}. "
             f"Expect it to fail with other tasks, objects, robots, places or viewpoints."
         )
-    if ranges_known:
-        sentences.append(
-            "It has learned actions inside the training ranges above; `pipeline.outside_training_range` says how "
-            "many were predicted beyond them. They are not the safety limits of your robot: keep those on."
-        )
-    else:
-        sentences.append("The range of its training actions was not recorded: limit speed and workspace on the robot.")
-    without_units = [wording.code(row.name) for row in vectors if row.units is None]
+    sentences += _range_limits(card.outputs)
+    without_units = [wording.code(e.name) for e in vectors if not any(d.unit for d in e.dimensions)]
     if without_units:
         sentences.append(
             f"Units were not recorded for {', '.join(without_units)}: compare your robot's values with the "
@@ -187,6 +183,28 @@ def limits(card: CardData) -> list[str]:
         rate = wording.number(card.control_rate_hz)
         sentences.append(f"It was trained at {rate} Hz: at another rate, the same actions move a robot differently.")
     return [*sentences, *map(wording.one_line, card.limits)]
+
+
+def _range_limits(outputs: Sequence[ContractEntry]) -> list[str]:
+    """Return what the recorded ranges say about the actions that the robot gets."""
+    if any(entry.absolute_range is None for entry in outputs):
+        return ["The range of its training actions was not recorded: limit speed and workspace on the robot."]
+    ranges = [bounds for entry in outputs for bounds in entry.absolute_range]
+    absolute = [bounds for bounds in ranges if math.isfinite(bounds[0])]
+    sentences = []
+    if absolute:
+        which = "actions" if len(absolute) == len(ranges) else "absolute actions"
+        sentences.append(
+            f"It has learned {which} inside the training ranges above; `pipeline.outside_training_range` says how "
+            f"many were predicted beyond them. They are not the safety limits of your robot: keep those on."
+        )
+    if len(absolute) < len(ranges):
+        sentences.append(
+            "Actions that are predicted as differences have no recorded range in the robot's own units: the ranges "
+            "above are those of the differences, and neither `pipeline.outside_training_range` nor `clamp_actions` "
+            "covers them. Limit speed and workspace on the robot."
+        )
+    return sentences
 
 
 def _interval(evaluation: EvaluationSummary) -> str:

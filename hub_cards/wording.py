@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ..configuration.features import FeatureType, NormalizationMode
-from .card_data import CardData, ContractRow
+from ..configuration.contract import ContractEntry
+from ..configuration.features import FeatureType
+from ..configuration.normalization import MODES
+from .card_data import CardData
 
 PLACEHOLDER = "path/to/this/folder"
 
@@ -19,13 +21,6 @@ KINDS = {
     FeatureType.ENV: "state of the surroundings",
     FeatureType.VISUAL: "camera image",
     FeatureType.ACTION: "action",
-}
-NORMALIZATIONS = {
-    NormalizationMode.IDENTITY.value: "none",
-    NormalizationMode.MEAN_STD.value: "to mean 0, standard deviation 1",
-    NormalizationMode.MIN_MAX.value: "training range to [-1, 1]",
-    NormalizationMode.QUANTILES.value: "1st–99th percentile to [-1, 1]",
-    NormalizationMode.QUANTILE10.value: "10th–90th percentile to [-1, 1]",
 }
 
 
@@ -104,39 +99,42 @@ def rates(learning_rate: float | Mapping[str, float]) -> str:
     return number(learning_rate)
 
 
-def size(row: ContractRow) -> str:
+def size(entry: ContractEntry) -> str:
     """Return a feature's size in words."""
-    if row.is_camera:
-        channels, height, width = row.shape
+    if entry.is_camera:
+        channels, height, width = entry.shape
         return f"{height} × {width} pixels, {channels} channel{'s' if channels > 1 else ''}"
-    values = f"{row.width} value{'s' if row.width > 1 else ''}"
-    return values if len(row.shape) == 1 else f"{values} ({' × '.join(map(str, row.shape))})"
+    values = f"{entry.width} value{'s' if entry.width > 1 else ''}"
+    return values if len(entry.shape) == 1 else f"{values} ({' × '.join(map(str, entry.shape))})"
 
 
-def units(row: ContractRow) -> str:
+def units(entry: ContractEntry) -> str:
     """Return a feature's units in words."""
-    if row.is_camera:
-        return row.units or "0–255 (uint8) or 0–1 (float)"
-    if row.units is None:
-        return "not recorded"
-    return row.units if isinstance(row.units, str) else ", ".join(dict.fromkeys(row.units))
+    if entry.is_camera:
+        return "0–255 (uint8) or 0–1 (float)"
+    return ", ".join(dict.fromkeys(dimension.unit or "not recorded" for dimension in entry.dimensions))
 
 
-def dimensions(row: ContractRow) -> list[dict]:
-    """Return one table row per dimension, or none when nothing is known about them."""
-    if row.is_camera or (row.names is None and row.low is None and row.high is None):
+def dimension_table(entry: ContractEntry) -> list[list[str]]:
+    """Return the table of a vector's dimensions, its header first; empty where nothing is known about them."""
+    dimensions = entry.dimensions
+    if not any(d.name or d.low is not None or d.high is not None or d.relative_to for d in dimensions) and (
+        len(entry.parts) < 2
+    ):
         return []
-    per_dimension = not isinstance(row.units, str) and row.units is not None
-    return [
-        {
-            "index": index,
-            "name": row.names[index] if row.names else "not recorded",
-            "unit": row.units[index] if per_dimension else units(row),
-            "low": number(row.low[index]) if row.low else "not recorded",
-            "high": number(row.high[index]) if row.high else "not recorded",
-        }
-        for index in range(row.width)
-    ]
+    table = [["Index", "Name", "Unit", "Lowest in training", "Highest in training"]]
+    for index, d in enumerate(dimensions):
+        ends = ["not recorded" if end is None else number(end) for end in (d.low, d.high)]
+        table.append([str(index), d.name or "not recorded", d.unit or "not recorded", *ends])
+    if len(entry.parts) > 1:
+        table[0].append("Normalised")
+        for row, d in zip(table[1:], dimensions, strict=True):
+            row.append(MODES[d.normalization].words)
+    if entry.is_relative:
+        table[0].append("Predicted as")
+        for row, d in zip(table[1:], dimensions, strict=True):
+            row.append(f"difference to {d.relative_to}" if d.relative_to else "absolute value")
+    return table
 
 
 def python_example(card: CardData) -> str:
@@ -150,15 +148,15 @@ def python_example(card: CardData) -> str:
         "",
         "observation = {  # zeros stand for what your robot measures",
     ]
-    for row in card.inputs:
-        if row.is_camera:
-            channels, height, width = row.shape
+    for entry in card.inputs:
+        if entry.is_camera:
+            channels, height, width = entry.shape
             array = f"np.zeros(({height}, {width}, {channels}), dtype=np.uint8)"
             comment = "height, width, " + ("RGB" if channels == 3 else "channels")
         else:
-            array = f"np.zeros({row.width if len(row.shape) == 1 else row.shape}, dtype=np.float32)"
-            comment = _in_order(row)
-        lines.append(f"    {_literal(row.name)}: {array},  # {comment}")
+            array = f"np.zeros({entry.width if len(entry.shape) == 1 else entry.shape}, dtype=np.float32)"
+            comment = _in_order(entry)
+        lines.append(f"    {_literal(entry.name)}: {array},  # {comment}")
     example = card.instruction if isinstance(card.instruction, str) else "say in words what the robot should do"
     task = f", task={_literal(example)}" if card.instruction else ""
     result = card.outputs[0]
@@ -171,8 +169,9 @@ def _literal(text: str) -> str:
     return json.dumps(one_line(text), ensure_ascii=False)
 
 
-def _in_order(row: ContractRow) -> str:
-    names = ", ".join(map(one_line, row.names or ()))
-    if not names:
-        return f"{size(row)}, in the order of the training data"
-    return names if len(names) <= 60 else f"{size(row)}, in the order of the table above"
+def _in_order(entry: ContractEntry) -> str:
+    names = [dimension.name for dimension in entry.dimensions]
+    if not names or None in names:
+        return f"{size(entry)}, in the order of the training data"
+    listed = ", ".join(map(one_line, names))
+    return listed if len(listed) <= 60 else f"{size(entry)}, in the order of the table above"

@@ -15,8 +15,7 @@ from ..configuration.features import ACTION
 from ..errors import CheckpointError, FeatureShapeError, MissingStatisticsError
 from ..modeling.loading import require_device
 from ..modeling.policy import PolicyModel
-from ..processing.arrays import to_tensor
-from ..processing.language import TASK
+from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
 from .action_sources import ActionQueue, TemporalEnsembler
 
@@ -69,7 +68,7 @@ class PolicyPipeline(Pipeline):
             if coefficient is None
             else TemporalEnsembler(coefficient, config.action_horizon)
         )
-        self._history: list[dict[str, torch.Tensor]] | None = None
+        self._history: list[Observation] | None = None
         self._leading: tuple[int, ...] | None = None
         self._range = _widened(processor.action_range())
         self.clamp_actions = clamp_actions
@@ -161,16 +160,15 @@ class PolicyPipeline(Pipeline):
         self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
     ) -> torch.Tensor:
         """Return the next action in robot units; the same as calling the pipeline."""
-        leading = self._leading_dimensions(observation)
+        leading = self.processor.leading_dimensions(observation)
         if self._leading is not None and leading != self._leading:
             raise FeatureShapeError(
                 "The observation's batch", leading, f"{self._leading}, as in this episode's first; call reset() first"
             )
-        task = observation.get(TASK) if task is None else task  # history keeps features only
         history = None
         if self.model.config.n_obs_steps > 1:
             history = self._history_with(observation)
-            observation = {name: torch.stack([past[name] for past in history], dim=1) for name in history[-1]}
+            observation = Observation.stacked(history)
         if self._actions.needs_chunk:
             self._actions.push(self._predict(observation, task, **sampling))
         # Only now, so that a refused observation leaves no trace.
@@ -186,7 +184,7 @@ class PolicyPipeline(Pipeline):
         Arguments as in `__call__`; observations of policies with history carry it, or are repeated.
         """
         chunk = self._predict(observation, task, **sampling)
-        return chunk if self._leading_dimensions(observation) else chunk[0]
+        return chunk if self.processor.leading_dimensions(observation) else chunk[0]
 
     def prepare(self, observation: Mapping[str, Any], task: str | list[str] | None = None) -> dict[str, Any]:
         """Return the policy's inputs for an observation, on its device and in its type."""
@@ -200,9 +198,10 @@ class PolicyPipeline(Pipeline):
     # --- inside ---------------------------------------------------------------------------------------
 
     def _predict(self, observation: Mapping[str, Any], task: Any, **sampling: Any) -> torch.Tensor:
+        observation = self.processor.read_observation(observation)
         inputs = self.prepare(observation, task)
         chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
-        actions = self.processor.decode_actions(chunk, state=self.processor.raw_state(observation))
+        actions = self.processor.decode_actions(chunk, state=observation.state)
         if self._range is not None:
             low, high = self._range
             self._outside += ((actions < low) | (actions > high)).flatten(0, 1).sum(0)
@@ -227,20 +226,10 @@ class PolicyPipeline(Pipeline):
         dtype = self.model.dtype if value.is_floating_point() else value.dtype
         return value.to(self.device, dtype, non_blocking=True)
 
-    def _leading_dimensions(self, observation: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the dimensions in front of the first feature that is present: () or (b,)."""
-        for name, feature in self.processor.input_features.items():
-            sources = [name, *(old for old, new in self.processor.rename_map.items() if new == name)]
-            for source in sources:
-                if source in observation:
-                    shape = tuple(to_tensor(source, observation[source]).shape)
-                    return shape[: max(0, len(shape) - len(feature.shape))][:1]
-        return ()
-
-    def _history_with(self, observation: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+    def _history_with(self, observation: Mapping[str, Any]) -> list[Observation]:
         """Return the last `n_obs_steps` observations, (b, …) each; the first one is repeated to fill them."""
         # Copied: a simulator may write its next observation into the same array.
-        current = {name: x.clone() for name, x in self.processor.read_observation(observation, steps=1).items()}
+        current = self.processor.read_observation(observation, steps=1).copied()
         steps = self.model.config.n_obs_steps
         return [*self._history[1:], current] if self._history else [current] * steps
 

@@ -18,7 +18,8 @@ from transformers import BatchFeature
 from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE
 from ..configuration.policy import PolicyConfig
 from ..errors import InvalidConfigError, MissingFeatureError
-from .policy import PolicyModel, PolicyOutput
+from .output import PolicyOutput
+from .policy import PolicyModel
 from .registry import register_policy
 
 
@@ -69,7 +70,7 @@ class CustomPolicyConfig(PolicyConfig):
 
 
 class BasePolicyModel(PolicyModel):
-    """Be the base of InternManip's template for custom policies.
+    """Run a policy that follows InternManip's template for custom policies.
 
     Subclasses define `calc_loss(batch)` → scalar and `inference(batch)` → `{"action_pred": (b, h, a)}`. `batch` holds
     normalised tensors under the dataset's names: `observation.state` (b, s), `observation.environment_state`,

@@ -10,6 +10,7 @@ from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, MissingFeatureError
 
 LABELS = ("actions", "action_is_pad", "action_mask")
+
 _MODEL_NAMES = {STATE: "state", ENVIRONMENT_STATE: "environment_state", ACTION: "actions"}
 
 
@@ -49,5 +50,5 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
         if views != len(cameras):
             named = ", ".join(name.removeprefix(IMAGE_PREFIX) for name in cameras)
             raise FeatureShapeError("pixel_values", (views,), f"{len(cameras)} cameras: {named}")
-    kept = (*needed, "pixel_mask", "actions", "action_is_pad", "action_mask")
+    kept = (*needed, "pixel_mask", *LABELS)
     return {name: inputs[name] for name in kept if inputs.get(name) is not None}

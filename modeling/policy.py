@@ -1,50 +1,35 @@
-"""PolicyModel and PolicyOutput: what every policy promises."""
+"""PolicyModel: what every policy promises."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
-from ..checkpoint import Checkpoint
 from ..configuration.policy import PolicyConfig
-from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError
-from .adapters import has_adapter, save_base_record
-from .from_checkpoint import load_policy
+from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownFeatureError
+from .adapters import has_adapter
+from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
-from .loading import discard_index, remove_other_weights
+from .losses import fill_padded, mean_over
+from .output import PolicyOutput
+from .parts import Parts
+from .seam import SHARED_INPUTS, Draws, Features, Labels, PolicyInputs
 from .stages import compile_stages, example_observation
 
-
-@dataclass
-class PolicyOutput(ModelOutput):
-    """Hold what a policy's forward pass returns.
-
-    Args:
-        loss (scalar tensor): the training loss, when labels were given.
-        losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
-        actions (tensor (b, h, a)): predicted, normalised; None where a policy that samples computes its loss, which
-            needs no prediction.
-    """
-
-    loss: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    actions: torch.Tensor | None = None
+NO_DRAWS = Draws()
 
 
-class PolicyModel(PreTrainedModel):
-    """Be a policy: model inputs in, an action chunk or a training loss out.
+class PolicyModel(Parts, Checkpointed, PreTrainedModel):
+    """Map model inputs to an action chunk or a training loss.
 
-    Subclasses set `config_class`, name every input in `forward`'s signature, call `self.post_init()` last in
-    their constructor and register with `@register_policy`.
+    A policy has a `backbone` and an `action_head` (see `seam`), names every input in the signature of its `forward`,
+    packs them and calls the one below. One whose parts cannot be told apart implements `errors` and `sample`.
+    Subclasses set `config_class`, call `self.post_init()` last in their constructor and register with
+    `@register_policy`.
     """
 
     config_class = PolicyConfig
@@ -53,70 +38,87 @@ class PolicyModel(PreTrainedModel):
     accepts_loss_kwargs = False  # forward returns a mean; Trainer must not rescale it
     _supports_sdpa = True
 
-    # Names of the modules that make up the parts that can be tuned apart, under the names of the `tune_*` arguments;
-    # where LoRA layers go in each (ends of module names); and modules that are trained whole if their part has LoRA.
-    parameter_parts: ClassVar[dict[str, tuple[str, ...]]] = {}
-    lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {}
-    modules_to_save: ClassVar[tuple[str, ...]] = ()
-
-    # The methods that sampling consists of, in order, under the name of what each does: what `compile` compiles and
-    # `manipulators benchmark` times. They take and return tensors, or containers of tensors.
-    stages: ClassVar[dict[str, str]] = {"network": "forward"}
-
     is_fused = False  # see `fuse`
-    loaded_from: Checkpoint | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
             reset()
-
-    def freeze_parts(self) -> None:
-        """Mark the parameters that are never trained; called again after loading, which forgets the mark."""
-
-    # --- parts ----------------------------------------------------------------------------------------
-
-    def part_modules(self, part: str) -> dict[str, nn.Module]:
-        """Return the modules of a part that this policy has, by name; a config may leave some out."""
-        found = {}
-        for name in self.parameter_parts.get(part, ()):
-            with suppress(AttributeError):
-                found[name] = self.get_submodule(name)
-        return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
+        if (start := getattr(module, "start_weights", None)) is not None:
+            start(module)
 
     def train(self, mode: bool = True):
-        """Set training mode; a part's modules that are frozen whole stay as they are at inference."""
+        """Set training mode; a part's modules that are frozen whole stay as they are at inference.
+
+        Raises:
+            FusedPolicyError: the policy has been fused.
+        """
         if mode and self.is_fused:
             raise FusedPolicyError(f"A fused {type(self).__name__} is for inference; to train it, load it again.")
-        super().train(mode)
-        if mode:
-            for part in self.parameter_parts:
-                for module in self.part_modules(part).values():
-                    if not any(parameter.requires_grad for parameter in module.parameters()):
-                        module.eval()
-        return self
+        return super().train(mode)
 
     # --- inputs ---------------------------------------------------------------------------------------
 
-    def check_inputs(self, **observation: Any) -> dict[str, Any]:
-        """Return the observation inputs that the config declares.
+    def check_inputs(self, inputs: PolicyInputs) -> PolicyInputs:
+        """Return the inputs that the config declares.
 
         Raises:
             MissingFeatureError, FeatureShapeError: one is absent or of another width.
+            UnknownFeatureError: there is one that no policy has and the config does not name.
         """
-        given = {name: value for name, value in observation.items() if value is not None}
-        return model_inputs(given, self.config)
+        special = [*(inputs.extra or ()), *(["embodiment_id"] if inputs.embodiment_id is not None else [])]
+        unknown = [name for name in special if name not in self.config.other_inputs]
+        if unknown:
+            raise UnknownFeatureError(unknown[0], (*SHARED_INPUTS, *self.config.other_inputs))
+        return PolicyInputs.of(model_inputs(inputs.given(), self.config))
 
-    def check_actions(self, actions: torch.Tensor, action_is_pad: torch.Tensor | None = None) -> None:
-        """Check labels (b, h, a) against horizon and width of the config, and their padding (b, h)."""
+    def check_labels(self, labels: Labels) -> Labels:
+        """Return labels of the config's horizon and width, with what is to count.
+
+        Raises:
+            FeatureShapeError: actions, their padding or their mask have another shape.
+        """
+        actions, is_pad, mask = labels
         horizon, width = self.config.action_horizon, self.config.model_action_dim
         if actions.ndim != 3 or tuple(actions.shape[1:]) != (horizon, width):
             raise FeatureShapeError("actions", tuple(actions.shape), f"(batch, {horizon}, {width})")
-        if action_is_pad is not None and action_is_pad.shape != actions.shape[:2]:
-            raise FeatureShapeError("action_is_pad", tuple(action_is_pad.shape), f"{tuple(actions.shape[:2])}")
+        if is_pad is not None and is_pad.shape != actions.shape[:2]:
+            raise FeatureShapeError("action_is_pad", tuple(is_pad.shape), f"{tuple(actions.shape[:2])}")
+        if mask is not None and mask.shape != actions.shape:
+            raise FeatureShapeError("action_mask", tuple(mask.shape), f"{tuple(actions.shape)}")
+        if mask is None and self.config.output_features and self.config.robot_action_dim < width:
+            mask = torch.arange(width, device=actions.device) < self.config.robot_action_dim
+        if is_pad is not None and self.config.loss_over == "real":
+            actions = fill_padded(actions, is_pad)
+        return Labels(actions, is_pad, mask)
 
-    # --- prediction -----------------------------------------------------------------------------------
+    # --- forward and prediction -----------------------------------------------------------------------
+
+    def forward(
+        self, inputs: PolicyInputs, labels: Labels, draws: Draws = NO_DRAWS, return_loss: bool = True
+    ) -> PolicyOutput:
+        """Return the training loss for labels; without them (or with `return_loss=False`) actions.
+
+        Args:
+            inputs: the observation.
+            labels: what is to be learned; none where its `actions` are None.
+            draws: the random numbers.
+            return_loss: leave out the loss when False.
+
+        Returns:
+            `PolicyOutput` with `loss` and `losses`, or with `actions` (b, h, a), normalised and padded.
+        """
+        inputs = self.check_inputs(inputs)
+        if labels.actions is not None:
+            labels = self.check_labels(labels)
+        if labels.actions is None or not return_loss:
+            return PolicyOutput(actions=self.sample(inputs, draws).to(self.dtype))
+        losses, predicted = self.losses(inputs, labels, draws)
+        weights = self.config.loss_weights
+        loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+        losses = {name: value.detach() for name, value in losses.items()}
+        return PolicyOutput(loss=loss, losses=losses, actions=predicted)
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -127,13 +129,43 @@ class PolicyModel(PreTrainedModel):
         num_steps: int | None = None,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Return the normalised action chunk (b, h, a) from the current step on; labels among inputs are ignored.
+        """Return the normalised actions to execute (b, h, a), from the current step on.
 
-        Policies that sample override this. The default suits those that decode deterministically: `noise`,
-        `generator` and `num_steps` have nothing to change.
+        Args:
+            noise: (b, h, a) to start from, over the whole horizon; drawn when None. A policy that decodes without
+                chance has no use for it, nor for what follows.
+            generator: of the draws.
+            num_steps: of sampling; by default the config's.
+            inputs: as in `forward`, labels among them are ignored; for samplers that draw at every step `step_noise`.
         """
+        draws = Draws(noise, step_noise=inputs.pop("step_noise", None), generator=generator, num_steps=num_steps)
         observation = {name: value for name, value in inputs.items() if name not in LABELS}
-        return self(**observation).actions
+        if not self._components() and type(self).sample is PolicyModel.sample:
+            return self(**observation).actions  # a policy that writes its own forward
+        actions = self.sample(self.check_inputs(PolicyInputs.of(observation)), draws)
+        return actions[:, self.config.executed_steps].to(self.dtype)
+
+    def encode(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> Features:
+        """Return the backbone's features of an observation."""
+        names = getattr(self.backbone, "draws", ())
+        return self.backbone.encode(inputs, **{name: getattr(draws, name) for name in names})
+
+    def errors(self, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws = NO_DRAWS) -> dict[str, torch.Tensor]:
+        """Return the named errors of a training pass, (b, h, a) each and unreduced."""
+        return self.action_head.errors(self.encode(inputs, draws), inputs, actions, draws)
+
+    def losses(
+        self, inputs: PolicyInputs, labels: Labels, draws: Draws
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Return the named losses of a training pass, unweighted, and predicted actions where they cost nothing."""
+        errors = self.errors(inputs, labels.actions, draws)
+        over = self.config.loss_over
+        reduced = {n: mean_over(e, labels.action_is_pad, labels.action_mask, over) for n, e in errors.items()}
+        return reduced, None
+
+    def sample(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> torch.Tensor:
+        """Return actions (b, h, a) over the whole horizon, normalised and padded."""
+        return self.action_head.sample(self.encode(inputs, draws), inputs, draws)
 
     # --- speed ----------------------------------------------------------------------------------------
 
@@ -194,58 +226,7 @@ class PolicyModel(PreTrainedModel):
     def _fuse(self) -> None:
         """Replace layers by fused ones; a policy that has some to join overrides this."""
 
-    # --- loading and saving ---------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args,
-        allow_partial: bool = False,
-        base: str | os.PathLike | PolicyModel | None = None,
-        **kwargs,
-    ):
-        """Load a policy from a folder or Hub id, in our format or another project's; every weight must fit.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
-                `state_dict=`.
-            allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
-            base: where the base of an adapter is now, or the loaded base; by default where it was when the adapter
-                was trained.
-            kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
-                read from safetensors only.
-
-        Raises:
-            WeightsMismatchError: weights are missing, unexpected or of another shape.
-            MissingFileError, CorruptFileError, ConflictingWeightsError: there is no single readable set of weights.
-            BaseMismatchError: an adapter's base is not the one it was trained on.
-        """
-        kwargs |= {"allow_partial": allow_partial, "base": base}
-        return load_policy(cls, pretrained_model_name_or_path, *args, **kwargs)
-
-    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
-
-        Weights that the folder held before are replaced: it holds one set.
-        """
-        is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
-        if is_main:
-            discard_index(Path(save_directory), variant)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if not is_main:
-            return
-        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
-        narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
-        if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
-            self.config.dtype = narrowest
-            self.config.save_pretrained(save_directory)
-        if has_adapter(self):
-            save_base_record(self, save_directory)
-        remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
+    # --- publishing -----------------------------------------------------------------------------------
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.

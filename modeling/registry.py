@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from ..configuration.policy import PolicyConfig
 from ..errors import InvalidConfigError, UnknownPolicyError, nearest
+from ..plugins import load_entry_points
 
 if TYPE_CHECKING:
     from .policy import PolicyModel
@@ -58,6 +59,7 @@ def policy_class(model_type: str) -> type[PolicyModel]:
     Raises:
         UnknownPolicyError: none is registered.
     """
+    load_entry_points()
     if model_type not in _POLICIES:
         raise UnknownPolicyError(f"No policy has the model type {model_type!r}. {nearest(model_type, _POLICIES)}")
     return _POLICIES[model_type]

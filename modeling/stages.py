@@ -14,7 +14,7 @@ from .inputs import LABELS
 
 
 class CompiledStage:
-    """Replace a module's method by its compiled self, for fixed shapes and as one graph.
+    """Take the place of a module's method, compiled for fixed shapes and as one graph.
 
     Args:
         owner: the module.
@@ -36,7 +36,7 @@ class CompiledStage:
 
 
 class PredictionByStages:
-    """Replace `predict_action_chunk` of a policy with compiled stages.
+    """Take the place of a policy's `predict_action_chunk`, whose stages are compiled.
 
     CUDA graphs (`mode="reduce-overhead"`) reuse the memory of their results. The beginning of a chunk is marked, so
     that stages can read each other's results until then, and the chunk itself is copied.

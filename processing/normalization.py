@@ -1,90 +1,184 @@
-"""Normalization: one invertible map per feature, between robot units and what the network sees."""
+"""Normalizer: one map per feature between robot units and what the network sees, by the table of modes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from ..configuration.features import NormalizationMode, PolicyFeature
-from ..errors import MissingStatisticsError
+from ..configuration.normalization import MODES, STATISTICS, Mode, Part, short_name
+from ..errors import InvalidConfigError, MissingStatisticsError
+from .arrays import to_tensor
 
 
 class Normalizer:
-    """Map one feature between raw and normalised values.
+    """Map a feature between raw and normalised values, part by part; a feature without parts is one part.
 
-    `MEAN_STD`: (x − mean) / (std + ε), back y·std + mean. The range modes: 2(x − low) / (high − low) − 1, back
-    (y + 1) / 2 · (high − low) + low. Source: LeRobot's normalizer, so that its checkpoints give equal numbers.
-
-    A dimension that did not move in training (spread ≤ ε) is only shifted, never divided by its spread; on the
-    way back it takes its recorded value whatever the network says.
+    What each mode does is in `configuration.normalization.MODES`. LeRobot's checkpoints give equal numbers by its
+    modes of whole features, NVIDIA's by its modes of parts.
 
     Args:
         name: the feature's dataset name, for messages.
-        feature: its type and shape.
-        mode: how to normalise.
-        statistics: `{"mean": …, "std": …}` etc., each of the feature's width; images one value per channel.
-        eps: ε.
+        parts: in the order in which they stand in the feature.
+        statistics: `{"mean": …, "std": …}` etc. of the whole feature; of a camera one value per channel.
+        eps: ε of the modes that add one: a dimension with a spread up to ε did not move.
+        trailing: dimensions that follow the normalised one: 2 of a camera, (c, h, w).
 
     Raises:
-        MissingStatisticsError: the statistics that `mode` needs are absent, not finite or of another width.
+        MissingStatisticsError: statistics that a mode needs are absent, impossible or of another width.
     """
 
     def __init__(
-        self,
-        name: str,
-        feature: PolicyFeature,
-        mode: NormalizationMode,
-        statistics: Mapping | None,
-        eps: float = 1e-8,
+        self, name: str, parts: Sequence[Part], statistics: Mapping | None, eps: float = 1e-8, trailing: int = 0
     ):
-        self.mode = mode
-        if mode is NormalizationMode.IDENTITY:
-            return
-        first, second = (_statistic(name, feature, mode, statistics, which) for which in mode.statistics)
-        self.offset = first
-        self.spread = second if mode is NormalizationMode.MEAN_STD else second - first
-        if (self.spread < 0).any():
-            low, high = mode.statistics
-            raise MissingStatisticsError(
-                f"The statistics of {name} are impossible: "
-                + ("std is negative." if low == "mean" else f"{high} lies below {low}.")
-            )
-        padded = self.spread + eps if mode is NormalizationMode.MEAN_STD else self.spread
-        self.divisor = torch.where(self.spread <= eps, 1.0, padded)
+        self.parts = list(parts)
+        self._dim = -1 - trailing
+        width = sum(part.width for part in parts)
+        self._maps: list[_PartMap] = []
+        start = 0
+        for part in self.parts:
+            mode = MODES[part.mode]
+            whole = [_statistic(name, part, width, statistics or {}, which) for which in mode.statistics]
+            values = [x[start : start + part.width].reshape(-1, *[1] * trailing) for x in whole]
+            if mode.form in ("spread", "ends"):
+                _check_order(name, part, *values)
+            self._maps.append(_PartMap(mode, values, eps if mode.constant == "shift" else 0.0, self._dim))
+            start += part.width
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """Return network values for raw ones; the last dimension (images: the last three) is the feature."""
-        if self.mode is NormalizationMode.IDENTITY:
-            return x
-        y = (x - self.offset.to(x.device)) / self.divisor.to(x.device)
-        return y if self.mode is NormalizationMode.MEAN_STD else 2 * y - 1
+        """Return network values (…, model width) for raw ones (…, width)."""
+        if len(self.parts) == 1:
+            return self._maps[0].normalize(x)
+        pieces = x.split([part.width for part in self.parts], dim=self._dim)
+        return torch.cat([m.normalize(piece) for m, piece in zip(self._maps, pieces, strict=True)], dim=self._dim)
 
     def unnormalize(self, y: torch.Tensor) -> torch.Tensor:
-        """Return raw values for network ones: the inverse of `normalize`."""
-        if self.mode is NormalizationMode.IDENTITY:
+        """Return raw values (…, width) for network ones: the inverse of `normalize` where there is one."""
+        if len(self.parts) == 1:
+            return self._maps[0].unnormalize(y)
+        pieces = y.split([part.model_width for part in self.parts], dim=self._dim)
+        return torch.cat([m.unnormalize(piece) for m, piece in zip(self._maps, pieces, strict=True)], dim=self._dim)
+
+
+class _Line(NamedTuple):
+    """The affine modes are one line per dimension: y = (x − offset) / divisor, back y · spread + offset."""
+
+    offset: torch.Tensor
+    spread: torch.Tensor
+    divisor: torch.Tensor
+    constant: torch.Tensor  # which dimensions did not move
+
+
+class _PartMap:
+    """Map one part."""
+
+    def __init__(self, mode: Mode, values: Sequence[torch.Tensor], eps: float, dim: int):
+        self.mode, self._values, self._eps, self._dim = mode, values, eps, dim
+        self._lines: dict[tuple[torch.dtype, torch.device], _Line] = {}
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        form = self.mode.form
+        if form == "identity":
+            return x
+        if form == "threshold":
+            return (x > 0.5).to(x.dtype)
+        if form == "sin_cos":
+            return torch.cat([x.sin(), x.cos()], dim=self._dim)
+        line = self._line(x)
+        y = (x - line.offset) / line.divisor
+        if form == "ends":
+            y = 2 * y - 1
+        if self.mode.constant != "shift":
+            y = torch.where(line.constant, 0.0 if self.mode.constant == "zero" else x, y)
+        return y.clamp(-1, 1) if self.mode.clip else y
+
+    def unnormalize(self, y: torch.Tensor) -> torch.Tensor:
+        form = self.mode.form
+        if form == "identity":
             return y
-        fraction = y if self.mode is NormalizationMode.MEAN_STD else (y + 1) / 2
-        return fraction * self.spread.to(y.device) + self.offset.to(y.device)
+        if form == "threshold":
+            return (y > 0.5).to(y.dtype)
+        if form == "sin_cos":
+            raise InvalidConfigError("Sines and cosines have no inverse here: only states are normalised by sin_cos.")
+        line = self._line(y)
+        fraction = (y + 1) / 2 if form == "ends" else y
+        return fraction * line.spread + line.offset
+
+    def _line(self, like: torch.Tensor) -> _Line:
+        """Return offset and spread in the type and on the device of a tensor."""
+        key = (like.dtype, like.device)
+        if key not in self._lines:
+            first, second = (value.to(like) for value in self._values)
+            spread = second if self.mode.form == "spread" else second - first
+            if self.mode.form == "magnitude":
+                first, spread = torch.zeros_like(first), torch.maximum(first.abs(), second.abs())
+            constant = spread <= self._eps
+            padded = spread + self._eps if self.mode.form == "spread" else spread
+            self._lines[key] = _Line(first, spread, torch.where(constant, 1.0, padded), constant)
+        return self._lines[key]
 
 
-def _statistic(
-    name: str, feature: PolicyFeature, mode: NormalizationMode, statistics: Mapping | None, which: str
-) -> torch.Tensor:
-    if not statistics or which not in statistics:
-        has = f"has only {', '.join(sorted(statistics))}" if statistics else "is absent from the statistics"
+def _statistic(name: str, part: Part, width: int, statistics: Mapping, which: str) -> torch.Tensor:
+    """Return a statistic of a whole feature, checked."""
+    if which not in statistics:
+        whole = part.name == short_name(name)
+        subject = name if whole else f"Part {part.name!r} of {name}"
+        by_part = "" if whole else f" or by part: {{{name!r}: {{{part.name!r}: {{{which!r}: [...], …}}, …}}}}"
+        identity = "normalization_mapping's IDENTITY" if part.mode.isupper() else "mode 'identity'"
         raise MissingStatisticsError(
-            f"{name} is normalised with {mode.value}, which needs {' and '.join(mode.statistics)}; it {has}. "
-            f"Pass statistics={{{name!r}: {{{which!r}: [...], …}}}} (a dataset's: LeRobotDataset(...).statistics), "
-            f"or choose normalization_mapping={{{feature.type.value!r}: 'IDENTITY'}}."
+            f"{subject} is normalised with {part.mode}, which needs {' and '.join(MODES[part.mode].statistics)}; the "
+            f"statistics of {name} have: {', '.join(sorted(statistics)) or 'nothing'}. "
+            f"Pass statistics={{{name!r}: {{{which!r}: [...], …}}}} (a dataset's: LeRobotDataset(...).statistics)"
+            f"{by_part}, or choose {identity}."
         )
-    value = torch.as_tensor(statistics[which], dtype=torch.float32)
-    channels = feature.shape[0]
-    if value.numel() != channels:
+    value = to_tensor(f"{which} of {name}", statistics[which]).to(torch.float64)
+    if value.numel() != width:
         raise MissingStatisticsError(
-            f"The {which} of {name} has {value.numel()} values (shape {tuple(value.shape)}); "
-            f"the feature has {channels}: shape {feature.shape}."
+            f"The {which} of {name} has {value.numel()} values (shape {tuple(value.shape)}); the feature has {width}."
         )
     if not torch.isfinite(value).all():
         raise MissingStatisticsError(f"The {which} of {name} is not finite: {value.flatten().tolist()}.")
-    return value.reshape(channels, *[1] * (len(feature.shape) - 1))
+    return value.flatten()
+
+
+def _check_order(name: str, part: Part, first: torch.Tensor, second: torch.Tensor) -> None:
+    low, high = MODES[part.mode].statistics
+    spread = second if MODES[part.mode].form == "spread" else second - first
+    if (spread < 0).any():
+        problem = "std is negative" if low == "mean" else f"{high} lies below {low}"
+        raise MissingStatisticsError(f"The statistics of {part.name!r} in {name} are impossible: {problem}.")
+
+
+def whole_statistics(feature: str, parts: Sequence[Part], statistics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the statistics of a whole feature, however they come; None where there are none.
+
+    They may be of the feature (a dataset's), or of its parts: `{"observation.state": {"arm": {"min": …}}}`, or under
+    NVIDIA's names `{"state": {"arm": …}}` and `{"state.arm": …}`.
+
+    Raises:
+        MissingStatisticsError: a part has none, or of another width.
+    """
+    short = short_name(feature)
+    given = statistics.get(feature, statistics.get(short))
+    if given is None:
+        given = {p.name: statistics[f"{short}.{p.name}"] for p in parts if f"{short}.{p.name}" in statistics}
+    if not isinstance(given, Mapping) or not any(isinstance(value, Mapping) for value in given.values()):
+        return given or None
+    lacking = [part.name for part in parts if part.name not in given]
+    if lacking:
+        raise MissingStatisticsError(
+            f"The statistics of {feature} are by part, and {', '.join(lacking)} has none; there are: "
+            f"{', '.join(given)}."
+        )
+    joined = {}
+    for which in STATISTICS:
+        if all(which in given[part.name] for part in parts):
+            values = [to_tensor(f"{which} of {part.name}", given[part.name][which]).flatten() for part in parts]
+            for part, value in zip(parts, values, strict=True):
+                if len(value) != part.width:
+                    raise MissingStatisticsError(
+                        f"The {which} of {part.name!r} in {feature} has {len(value)} values, not {part.width}."
+                    )
+            joined[which] = torch.cat([value.to(torch.float64) for value in values])
+    return joined

@@ -15,7 +15,7 @@ def test_no_tokenizer_is_asked_for():
 
 
 def test_a_tokenizer_that_cannot_be_had(tmp_path):
-    with pytest.raises(MissingTokenizerError, match="cannot be had") as caught:
+    with pytest.raises(MissingTokenizerError, match="cannot be loaded") as caught:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
 

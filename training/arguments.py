@@ -20,9 +20,9 @@ class PolicyTrainingArguments(TrainingArguments):
     Args:
         learning_rate_visual (`float`, *optional*): learning rate of the vision backbone; by default
             `learning_rate`.
-        tune_llm, tune_visual, tune_projector, tune_diffusion_model (`bool` or `"lora"`, *optional*): what happens to a
-            part of the policy: False freezes it, True trains it, "lora" trains low-rank layers in it; by default it is
-            as the policy's config says.
+        tune_llm, tune_visual, tune_projector, tune_diffusion_model (`bool` or `"lora"`, *optional*): how a part
+            of the policy is trained: False freezes it, True trains it, "lora" trains low-rank layers in it; by default
+            the policy's config decides.
         lora_rank, lora_alpha, lora_dropout, use_dora: of the low-rank layers, as in peft's `LoraConfig`.
         ema_decay (`float`, *optional*): average the weights over the steps, keeping at most this share of the average
             at each, such as 0.9999. Evaluation uses the average, and it is what a finished run publishes.
@@ -55,9 +55,9 @@ class PolicyTrainingArguments(TrainingArguments):
     ema_inv_gamma: float = field(default=1.0, metadata={"help": "Steps in which the average's warm-up begins."})
     ema_update_after_step: int = field(default=0, metadata={"help": "Steps whose weights are not averaged."})
 
-    # The processor's output is exactly what a policy's forward names; there is nothing to remove.
+    # The processor returns exactly the inputs that a policy's forward names.
     remove_unused_columns: bool = False
-    # A loss that is not finite ends the run, instead of being left out of the mean that is shown.
+    # A loss that is not finite ends the run; transformers would leave it out of the logged mean.
     logging_nan_inf_filter: bool = False
     logging_steps: float = 50
     save_strategy: str = "no"
@@ -77,7 +77,7 @@ class PolicyTrainingArguments(TrainingArguments):
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InvalidConfigError(
-                f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None averages not."
+                f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None disables averaging."
             )
         for name in ("ema_power", "ema_inv_gamma"):
             if getattr(self, name) <= 0:
@@ -87,12 +87,12 @@ class PolicyTrainingArguments(TrainingArguments):
 
     @property
     def tuning(self) -> dict[str, bool | str | None]:
-        """What happens to each part of the policy."""
+        """How each part of the policy is trained."""
         return {part: getattr(self, part) for part in PARTS}
 
     @property
     def lora_options(self) -> dict[str, Any]:
-        """What peft's `LoraConfig` takes."""
+        """The arguments of peft's `LoraConfig`."""
         return {
             "r": self.lora_rank,
             "lora_alpha": self.lora_alpha,
@@ -102,7 +102,7 @@ class PolicyTrainingArguments(TrainingArguments):
 
     @property
     def ema_options(self) -> dict[str, float]:
-        """What `WeightAverage` takes."""
+        """The arguments of `WeightAverage`."""
         return {
             "decay": self.ema_decay,
             "power": self.ema_power,

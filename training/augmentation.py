@@ -1,4 +1,4 @@
-"""Image augmentation: pictures of the training batches moved and recoloured at random.
+"""Image augmentation: random shifts and colours for the pictures of training batches.
 
 Shapes: b batch, t observation history, c channels, h height, w width.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import InvalidRecipeError
+from ..errors import InvalidConfigError
 
 # Weights of red, green and blue in perceived brightness (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
@@ -19,10 +19,9 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Say how pictures vary in training; everything is off by default.
+    """Vary the pictures of training batches at random; every variation is off by default.
 
-    One draw is made per sample and camera; all frames of an observation history share it, so that motion stays
-    what it was.
+    One draw is made per sample and camera. The frames of an observation history share it, which preserves motion.
 
     Args:
         shift (`int`, *optional*, defaults to 0): move by up to so many pixels along each axis, uncovered pixels
@@ -32,7 +31,7 @@ class Augmentation:
         saturation (`float`, *optional*, defaults to 0): the same, of the distance to each pixel's grey.
 
     Raises:
-        InvalidRecipeError: a negative shift, or a factor range that leaves 0 to 2.
+        InvalidConfigError: a negative shift, or a brightness, contrast or saturation outside [0, 1].
 
     Source: shifts as in DrQ (Yarats et al. 2021, arXiv 2004.13649), colours as in torchvision's `ColorJitter`.
     """
@@ -44,10 +43,10 @@ class Augmentation:
 
     def __post_init__(self):
         if self.shift < 0:
-            raise InvalidRecipeError(f"augmentation: shift={self.shift} must be a number of pixels, at least 0.")
+            raise InvalidConfigError(f"shift={self.shift} must be a number of pixels, at least 0.")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InvalidRecipeError(f"augmentation: {name}={getattr(self, name)} must lie in [0, 1].")
+                raise InvalidConfigError(f"{name}={getattr(self, name)} must lie in [0, 1].")
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Return one camera's pictures (b, c, h, w) or (b, t, c, h, w), varied; dtype and range stay.
@@ -70,10 +69,10 @@ class Augmentation:
 
 
 def draws_for(images: torch.Tensor, seed: int) -> torch.Generator:
-    """Return the random numbers that belong to a batch: they follow from a seed and from its pictures alone.
+    """Return a generator that is determined by a seed and the pictures of a batch.
 
-    So they are the same in whichever process the batch is put together, however many were before it, and in a run
-    that was resumed; and others in the next epoch, which puts its batches together in another way.
+    A batch is therefore augmented in the same way in every worker process and in a resumed run. The next epoch
+    shuffles the samples into other batches and gets other draws.
     """
     content = zlib.crc32(np.ascontiguousarray(images.numpy()))
     return torch.Generator().manual_seed((seed + content) % 2**63)
@@ -97,7 +96,7 @@ def jitter_colors(
     """Multiply brightness, contrast and saturation of RGB pictures (b, …, 3, h, w), in this order.
 
     Args:
-        images: uint8, or float in [0, 1]; what leaves the range is cut off.
+        images: uint8, or float in [0, 1]; values outside the range are clipped.
         brightness, contrast, saturation: factors (b,); 1 changes nothing, 0 gives black, one grey, no colour.
     """
 

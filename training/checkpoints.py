@@ -1,4 +1,4 @@
-"""Trainer checkpoints: which are kept, which tensors one must hold, and how far the run was."""
+"""Trainer checkpoints: which are deleted, which weights fit the model, and the progress of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
 def surplus_checkpoints(
     run: str | os.PathLike, limit: int | None, best: str | None, keep_last: bool = True
 ) -> list[Path]:
-    """Return the checkpoints of a run beyond `limit`, oldest first; the best stays, and with `keep_last` the last."""
+    """Return the checkpoints beyond `limit`, oldest first; never the best one, nor with `keep_last` the last."""
     checkpoints = [Path(path) for path in sort_checkpoints(str(run))]
     if not limit or limit < 0:
         return []
@@ -34,14 +34,14 @@ def surplus_checkpoints(
 
 
 def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -> None:
-    """Compare a checkpoint's tensors with the model's: transformers resumes from half of them without a word.
+    """Check that a checkpoint holds exactly the tensors of the model; transformers would accept a part of them.
 
     Raises:
-        MissingFileError, CorruptFileError, WeightsMismatchError: there are none, or they are not the model's.
+        MissingFileError, CorruptFileError, WeightsMismatchError: the checkpoint has none, or others than the model.
     """
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if isinstance(model, PeftModel):
-        return  # wrapped by the caller, whose adapter peft compares and loads
+        return  # the caller wrapped it, and peft itself compares the adapter's tensors
     if not paths:
         held = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
         raise MissingFileError(
@@ -51,7 +51,7 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
 
 
 def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
-    """Write the sums of the losses since the last log, and where in the run that is, as plain values."""
+    """Write the sums of the losses since the last log, and the position in the run as plain values."""
     tensors = {name: value.detach().cpu().clone() for name, value in losses.items()}
     save_file(tensors, Path(folder, PROGRESS_FILE), metadata={"format": "pt", "progress": json.dumps(progress)})
 

@@ -1,4 +1,4 @@
-"""PolicyCollator: dataset samples to one batch of model inputs, processed once for the whole batch."""
+"""PolicyCollator: dataset samples → one batch of model inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class PolicyCollator:
 
     Args:
         processor: the policy's.
-        augmentation: how pictures vary; for training batches only. The draws depend on torch's seed at construction.
+        augmentation: variation of the pictures, for training batches only. The draws depend on torch's seed when the
+            collator is built.
     """
 
     def __init__(self, processor: PolicyProcessor, augmentation: Augmentation | None = None):
@@ -44,7 +45,7 @@ class PolicyCollator:
         return dict(self.processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))
 
     def _augment(self, observation: dict[str, torch.Tensor]) -> None:
-        """Vary the pictures of a batch in place of the recorded ones."""
+        """Replace the pictures of a batch by varied ones."""
         features = {name: self.processor.input_features[name] for name in observation}
         cameras = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
         generator = draws_for(observation[cameras[0]], self.seed) if cameras else None

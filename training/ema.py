@@ -1,4 +1,4 @@
-"""WeightAverage: the exponential moving average of a policy's weights, which acts better than the last weights do."""
+"""WeightAverage: an exponential moving average of a policy's weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from .checkpoints import EMA_FILE
 class WeightAverage:
     """Average a module's trainable parameters over the steps of training, in float32.
 
-    Update t = 0, 1, … keeps 1 − (1 + t / inv_gamma)^(−power) of the average, at most `decay`: the first one takes the
-    weights as they are, later ones look further and further back. Buffers and frozen parameters are not averaged: they
-    are the module's own.
+    Update t = 0, 1, … keeps 1 − (1 + t / inv_gamma)^(−power) of the average, at most `decay`: the first one copies
+    the weights, later ones keep more of the average. Buffers and frozen parameters are not averaged.
 
     Args:
-        module: whose parameters are trained.
+        module: the module whose trainable parameters are averaged.
         decay: the largest share of the average that an update keeps, in [0, 1).
-        power, inv_gamma: how fast the share grows.
-        update_after_step: updates before that only take the weights as they are.
+        power, inv_gamma: the growth of the share, as in the formula.
+        update_after_step: updates before this one only copy the weights.
 
     Source: Chi et al. 2023 (arXiv 2303.04137), with power 0.75, decay 0.9999; the arithmetic is diffusers' `EMAModel`.
     """
@@ -66,16 +65,16 @@ class WeightAverage:
         return self._average.optimization_step
 
     def update(self) -> None:
-        """Take in the weights of another step."""
+        """Update the average with the current weights."""
         self._average.step(self._weights.values())
 
     def copy_to_weights(self) -> None:
-        """Give the parameters the average's values, in their own type."""
+        """Copy the average into the parameters, in their own dtype."""
         self._average.copy_to(self._weights.values())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the module compute with the average inside the block; its own weights come back, whatever happens."""
+        """Give the module the averaged weights inside the block, and its own weights back afterwards."""
         if self._is_applied:  # by a block around this one
             yield
             return
@@ -94,16 +93,16 @@ class WeightAverage:
         save_file(tensors, Path(folder, EMA_FILE), metadata={"format": "pt", "updates": str(self.updates)})
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Go on from a checkpoint's average.
+        """Load the average of a checkpoint.
 
         Raises:
-            MissingFileError, CorruptFileError, WeightsMismatchError: it has none, or not of these parameters.
+            MissingFileError, CorruptFileError, WeightsMismatchError: it has none, or one of other parameters.
         """
         path = Path(folder, EMA_FILE)
         if not path.is_file():
             raise MissingFileError(
-                f"{folder} holds no {EMA_FILE}: that run did not average its weights. Resume without ema_decay, or "
-                f"start a new run with it."
+                f"{folder} holds no {EMA_FILE}, because its run did not average weights. Resume without "
+                f"ema_decay, or start a new run with it."
             )
         require_same_tensors(path, read_shapes([path]), self._weights)
         try:

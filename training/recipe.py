@@ -1,4 +1,4 @@
-"""Recipes: what a training run is, as a short YAML file in which every value has the type of its field."""
+"""Recipes: a training run as a short YAML file, in which every value is read as the type of its field."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import yaml
 
 from .. import auto  # noqa: F401  (registers the policies that a recipe can name)
 from ..configuration.typed_values import read_as
-from ..errors import InvalidRecipeError, nearest
+from ..errors import InvalidConfigError, InvalidRecipeError, nearest
 from ..modeling import registry
+from ..plugins import load_plugins
 from .augmentation import Augmentation
 
 
 @dataclass
 class Recording:
-    """Say what to record when the dataset does not exist yet.
+    """Describe how a dataset that does not exist yet is recorded.
 
     Args:
-        environment: `<family>/<task>`, whose scripted expert demonstrates; several for several instructions.
-        episodes: successful ones, of each environment.
-        seed: of the first; the others follow.
+        environment: `<family>/<task>` with a scripted expert; several for several instructions.
+        episodes: number of successful episodes of each environment.
+        seed: seed of the first episode; the others follow.
     """
 
     environment: str | list[str]
@@ -41,12 +42,12 @@ class Recording:
 
 @dataclass
 class DataSection:
-    """Name the demonstrations.
+    """Describe the demonstrations.
 
     Args:
         dataset: LeRobot dataset, a folder or Hub id.
-        record: how to make it when the folder does not exist.
-        episodes: which of its episodes to use; all by default.
+        record: how the folder is recorded when it does not exist.
+        episodes: the episodes to use; all by default.
     """
 
     dataset: str
@@ -56,7 +57,7 @@ class DataSection:
 
 @dataclass
 class Variation:
-    """Say how a further evaluation differs from the first.
+    """Describe a further evaluation by its differences from the first.
 
     Args:
         environment: another one; by default the same.
@@ -69,16 +70,16 @@ class Variation:
 
 @dataclass
 class EvaluationSection:
-    """Say where the trained policy is tried.
+    """Describe the closed-loop evaluation of the trained policy.
 
     Args:
         environment: `<family>/<task>`.
-        episodes: how many.
-        seed: of the first; keep them away from the demonstrations'.
+        episodes: number of episodes.
+        seed: seed of the first episode; keep the seeds apart from those of the demonstrations.
         num_envs: environments that step together.
-        horizon: steps after which an episode fails; the environment's own by default.
-        video: film the first episodes, where something draws; the card says why when nothing does.
-        further: evaluations beside this one, over the same seeds.
+        horizon: steps after which an episode has failed; the environment's own by default.
+        video: film the first episodes; without a renderer the card says why there is no video.
+        further: more evaluations, over the same seeds.
     """
 
     environment: str
@@ -103,18 +104,19 @@ class Recipe:
         policy: model type, such as `act_policy`.
         data: the demonstrations.
         base: checkpoint to start from, a folder or Hub id, in our format or another project's; fresh weights without.
-        dtype: of the weights, such as `bfloat16`; by default the base's.
-        output: folder of the checkpoint; it must not exist.
+        dtype: dtype of the base's weights, such as `bfloat16`; by default as saved.
+        output: folder of the checkpoint; it must not exist, or be empty.
         inputs: observation features the policy uses; all of the dataset's by default.
-        tokenizer: of policies that read instructions, a folder or Hub id; `words` makes one of the words in the
-            dataset's instructions. By default the one that the config names.
+        tokenizer: for policies that read instructions, a folder or Hub id; `words` builds one from the words of the
+            dataset's instructions. By default the config names it.
         relative_actions: predict differences to the current state: true for the dimensions that the state has by the
             same name, or per action dimension the state dimension it is relative to, null where it is absolute.
         config: fields of the policy's config.
         training: arguments of `PolicyTrainingArguments`.
-        augmentation: how the pictures of training batches vary; not at all by default.
-        evaluation: where the policy is tried; not at all when absent.
-        name: of the file, for the card.
+        augmentation: variation of the pictures of training batches; none by default.
+        evaluation: closed-loop evaluation after the training; none by default.
+        plugins: modules that register policies or simulators, imported first.
+        name: name of the file, for the card.
     """
 
     policy: str
@@ -129,6 +131,7 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
     evaluation: EvaluationSection | None = None
+    plugins: list[str] = field(default_factory=list)
     name: str = "recipe"
 
 
@@ -161,7 +164,7 @@ def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] 
         _set(content, key.split("."), text)
     overridden = [key for key, _ in overrides]
     if "data.dataset" in overridden and not any(key.startswith("data.record") for key in overridden):
-        content["data"].pop("record", None)  # another dataset is meant to exist, not to be recorded
+        content["data"].pop("record", None)  # a dataset named on the command line exists already
     content.setdefault("name", path.name.removesuffix(".yaml"))
     return _build_recipe(content, str(source))
 
@@ -176,7 +179,7 @@ def _set(content: dict, keys: list[str], text: str) -> None:
         content = content[key]
         if not isinstance(content, dict):
             raise InvalidRecipeError(f"--{'.'.join(keys)}: {key!r} is a single value, it has no fields.")
-    # A field's own text is read as its type; inside a field's mapping there are no types, so YAML decides.
+    # The text of a field is read as the field's type; values nested in a mapping have none, so YAML decides.
     content[keys[-1]] = text if len(keys) <= 2 or "record" in keys else _yaml(text, ".".join(keys))
 
 
@@ -189,7 +192,8 @@ def _yaml(text: str, where: str) -> Any:
 
 def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
     recipe = _build(Recipe, content, source)
-    # Which fields the config has depends on the policy, so it is looked at last.
+    load_plugins(recipe.plugins)
+    # The policy decides which fields the config has, so the config is read last.
     from .arguments import PolicyTrainingArguments
 
     config_class = registry.policy_class(recipe.policy).config_class
@@ -202,7 +206,7 @@ def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
 
 
 def _build(cls: type, content: Any, where: str) -> Any:
-    """Build a section; its own sections are dataclasses too."""
+    """Build a section, and the sections in it."""
     if not isinstance(content, Mapping):
         raise InvalidRecipeError(f"{where} should hold `name: value` lines; it holds {content!r}.")
     hints = get_type_hints(cls)
@@ -221,7 +225,10 @@ def _build(cls: type, content: Any, where: str) -> Any:
     absent = [name for name in required if name not in values]
     if absent:
         raise InvalidRecipeError(f"{where} lacks {', '.join(absent)}.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InvalidConfigError as error:
+        raise InvalidRecipeError(f"{where}: {error}") from error
 
 
 def _section(annotation: Any) -> type | None:
@@ -232,7 +239,7 @@ def _section(annotation: Any) -> type | None:
 
 
 def _typed(values: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Read every value as the type of its field: YAML says "1e-3", and the command line says only text."""
+    """Read every value as the type of its field: YAML reads "1e-3" as text, and the command line has only text."""
     typed = {}
     for name, value in values.items():
         if name not in types_of:

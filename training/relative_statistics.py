@@ -17,9 +17,9 @@ def relative_action_statistics(
     """Return the statistics of all chunks' actions relative to the state they are predicted in.
 
     Args:
-        dataset: of samples with `observation.state` (s,) and `action` (h, a); steps beyond an episode do not count.
+        dataset: of samples with `observation.state` (s,) and `action` (h, a); steps beyond the episode are ignored.
         relative_to: see `PolicyProcessor`.
-        limit: samples to look at; a longer dataset is looked at in even strides.
+        limit: largest number of samples; from a longer dataset they are taken at even intervals.
     """
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)).tolist()
     differences = []

@@ -12,29 +12,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
-from ..auto import AutoPolicy
-from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE, FeatureType, PolicyFeature
-from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
-from ..errors import InvalidRecipeError, MissingFileError, nearest
+from ..errors import InvalidRecipeError, MissingFileError
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.policy import PolicyModel
-from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
-from ..processing.registry import processor_class
-from ..processing.relative_actions import match_dimensions
-from ..processing.word_tokenizer import word_tokenizer
 from .arguments import PolicyTrainingArguments
+from .build import build_policy, open_dataset
 from .recipe import Recipe
-from .relative_statistics import relative_action_statistics
 from .trainer import PolicyTrainer
 
 logger = logging.get_logger(__name__)
@@ -45,12 +38,12 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
 
     Args:
         recipe: see `load_recipe`.
-        command: the command line that repeats the run, for the card.
-        resume: go on from the last Trainer checkpoint in the output folder.
+        command: the command line that repeats the run, shown in the card.
+        resume: continue from the last Trainer checkpoint in the output folder.
 
     Returns:
         The output folder: config.json, model.safetensors, processor_config.json, training.json,
-        evaluation.json, README.md, learning_curve.png, and rollout.mp4 where it was asked for and something draws.
+        evaluation.json, README.md, learning_curve.png, and rollout.mp4 if the recipe asks for it and a renderer works.
 
     Raises:
         OutputExistsError: the output folder holds something already.
@@ -72,7 +65,21 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume or None)
-    training = {
+    seconds = time.perf_counter() - began
+    training = _training_record(recipe, dataset, trainer, seconds, command)
+    # Saved before the evaluation, so that an error there does not lose the trained policy.
+    save_checkpoint(output, policy, processor, training)
+    if recipe.evaluation is not None:
+        evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
+    return output
+
+
+def _training_record(
+    recipe: Recipe, dataset: LeRobotDataset, trainer: PolicyTrainer, seconds: float, command: str | None
+) -> dict[str, Any]:
+    """Return what training.json holds."""
+    arguments = trainer.args
+    return {
         "recipe": asdict(recipe),
         "dataset": {
             "name": recipe.data.dataset,
@@ -85,7 +92,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
             "steps": trainer.state.global_step,
             "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             "learning_rate": arguments.learning_rate,
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(seconds, 1),
             "hardware": _hardware(),
             "losses": _last_losses(trainer.state.log_history),
             "command": command,
@@ -98,11 +105,6 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
             "torch": torch.__version__,
         },
     }
-    # Saved before it is evaluated: whatever happens there, the trained policy is not lost.
-    save_checkpoint(output, policy, processor, training)
-    if recipe.evaluation is not None:
-        evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
-    return output
 
 
 def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
@@ -112,121 +114,15 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
         raise InvalidRecipeError(f"{recipe.name}: training: {error}") from error
     if arguments.eval_strategy != "no":
         raise InvalidRecipeError(
-            f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs a second dataset, which "
-            f"a recipe has not; it is evaluated in closed loop at its end. In Python: PolicyTrainer(eval_dataset=…)."
+            f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs an evaluation "
+            f"dataset, which recipes do not have: they evaluate in closed loop after the training. In Python: "
+            f"PolicyTrainer(eval_dataset=…)."
         )
     return arguments
 
 
-def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
-    if recipe.relative_actions is not True:
-        return list(recipe.relative_actions)
-    if STATE not in dataset.features:
-        raise InvalidRecipeError(f"relative_actions need {STATE!r} among the inputs; they are {recipe.inputs}.")
-    widths = tuple(dataset.features[name]["shape"][0] for name in (ACTION, STATE))
-    return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
-
-
-def _tokenizer(recipe: Recipe, dataset: LeRobotDataset) -> PreTrainedTokenizerBase | str | None:
-    return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer
-
-
-def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | None = None) -> LeRobotDataset:
-    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
-    if features is None and recipe.inputs is not None:
-        features = [*recipe.inputs, ACTION]
-    record = recipe.data.record
-    if record is not None and not Path(recipe.data.dataset).exists():
-        from ..evaluation.demonstrations import record_demonstrations
-
-        record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
-    dataset = LeRobotDataset(
-        recipe.data.dataset,
-        action_horizon=config.action_horizon,
-        n_obs_steps=config.n_obs_steps,
-        features=features,
-        episodes=recipe.data.episodes,
-        drop_n_last_frames=config.frames_without_start,
-    )
-    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
-        raise InvalidRecipeError(
-            f"{recipe.data.dataset} exists and holds {dataset.num_episodes} episodes; the recipe records "
-            f"{record.total_episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove "
-            f"it."
-        )
-    return dataset
-
-
-def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:
-    """Build a policy, fresh or from the recipe's base, and its processor for a dataset's features and statistics."""
-    inputs, outputs = policy_features(dataset)
-    if not inputs or not outputs:
-        raise InvalidRecipeError(
-            f"{recipe.data.dataset} gives the inputs {list(inputs)} and the outputs {list(outputs)}; a policy needs "
-            f"both. The dataset has: {', '.join(dataset.features)}."
-        )
-    # The robot is the dataset's, and no camera is ever missing: what a base says of its own means nothing here.
-    config_class = registry.policy_class(recipe.policy).config_class
-    fields = {name: config_class.__dataclass_fields__[name].default for name in config_class.robot_fields}
-    fields |= recipe.config | {"input_features": inputs, "output_features": outputs}
-    if recipe.base is None:
-        if recipe.dtype is not None:
-            raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
-        policy = AutoPolicy.from_config(config_class(**fields))
-    else:
-        policy = AutoPolicy.from_pretrained(recipe.base, **fields, **({"dtype": recipe.dtype} if recipe.dtype else {}))
-        if policy.config.model_type != recipe.policy:
-            raise InvalidRecipeError(
-                f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
-            )
-    config = policy.config
-    used = (*inputs, *outputs)
-    statistics = dict(dataset.statistics)
-    if getattr(config, "pretrained_backbone_weights", None):
-        # A pretrained backbone wants the pixels it was pretrained on, not those of a few scenes.
-        statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
-    relative_to = None
-    if recipe.relative_actions is not False:
-        relative_to = _relative_to(recipe, dataset)
-        plain = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: nothing is decoded
-        statistics[ACTION] = relative_action_statistics(plain, relative_to)
-    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
-    processor = processor_class(config).from_config(
-        config,
-        statistics,
-        **language,
-        relative_to=relative_to,
-        dimension_names={name: dataset.dimension_names[name] for name in used},
-        units={name: dataset.units[name] for name in used},
-    )
-    return policy, processor
-
-
-def policy_features(dataset: LeRobotDataset) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
-    """Return the input and output features that a dataset's columns are for a policy."""
-    inputs, outputs = {}, {}
-    for name, column in dataset.features.items():
-        shape = tuple(column["shape"])
-        if name in dataset.camera_names:
-            height, width, channels = shape
-            inputs[name] = PolicyFeature(FeatureType.VISUAL, (channels, height, width))
-        elif name == STATE:
-            inputs[name] = PolicyFeature(FeatureType.STATE, shape)
-        elif name == ENVIRONMENT_STATE:
-            inputs[name] = PolicyFeature(FeatureType.ENV, shape)
-        elif name == ACTION:
-            outputs[name] = PolicyFeature(FeatureType.ACTION, shape)
-        elif name.startswith("observation."):
-            known = (STATE, ENVIRONMENT_STATE, "observation.images.<camera>")
-            raise InvalidRecipeError(
-                f"The dataset's feature {name!r} is none that policies read. {nearest(name, known)} "
-                f"Leave it out with inputs: [...]."
-            )
-    return inputs, outputs
-
-
 def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
-    """Save policy, processor, the record of the training and a card; every file appears whole or not at all."""
+    """Save policy, processor, training.json and a card; every file appears complete or not at all."""
     with replace_files(output) as folder:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -235,7 +131,7 @@ def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcesso
 
 
 def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:
-    """Run the recipe's evaluation, and put the result into the checkpoint and its card."""
+    """Run the recipe's evaluation, and add the result to the checkpoint and its card."""
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation

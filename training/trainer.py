@@ -1,4 +1,4 @@
-"""PolicyTrainer: transformers' Trainer, with what training a policy needs on top."""
+"""PolicyTrainer: transformers' Trainer for policies and their processors."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class PolicyTrainer(Trainer):
 
     Args:
         model (`PolicyModel`): the policy.
-        args (`PolicyTrainingArguments`): how to train.
+        args (`PolicyTrainingArguments`): the training arguments.
         processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint.
         train_dataset, eval_dataset (`Dataset`): of samples under the dataset's names, such as `LeRobotDataset`.
-        augmentation (`Augmentation`, *optional*): how the pictures of training batches vary.
-        kwargs: what `transformers.Trainer` takes.
+        augmentation (`Augmentation`, *optional*): variation of the pictures of training batches.
+        kwargs: other arguments of `transformers.Trainer`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class PolicyTrainer(Trainer):
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[_Steps(self), *(callbacks or ())],  # first: yours see the averaged weights of the step
+            callbacks=[_Steps(self), *(callbacks or ())],  # first, so that other callbacks see the averaged weights
             **kwargs,
         )
         if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -101,7 +101,7 @@ class PolicyTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches, the only ones whose pictures are augmented."""
+        """Return the training batches, the only ones with augmentation."""
         plain = self.data_collator
         if self._augmentation is not None:
             self.data_collator = PolicyCollator(self.processor, self._augmentation)
@@ -127,7 +127,7 @@ class PolicyTrainer(Trainer):
             self._average = None
 
     def _begin(self) -> None:
-        """Take up what a checkpoint holds beside transformers' own state."""
+        """Restore what a checkpoint holds beyond transformers' own state."""
         folder = self._resumed_from
         self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False
         if folder is not None and (saved := load_progress(folder)) is not None:
@@ -140,13 +140,13 @@ class PolicyTrainer(Trainer):
             is_last = self.state.global_step >= self.state.max_steps or self.state.epoch % 1 == 0
             self._must_end_epoch = is_last and not progress["epoch_has_ended"]
         if self.args.ema_decay is not None:
-            from .ema import WeightAverage  # only here: it brings diffusers' models along
+            from .ema import WeightAverage  # imported here, because it imports diffusers' models
 
             self._average = WeightAverage(self.model, **self.args.ema_options)
             if folder is not None:
                 self._average.load(folder)
         elif folder is not None and Path(folder, EMA_FILE).is_file():
-            logger.warning(f"{folder} holds averaged weights, which end here: pass ema_decay to go on with them.")
+            logger.warning(f"{folder} holds averaged weights, which are dropped: pass ema_decay to go on with them.")
 
     def _run_epoch(self, model: nn.Module, trial: Any, start_time: float, **kwargs: Any) -> None:
         if self._end_epoch(model, trial, start_time):
@@ -157,7 +157,7 @@ class PolicyTrainer(Trainer):
         super()._run_epoch(model=model, trial=trial, start_time=start_time, **kwargs)
 
     def _end_epoch(self, model: nn.Module, trial: Any, start_time: float) -> bool:
-        """Do what the end of an epoch asks for, where a run was killed between its last step's checkpoint and that."""
+        """Run the end of an epoch that a killed run did not reach after its last step's checkpoint."""
         if not self._must_end_epoch:
             return False
         self._must_end_epoch = False
@@ -181,7 +181,7 @@ class PolicyTrainer(Trainer):
             result = super()._finalize_training(trial, num_train_samples, start_time)
         finally:
             self.args.save_total_limit = limit
-        if self.args.should_save:  # also what a run that was killed after its last step had yet to delete
+        if self.args.should_save:  # also those that a killed run did not delete
             run, best = self._get_output_dir(trial), self.state.best_model_checkpoint
             only_best = limit == 1 and best is not None
             self._remove(surplus_checkpoints(run, limit, best, keep_last=not only_best), run)
@@ -190,16 +190,16 @@ class PolicyTrainer(Trainer):
     # --- averaged weights -----------------------------------------------------------------------------
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Let the policy act with its averaged weights inside the block; without `ema_decay`, with its own."""
+        """Give the policy its averaged weights inside the block; without `ema_decay` it keeps its own."""
         return self._average.applied() if self._average is not None else nullcontext()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the evaluation's metrics, of the averaged weights where there are any."""
+        """Return the metrics of the evaluation, with the averaged weights if there are any."""
         with self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any):
-        """Return predictions, by the averaged weights where there are any."""
+        """Return predictions, with the averaged weights if there are any."""
         with self.averaged_weights():
             return super().predict(*args, **kwargs)
 
@@ -256,9 +256,9 @@ class PolicyTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any):
-        """Fetch the next batches, and keep the time that took."""
+        """Fetch the next batches and measure the time it takes."""
         start = time.perf_counter()
-        self._logged_at = self._logged_at or start  # what comes before the first batch is set-up
+        self._logged_at = self._logged_at or start  # the time before the first batch is set-up
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
         if batches:
@@ -287,7 +287,7 @@ class PolicyTrainer(Trainer):
     # --- checkpoints ----------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint beside the others and rename it when it is whole: a kill leaves no half of one."""
+        """Write a checkpoint to a staging folder and rename it when complete; a killed run leaves no partial one."""
         run = super()._get_output_dir(trial)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = os.path.join(run, STAGING_FOLDER)
@@ -320,7 +320,7 @@ class PolicyTrainer(Trainer):
             self._staging = None
 
     def _remove(self, checkpoints: list[Path], run: str) -> None:
-        """Delete checkpoints, each under another name first: a kill leaves no half of one to resume from."""
+        """Delete checkpoints, moved away first, so that a killed run leaves no partial one to resume from."""
         staging = Path(run, STAGING_FOLDER)
         for path in checkpoints:
             staging.mkdir(exist_ok=True)
@@ -331,13 +331,13 @@ class PolicyTrainer(Trainer):
         return self._staging or super()._get_output_dir(trial)
 
     def _name_best_checkpoint(self, run: str) -> None:
-        """Let the state name the best checkpoint where it will be, not where it is being written."""
+        """Name the best checkpoint in the state by its final path, not by the staging folder."""
         best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         if any(os.path.isdir(os.path.join(folder, best)) for folder in (run, self._staging)):
             self.state.best_model_checkpoint = os.path.join(run, best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # A checkpoint goes on with the weights as they are; everything else that is saved is published.
+        # Checkpoints keep the current weights for resuming; everything else that is saved is published.
         with self.averaged_weights() if self._staging is None else nullcontext():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -365,7 +365,7 @@ class PolicyTrainer(Trainer):
 
 
 class _Steps(TrainerCallback):
-    """Let a trainer begin where its checkpoint ended, and average the weights of every step."""
+    """Restore the trainer's state when training begins, and average the weights after every step."""
 
     def __init__(self, trainer: PolicyTrainer):
         self.trainer = trainer
@@ -385,10 +385,10 @@ class _Steps(TrainerCallback):
 
 
 class PolicyProgressCallback(ProgressCallback):
-    """Show the latest losses behind the progress bar instead of a line per log."""
+    """Show the latest losses in the progress bar instead of one line per log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Put loss and learning rate behind the bar."""
+        """Show loss and learning rate in the bar."""
         if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
             shown = {
                 name: f"{value:.3g}"

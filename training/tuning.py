@@ -1,4 +1,4 @@
-"""Tuning: which parts of a policy are trained, in full or by LoRA, and merging what LoRA learned."""
+"""Tuning: choose which parts of a policy are trained, in full or with LoRA, and merge an adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Mode = bool | Literal["lora"] | None
 def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) -> None:
     """Freeze parts of a policy, train them in full, or put LoRA layers into them.
 
-    With LoRA in one part, every other module that is trained becomes part of the adapter as a whole copy.
+    With LoRA in one part, the adapter also holds a full copy of every other trained module.
 
     Args:
         policy: changed in place.
@@ -32,8 +32,8 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
         lora: what peft's `LoraConfig` takes, such as `r`, `lora_alpha`, `lora_dropout`, `use_dora`.
 
     Raises:
-        InvalidTuningError: the policy has no such part, or no place for LoRA in it.
-        InvalidConfigError: LoRA in a policy that comes from no checkpoint, or has an adapter already.
+        InvalidTuningError: the policy has no such part, or no layers for LoRA in it.
+        InvalidConfigError: LoRA in a policy that was not loaded from a checkpoint or has an adapter already.
     """
     chosen = {part: mode for part, mode in modes.items() if mode is not None}
     if chosen and has_adapter(policy):
@@ -51,7 +51,7 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
     for part in (part for part, mode in chosen.items() if mode == "lora"):
         found = lora_modules(policy, part)
         if not found:
-            raise InvalidTuningError(f"{part}='lora', but {type(policy).__name__} has no place for LoRA there: true?")
+            raise InvalidTuningError(_no_lora(policy, part, present))
         targets += found
         modules = policy.part_modules(part)
         whole |= {n for n in policy.modules_to_save if any(n == m or n.startswith(m + ".") for m in modules)}
@@ -60,8 +60,17 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
         add_adapter(policy, LoraConfig(target_modules=targets, modules_to_save=saved or None, **lora))
 
 
+def _no_lora(policy: PolicyModel, part: str, present: list[str]) -> str:
+    """Return the message for a part without layers for LoRA."""
+    others = [other for other in present if lora_modules(policy, other)]
+    return (
+        f"{part}='lora', but {type(policy).__name__} has no layers for LoRA in this part. Train it in full with "
+        f"{part}=True, or freeze it with {part}=False. Parts with layers for LoRA: {', '.join(others) or 'none'}."
+    )
+
+
 def lora_modules(policy: PolicyModel, part: str) -> list[str]:
-    """Return the names of the modules of a part that LoRA layers go to."""
+    """Return the names of the modules of a part that LoRA adapts."""
     ends = policy.lora_targets.get(part, ())
     kinds = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Embedding)
     return [
@@ -111,9 +120,10 @@ def merge_and_save(
     """Save a policy with its adapter merged into the weights: a checkpoint that needs neither base nor peft.
 
     Args:
-        policy: with an adapter; it stays as it is.
-        folder: to write to.
-        processor: the policy's, saved beside it together with a card; by default the one in the adapter's folder.
+        policy: a policy with an adapter; it is not changed.
+        folder: the folder to write to.
+        processor: the policy's processor, saved with it together with a card; by default the one in the adapter's
+            folder.
 
     Returns:
         The merged policy, equal up to rounding.

@@ -13,9 +13,9 @@ from ...errors import CheckpointError, EmbodimentError, InvalidConfigError
 from ...modeling.loading import read_weights
 from ...modeling.policies.gr00t import GR00TPolicy
 from ...processing.gr00t import GR00TProcessor
-from ...processing.gr00t_metadata import Embodiment, read_embodiment
 from ...processing.registry import processor_class
 from ..gr00t import KINDS, first_layers, kind_of, layer_of
+from ..gr00t_metadata import Embodiment, read_embodiment
 from ..published_policy import Weights, build_policy
 
 # Field of our config → a weight whose size it is, and in which dimension.

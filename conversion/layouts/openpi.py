@@ -14,7 +14,7 @@ from ...configuration.strict import completed
 from ...errors import CheckpointError, CorruptFileError, MissingFileError
 from ...modeling.loading import read_weights
 from ...modeling.policies.pi0 import PI0Policy
-from ...processing.pi0 import PI0Processor
+from ...processing.pi0 import PI0PolicyProcessor
 from ..pi0 import rename_pi0_weights, variant_fields
 from ..published_policy import build_policy
 
@@ -41,7 +41,7 @@ def read_checkpoint(
     with_processor: bool = True,
     asset_id: str | None = None,
     **overrides: Any,
-) -> tuple[Any, PI0Processor | None]:
+) -> tuple[Any, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as openpi's converter writes it.
 
     What openpi does to one robot's numbers in code, such as actions relative to the state, is no part of a checkpoint:
@@ -81,7 +81,7 @@ def read_checkpoint(
         return policy, None
     published = {"statistics": statistics, "normalization_eps": 1e-6, "clean_instructions": True}
     fields = completed(published, processor_fields or {})
-    return policy, PI0Processor.from_config(policy_config, tokenizer=tokenizer, **fields)
+    return policy, PI0PolicyProcessor.from_config(policy_config, tokenizer=tokenizer, **fields)
 
 
 def _policy_class(config: Mapping[str, Any]) -> type[PI0Policy]:

@@ -14,7 +14,7 @@ from ...configuration.strict import completed
 from ...errors import InvalidConfigError
 from ...modeling.loading import read_weights
 from ...modeling.policies.pi0 import PI0Policy
-from ...processing.pi0 import PI0Processor
+from ...processing.pi0 import PI0PolicyProcessor
 from ..pi0 import rename_pi0_weights
 from ..published_policy import build_policy
 
@@ -35,7 +35,7 @@ def read_checkpoint(
     tokenizer: Any = None,
     with_processor: bool = True,
     **overrides: Any,
-) -> tuple[Any, PI0Processor | None]:
+) -> tuple[Any, PI0PolicyProcessor | None]:
     """Load policy and processor from a folder as transformers writes it.
 
     Args:
@@ -70,7 +70,7 @@ def read_checkpoint(
     if not with_processor:
         return policy, None
     own = completed({"statistics": _read_statistics(checkpoint.folder)}, processor_fields or {})
-    return policy, PI0Processor.from_config(policy_config, tokenizer=tokenizer, **own)
+    return policy, PI0PolicyProcessor.from_config(policy_config, tokenizer=tokenizer, **own)
 
 
 def _policy_class(config: Mapping[str, Any]) -> type[PI0Policy]:

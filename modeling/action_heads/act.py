@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from ...configuration.act import ACTConfig
 from ...errors import FeatureShapeError
 from ..inputs import model_inputs
-from ..layers.detr_transformer import Decoder, Encoder, LayerShape
+from ..layers.detr_transformer import Decoder, Encoder, LayerShape, start_xavier
 from ..layers.positional import sinusoidal_1d
+from ..seam import Draws, Features, PolicyInputs
 
 
 class ACTActionHead(nn.Module):
@@ -28,6 +30,12 @@ class ACTActionHead(nn.Module):
     Raises:
         InvalidConfigError: the config is inconsistent or has no features.
     """
+
+    parameter_parts = {"tune_diffusion_model": ("",)}
+    lora_targets = {"tune_diffusion_model": ("linear1", "linear2")}
+    modules_to_save = ("action_head",)
+    stages = {"decode": "forward"}
+    no_split_modules = ("DecoderLayer",)
 
     def __init__(self, config: ACTConfig):
         super().__init__()
@@ -47,6 +55,26 @@ class ACTActionHead(nn.Module):
         self.decoder = Decoder(config.n_decoder_layers, shape)
         self.decoder_pos_embed = nn.Embedding(config.chunk_size, d)
         self.action_head = nn.Linear(d, config.action_dim)
+        for module in self.decoder.modules():
+            module.start_weights = start_xavier
+
+    def errors(
+        self, features: Features, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws
+    ) -> dict[str, torch.Tensor]:
+        """Return `l1`, the absolute error (b, h, a) of the chunk."""
+        return {"l1": (self.sample(features, inputs, draws) - actions).abs()}
+
+    def sample(self, features: Features, inputs: PolicyInputs, draws: Draws) -> torch.Tensor:
+        """Return the chunk (b, h, a); nothing is drawn."""
+        absent = None if features.mask is None else ~features.mask.bool()
+        positions = torch.zeros_like(features.tokens[:1]) if features.positions is None else features.positions
+        return self(features.tokens, positions, absent)
+
+    @staticmethod
+    def start_weights(module: ACTActionHead) -> None:
+        """Fill the buffer, which transformers leaves empty on the meta device."""
+        if module.config.use_vae:
+            init.copy_(module.vae_encoder_pos_enc, module.vae_positions())
 
     def vae_positions(self) -> torch.Tensor:
         """Return the positions (1, 1 + [state] + h, d) of the VAE encoder's tokens."""

@@ -16,6 +16,7 @@ from transformers import BatchFeature
 
 from ...configuration.flow_matching import FlowmatchingActionHeadConfig
 from ...errors import FeatureShapeError, FeatureValueError, InvalidConfigError, MissingFeatureError
+from ..freezing import PartlyFrozen
 from ..layers.category_specific import (
     Categories,
     CategorySpecificActionEncoder,
@@ -24,7 +25,9 @@ from ..layers.category_specific import (
     PreparedMLP,
 )
 from ..layers.dit import DiT, PreparedDiT
-from ..layers.masking import masked_mean
+from ..losses import mean_over
+from ..samplers import FlowSampler, draw_noise
+from ..seam import Draws, Features, PolicyInputs
 
 
 class LearnedVectors(nn.Embedding):
@@ -37,14 +40,6 @@ class LearnedVectors(nn.Embedding):
     def forward(self, count: int) -> torch.Tensor:
         """Return the first `count` vectors, (count, d)."""
         return self.weight[:count]
-
-
-class FlowError(NamedTuple):
-    """How far the predicted velocity is off; with an expanded batch all of it is expanded."""
-
-    error: torch.Tensor  # (b, h, a) squared, unreduced, float32
-    velocity: torch.Tensor  # (b, h, a) as predicted, float32
-    action_mask: torch.Tensor | None  # (b, h, a) as given
 
 
 class Prepared(NamedTuple):
@@ -60,7 +55,7 @@ class Prepared(NamedTuple):
         return Prepared(self.prefix, self.encoder.at(i), self.dit.at(i), self.decoder)
 
 
-class FlowmatchingActionHead(nn.Module):
+class FlowmatchingActionHead(PartlyFrozen):
     """Learn and follow the velocity from noise to actions, given features of pictures and words, and a state.
 
     Args:
@@ -72,6 +67,14 @@ class FlowmatchingActionHead(nn.Module):
 
     config_class: ClassVar[type[FlowmatchingActionHeadConfig]] = FlowmatchingActionHeadConfig
 
+    # Small, or a robot's own: what its states and actions go through. Beside adapters they are trained in full, since
+    # those of a new robot start from nothing.
+    modules_to_save = ("state_encoder", "action_encoder", "action_decoder", "position_embedding")
+    parameter_parts = {"tune_projector": modules_to_save, "tune_diffusion_model": ("model",)}
+    lora_targets = {"tune_diffusion_model": ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")}
+    stages = {"prepare": "prepare", "denoise": "step"}
+    no_split_modules = ("TransformerBlock",)
+
     def __init__(self, config: FlowmatchingActionHeadConfig):
         super().__init__()
         if type(config) is not self.config_class:
@@ -81,6 +84,9 @@ class FlowmatchingActionHead(nn.Module):
         config.validate()
         self.config = config
         self.features_dim = config.features_dim
+        # Time runs from 0, noise, to 1, actions.
+        s = config.noise_s
+        self.sampler = FlowSampler(0, config.noise_beta_alpha, config.noise_beta_beta, start=s, slope=-1.0, scale=s)
         n, d, hidden = config.max_num_embodiments, config.input_embedding_dim, config.hidden_size
         self.model = DiT(config.dit_config())
         self.state_encoder = CategorySpecificMLP(n, config.max_state_dim, hidden, d)
@@ -92,7 +98,7 @@ class FlowmatchingActionHead(nn.Module):
 
     # --- what is trained --------------------------------------------------------------------------------
 
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """Return what the config says is not trained."""
         frozen: list[nn.Module] = []
         if not self.config.tune_projector:
@@ -102,18 +108,6 @@ class FlowmatchingActionHead(nn.Module):
             frozen.append(self.model)
         return frozen
 
-    def freeze(self) -> None:
-        """Mark what the config says is not trained."""
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> FlowmatchingActionHead:
-        """Set training mode, except in what the config freezes and nobody has unfrozen: it has dropout."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
-        return self
-
     # --- tokens -----------------------------------------------------------------------------------------
 
     @property
@@ -121,17 +115,13 @@ class FlowmatchingActionHead(nn.Module):
         """Type of the weights, in which tokens are computed; noise, time and integration are float32."""
         return self.action_decoder.layer2.W.dtype
 
-    def read(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def refine(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the features (b, n, c) that the tokens attend to; N1.5 works on them first."""
         return features
 
     def prefix(self, state: torch.Tensor, embodiment: Categories) -> torch.Tensor:
         """Return the tokens (b, 1, d) that stand before the actions: the state's."""
         return self.state_encoder(state.to(self.dtype), embodiment)
-
-    def expand(self, *batch: Any) -> tuple:
-        """Return tensors of a training batch as many times as each sample is trained on: N1 does so once."""
-        return batch
 
     def _tokens(self, prefix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return all tokens (b, m, d): those that stand before the actions, and the actions' (b, h, d)."""
@@ -140,126 +130,92 @@ class FlowmatchingActionHead(nn.Module):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def sample_time(self, batch_size: int, device: torch.device | str) -> torch.Tensor:
-        """Draw flow times (b,): more often close to 0, since what noise is to become is the harder question."""
-        config = self.config
-        parameters = torch.tensor([config.noise_beta_alpha, config.noise_beta_beta], device=device)
-        drawn = torch.distributions.Beta(*parameters).sample((batch_size,))
-        return (config.noise_s - drawn) / config.noise_s
+    def errors(
+        self, features: Features, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws
+    ) -> dict[str, torch.Tensor]:
+        """Return `flow`, the squared error (b, h, a) of the velocity; see `velocity`."""
+        velocity, wanted = self.velocity(features, inputs, actions, draws)
+        return {"flow": (velocity - wanted).square().unflatten(0, (-1, len(actions))).mean(0)}
 
-    def loss(
-        self,
-        features: torch.Tensor,
-        mask: torch.Tensor | None,
-        state: torch.Tensor,
-        actions: torch.Tensor,
-        action_mask: torch.Tensor | None,
-        embodiment_id: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        time: torch.Tensor | None = None,
-    ) -> FlowError:
-        """Return the squared error (b, h, a) of the velocity between noise and actions.
+    def velocity(
+        self, features: Features, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the velocity between noise and actions as predicted and as it should be, (b, h, a) each, float32.
 
         Where the config says `expand_batch=k`, b is k times the batch given, in the order 0, 1, …, 0, 1, …
 
         Args:
-            features: (b, n, c) of the backbone.
-            mask: (b, n), 0 or False where they are padded; None: nowhere. Read where the config says `mask_padding`.
-            state: (b, s) or (b, 1, s) normalised, padded with zeros.
+            features: tokens (b, n, c) of the backbone; the mask is read where the config says `mask_padding`.
+            inputs: `state` (b, s) or (b, 1, s) normalised, padded with zeros; `embodiment_id` (b,).
             actions: (b, h, a) normalised labels, padded with zeros.
-            action_mask: (b, h, a), 0 or False where a label does not count; returned, not applied.
-            embodiment_id: (b,) slots of the encoders and the decoder.
-            noise: (b, h, a) standard normal numbers, of the expanded batch; drawn when None.
-            time: (b,) flow times, of the expanded batch; drawn when None.
+            draws: `noise` (b, h, a) and `time` (b,), of the expanded batch.
 
         Raises:
             FeatureShapeError: a tensor of another shape than the config says.
             FeatureValueError: an embodiment that has no slot.
         """
-        mask, state = self._checked(features, mask, state)
-        b, config = len(features), self.config
-        _check_shape("actions", actions, (b, config.action_horizon, config.action_dim))
-        if action_mask is not None:
-            _check_shape("action_mask", action_mask, tuple(actions.shape))
-        embodiment = self._embodiment(embodiment_id, b)
-        features = self.read(features.to(self.dtype), mask)
-        features, mask, state, actions, action_mask, embodiment = self.expand(
-            features, mask, state, actions.float(), action_mask, embodiment
+        tokens, mask, state = self._read(features, inputs)
+        embodiment, config = self._embodiment(inputs.embodiment_id, len(tokens)), self.config
+        _check_shape("actions", actions, (len(tokens), config.action_horizon, config.action_dim))
+        tokens = self.refine(tokens, mask)
+        times = config.expanded
+        tokens, mask, state, actions, embodiment = (
+            _repeated(x, times) for x in (tokens, mask, state, actions.float(), embodiment)
         )
         # 1. Mix actions and noise.
-        noise = torch.randn_like(actions) if noise is None else noise.float()
-        time = self.sample_time(len(actions), actions.device) if time is None else time.float()
+        noise = torch.randn_like(actions) if draws.noise is None else draws.noise.float()
+        time = self.sampler.draw_time(len(actions), actions.device) if draws.time is None else draws.time.float()
         _check_shape("noise", noise, tuple(actions.shape))
         _check_shape("time", time, (len(actions),))
-        t = time[:, None, None]  # (b, 1, 1)
-        noisy = (1 - t) * noise + t * actions  # (b, h, a)
+        noisy, wanted = self.sampler.mix(actions, noise, time)  # (b, h, a)
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)
         code = self.action_encoder.time_code(timesteps)  # (b, d)
         x = self.action_encoder(noisy.to(self.dtype), code, embodiment)  # (b, h, d)
-        x = self.model(self._tokens(self.prefix(state, embodiment), x), features, timesteps, mask)
-        velocity = self.action_decoder(x[:, -config.action_horizon :], embodiment).float()  # (b, h, a)
-        return FlowError((velocity - (actions - noise)).square(), velocity, action_mask)
+        x = self.model(self._tokens(self.prefix(state, embodiment), x), tokens, timesteps, mask)
+        return self.action_decoder(x[:, -config.action_horizon :], embodiment).float(), wanted
 
     # --- inference --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(
-        self,
-        features: torch.Tensor,
-        mask: torch.Tensor | None,
-        state: torch.Tensor,
-        embodiment_id: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_steps: int | None = None,
-    ) -> torch.Tensor:
-        """Return actions (b, h, a), float32: the velocity followed from noise, in `num_steps` steps of Euler's method.
+    def sample(self, features: Features, inputs: PolicyInputs, draws: Draws) -> torch.Tensor:
+        """Return actions (b, h, a), float32: the velocity followed from noise by Euler's method.
 
         Args:
-            features, mask, state, embodiment_id: as in `loss`.
-            noise: (b, h, a) to start from; drawn when None.
-            generator: of the noise.
-            num_steps: by default the config's `num_inference_timesteps`.
+            features, inputs: as in `velocity`.
+            draws: `noise` (b, h, a) to start from, or its `generator`; `num_steps`, by default the config's
+                `num_inference_timesteps`.
 
         Raises:
             InvalidConfigError: fewer than one step.
-            FeatureShapeError, FeatureValueError: as in `loss`.
+            FeatureShapeError, FeatureValueError: as in `velocity`.
         """
-        steps = self.config.num_inference_timesteps if num_steps is None else num_steps
-        if steps < 1:
-            raise InvalidConfigError(f"num_steps={steps} must be at least 1.")
-        shape = (len(features), self.config.action_horizon, self.config.action_dim)
-        if noise is None:
-            device = features.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=device).to(features.device)
-        _check_shape("noise", noise, shape)
-        prepared = self.prepare(features, mask, state, embodiment_id, steps)
-        x = noise.float()
-        for i in range(steps):
-            x = torch.add(x, self.step(x, prepared.at(i)), alpha=1 / steps)
-        return x
+        config = self.config
+        steps = config.num_inference_timesteps if draws.num_steps is None else draws.num_steps
+        tokens, mask, state = self._read(features, inputs)
+        shape = (len(tokens), config.action_horizon, config.action_dim)
+        noise = draw_noise(shape, draws.noise, draws.generator, tokens.device)
+        buckets = [int(time * config.num_timestep_buckets) for time in self.sampler.times(steps)]
+        prepared = self.prepare(tokens, mask, state, inputs.embodiment_id, torch.tensor(buckets, device=tokens.device))
+        return self.sampler.integrate(noise, lambda x, i: self.step(x, prepared.at(i)), steps)
 
     def prepare(
         self,
         features: torch.Tensor,
         mask: torch.Tensor | None,
         state: torch.Tensor,
-        embodiment_id: torch.Tensor,
-        steps: int,
+        embodiment_id: torch.Tensor | None,
+        timesteps: torch.Tensor,
     ) -> Prepared:
         """Return what all steps of sampling share: keys and values of the features, modulations, the state's token.
 
         Weights of the embodiments are read here, once.
         """
-        mask, state = self._checked(features, mask, state)
         embodiment = self._embodiment(embodiment_id, len(features))
-        buckets = self.config.num_timestep_buckets
-        timesteps = torch.tensor([int(i / steps * buckets) for i in range(steps)], device=features.device)  # (steps,)
         return Prepared(
             self.prefix(state, embodiment),
             self.action_encoder.prepare(self.action_encoder.time_code(timesteps), embodiment),
-            self.model.prepare(self.read(features.to(self.dtype), mask), timesteps, mask),
+            self.model.prepare(self.refine(features, mask), timesteps, mask),
             self.action_decoder.prepare(embodiment),
         )
 
@@ -288,45 +244,53 @@ class FlowmatchingActionHead(nn.Module):
 
         Args:
             backbone_output: `backbone_features` (b, n, c), `backbone_attention_mask` (b, n).
-            action_input: `state`, `action`, `embodiment_id`, `action_mask`; see `loss`, as for `noise` and `time`.
+            action_input: `state`, `action`, `embodiment_id`, `action_mask`.
+            noise, time: see `velocity`.
 
         Raises:
             MissingFeatureError: one of them is absent.
         """
-        features, mask, state, embodiment_id = _entries(backbone_output, action_input)
+        features, inputs = _entries(backbone_output, action_input)
         actions = action_input.get("actions", action_input.get("action"))
         if actions is None:
             raise MissingFeatureError(["action"], action_input, ["state", "action", "embodiment_id"])
         action_mask = action_input.get("action_mask")
-        flow = self.loss(features, mask, state, actions, action_mask, embodiment_id, noise, time)
-        loss = masked_mean(flow.error, action_mask=flow.action_mask)
-        return BatchFeature(data={"loss": loss, "predictions": flow.velocity})
+        if action_mask is not None:
+            _check_shape("action_mask", action_mask, tuple(actions.shape))
+        velocity, wanted = self.velocity(features, inputs, actions, Draws(noise=noise, time=time))
+        loss = mean_over((velocity - wanted).square(), action_mask=_repeated(action_mask, self.config.expanded))
+        return BatchFeature(data={"loss": loss, "predictions": velocity})
 
     def get_action(
-        self, backbone_output: Mapping[str, Any], action_input: Mapping[str, Any], **sampling: Any
+        self, backbone_output: Mapping[str, Any], action_input: Mapping[str, Any], **draws: Any
     ) -> BatchFeature:
-        """Return `action_pred` (b, h, a); `sampling` (`noise`, `generator`, `num_steps`) goes to `sample`."""
-        return BatchFeature(data={"action_pred": self.sample(*_entries(backbone_output, action_input), **sampling)})
+        """Return `action_pred` (b, h, a); `draws` are `noise`, `generator` and `num_steps`, see `sample`."""
+        features, inputs = _entries(backbone_output, action_input)
+        return BatchFeature(data={"action_pred": self.sample(features, inputs, Draws(**draws))})
 
     inference = get_action
 
     # --- inputs -----------------------------------------------------------------------------------------
 
-    def _checked(
-        self, features: torch.Tensor, mask: torch.Tensor | None, state: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the mask for attention (b, 1, 1, n), None where nothing is masked, and the state (b, 1, s)."""
-        if features.ndim != 3 or features.shape[-1] != self.features_dim:
-            raise FeatureShapeError("features", tuple(features.shape), f"(batch, tokens, {self.features_dim})")
-        state = state[:, None] if state.ndim == 2 else state
-        _check_shape("state", state, (len(features), 1, self.config.max_state_dim))
-        if mask is None or not self.config.mask_padding:
-            return None, state
-        _check_shape("mask", mask, tuple(features.shape[:2]))
-        return mask.bool()[:, None, None], state
+    def _read(
+        self, features: Features, inputs: PolicyInputs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Return the features (b, n, c), their mask for attention (b, 1, 1, n) or None where nothing is masked, and
+        the state (b, 1, s)."""
+        tokens, mask = features.tokens, features.mask
+        if tokens.ndim != 3 or tokens.shape[-1] != self.features_dim:
+            raise FeatureShapeError("features", tuple(tokens.shape), f"(batch, tokens, {self.features_dim})")
+        state = inputs.state[:, None] if inputs.state.ndim == 2 else inputs.state
+        _check_shape("state", state, (len(tokens), 1, self.config.max_state_dim))
+        if mask is not None and self.config.mask_padding:
+            _check_shape("mask", mask, tuple(tokens.shape[:2]))
+            return tokens.to(self.dtype), mask.bool()[:, None, None], state
+        return tokens.to(self.dtype), None, state
 
-    def _embodiment(self, ids: torch.Tensor, batch_size: int) -> Categories:
-        """Return the slots (b,) of embodiments, or the one that all samples share."""
+    def _embodiment(self, ids: torch.Tensor | None, batch_size: int) -> Categories:
+        """Return the slots (b,) of embodiments, or the one that all samples share: 0 where only one robot is known."""
+        if ids is None:
+            return 0
         _check_shape("embodiment_id", ids, (batch_size,))
         if torch.compiler.is_compiling():  # values are not known yet
             return ids
@@ -339,14 +303,19 @@ class FlowmatchingActionHead(nn.Module):
         return lowest if lowest == highest else ids
 
 
-def _entries(backbone_output: Mapping[str, Any], action_input: Mapping[str, Any]) -> tuple:
-    """Return features, their mask or None, state and embodiment."""
+def _entries(backbone_output: Mapping[str, Any], action_input: Mapping[str, Any]) -> tuple[Features, PolicyInputs]:
+    """Return features and inputs of the two mappings of InternManip's document."""
     given, expected = backbone_output.keys() | action_input.keys(), ("backbone_features", "state", "embodiment_id")
     missing = [name for name in expected if name not in given]
     if missing:
         raise MissingFeatureError(missing, given, expected)
-    mask = backbone_output.get("backbone_attention_mask")
-    return backbone_output["backbone_features"], mask, action_input["state"], action_input["embodiment_id"]
+    features = Features(backbone_output["backbone_features"], backbone_output.get("backbone_attention_mask"))
+    return features, PolicyInputs(state=action_input["state"], embodiment_id=action_input["embodiment_id"])
+
+
+def _repeated(x: Any, times: int) -> Any:
+    """Return a tensor (b, …) so many times, one batch after the other; what is no tensor as it is."""
+    return x.repeat(times, *[1] * (x.ndim - 1)) if isinstance(x, torch.Tensor) and times > 1 else x
 
 
 def _check_shape(name: str, x: torch.Tensor, expected: tuple[int, ...]) -> None:

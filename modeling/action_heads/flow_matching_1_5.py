@@ -7,8 +7,6 @@ Source: NVIDIA's Isaac-GR00T N1.5, whose parameter names are kept.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -32,6 +30,14 @@ class FlowmatchingActionHead_1_5(FlowmatchingActionHead):
 
     config_class = FlowmatchingActionHeadConfig_1_5
 
+    # The learned tokens are as small as a projector. What works on the features does so for the transformer, in layers
+    # of the same kind.
+    modules_to_save = (*FlowmatchingActionHead.modules_to_save, "future_tokens")
+    parameter_parts = {
+        "tune_projector": modules_to_save,
+        "tune_diffusion_model": ("model", "vlln", "vl_self_attention"),
+    }
+
     def __init__(self, config: FlowmatchingActionHeadConfig_1_5):
         super().__init__(config)
         if config.num_target_vision_tokens:
@@ -40,7 +46,7 @@ class FlowmatchingActionHead_1_5(FlowmatchingActionHead):
             self.vlln = nn.LayerNorm(config.backbone_embedding_dim)
             self.vl_self_attention = SelfAttentionTransformer(config.vl_config())
 
-    def read(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def refine(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the features (b, n, c), normalised and after they have attended to each other."""
         return self.vl_self_attention(self.vlln(features), mask) if self.config.use_vlln else features
 
@@ -51,10 +57,3 @@ class FlowmatchingActionHead_1_5(FlowmatchingActionHead):
         if not count:
             return tokens
         return torch.cat([tokens, self.future_tokens(count).expand(len(tokens), -1, -1)], dim=1)
-
-    def expand(self, *batch: Any) -> tuple:
-        """Return tensors (b, …) of a training batch `expand_batch` times, one batch after the other."""
-        times = self.config.expand_batch or 1
-        return tuple(
-            x.repeat(times, *[1] * (x.ndim - 1)) if isinstance(x, torch.Tensor) else x for x in super().expand(*batch)
-        )

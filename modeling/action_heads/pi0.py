@@ -15,8 +15,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.pi0 import PI0PolicyConfig
-from ...errors import FeatureShapeError, InvalidConfigError
+from ...errors import FeatureShapeError
 from ..backbones.paligemma_with_expert import KeysValues, PaliGemmaWithExpertModel, Rotary
+from ..samplers import FlowSampler, draw_noise
+
+BACKBONE = "paligemma_with_expert."
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a Gemma layer
+HEADS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
 
 
 def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
@@ -58,10 +63,27 @@ class PI0FlowMatching(nn.Module):
         InvalidConfigError: the config is inconsistent.
     """
 
+    lora_targets = {
+        "tune_llm": LINEAR,
+        "tune_visual": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        "tune_projector": ("linear",),
+        "tune_diffusion_model": LINEAR,
+    }
+    modules_to_save = HEADS  # small, and what a robot's own states and actions go through
+    stages = {"vision": BACKBONE + "embed_image", "prefix": "encode_observation", "denoise": "denoise_step"}
+    no_split_modules = ("JointLayer", "SiglipEncoderLayer")
+
     def __init__(self, config: PI0PolicyConfig):
         super().__init__()
         config.validate()
         self.config = config
+        self.sampler = FlowSampler(  # time runs from 1, noise, to 0, actions
+            1,
+            config.time_sampling_beta_alpha,
+            config.time_sampling_beta_beta,
+            start=config.time_sampling_offset,
+            slope=config.time_sampling_scale,
+        )
         backbone = config.backbone_config()
         w = backbone.gemma_expert_config.hidden_size
         self.state_proj = nn.Linear(config.max_state_dim, w)
@@ -71,6 +93,20 @@ class PI0FlowMatching(nn.Module):
         self.action_out_proj = nn.Linear(w, config.max_action_dim)
         self.paligemma_with_expert = PaliGemmaWithExpertModel(backbone)
         self.freeze()
+
+    @property
+    def parameter_parts(self) -> dict[str, tuple[str, ...]]:
+        """Modules of each part; what no loss depends on is in none."""
+        layers = [f"{BACKBONE}layers.{i}." for i in range(len(self.paligemma_with_expert.layers))]
+        last = [
+            layers[-1] + "language_model." + x for x in ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
+        ]
+        return {
+            "tune_llm": (BACKBONE + "embed_tokens", *(layer + "language_model" for layer in layers[:-1]), *last),
+            "tune_visual": (BACKBONE + "vision_tower",),
+            "tune_projector": (BACKBONE + "multi_modal_projector",),
+            "tune_diffusion_model": (*HEADS, *(layer + "gemma_expert" for layer in layers), BACKBONE + "expert_norm"),
+        }
 
     def freeze(self) -> None:
         """Mark what is never trained, besides what the config says: the backbone's parts that no loss depends on.
@@ -136,13 +172,6 @@ class PI0FlowMatching(nn.Module):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def sample_time(self, batch_size: int, device: torch.device | str) -> torch.Tensor:
-        """Draw flow times (b,): more often close to 1, since what noise is to become is the harder question."""
-        config = self.config
-        parameters = torch.tensor([config.time_sampling_beta_alpha, config.time_sampling_beta_beta], device=device)
-        drawn = torch.distributions.Beta(*parameters).sample((batch_size,))
-        return drawn * config.time_sampling_scale + config.time_sampling_offset
-
     def forward(
         self,
         images: Sequence[torch.Tensor] | torch.Tensor,
@@ -171,9 +200,8 @@ class PI0FlowMatching(nn.Module):
         """
         actions = actions.float()
         noise = torch.randn_like(actions) if noise is None else noise.float()
-        time = self.sample_time(len(actions), actions.device) if time is None else time.float()
-        t = time[:, None, None]  # (b, 1, 1)
-        noisy = t * noise + (1 - t) * actions  # (b, h, a)
+        time = self.sampler.draw_time(len(actions), actions.device) if time is None else time.float()
+        noisy, velocity = self.sampler.mix(actions, noise, time)  # (b, h, a)
 
         prefix, real = self.embed_prefix(images, img_masks, lang_tokens, lang_masks)
         suffix = self.embed_suffix(state, noisy, time)
@@ -182,7 +210,7 @@ class PI0FlowMatching(nn.Module):
         (_, suffix), _ = self.paligemma_with_expert(
             block_mask(real, actions.shape[1]), positions, inputs_embeds=[prefix, suffix], prefix_output=False
         )
-        return F.mse_loss(self._velocity(suffix[:, 1:]), noise - actions, reduction="none")
+        return F.mse_loss(self._velocity(suffix[:, 1:]), velocity, reduction="none")
 
     # --- inference --------------------------------------------------------------------------------------
 
@@ -196,31 +224,30 @@ class PI0FlowMatching(nn.Module):
         state: torch.Tensor,
         noise: torch.Tensor | None = None,
         num_steps: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Return actions (b, h, a): the velocity followed from noise, in `num_steps` steps of Euler's method.
 
-        Prefix and state are read once; their keys and values serve every step. Arguments as in `forward`.
+        Prefix and state are read once; their keys and values serve every step. Arguments as in `forward`; where there
+        is no noise, `generator` draws it.
         """
         steps = self.config.num_inference_steps if num_steps is None else num_steps
-        if steps < 1:
-            raise InvalidConfigError(f"num_steps={steps} must be at least 1.")
+        times = self.sampler.times(steps)
         shape = (len(lang_tokens), self.config.chunk_size, self.config.max_action_dim)
-        if noise is None:
-            noise = torch.randn(shape, device=lang_tokens.device)
-        elif tuple(noise.shape) != shape:
-            raise FeatureShapeError("noise", tuple(noise.shape), f"{shape}")
+        noise = draw_noise(shape, noise, generator, lang_tokens.device)
 
         prefix, real = self.embed_prefix(images, img_masks, lang_tokens, lang_masks)
-        cache = self.read_observation(prefix, real, state)
+        cache = self.encode_observation(prefix, real, state)
         # What all steps share, or have each their row of.
         rotary, bias = self.action_tables(real)
-        times = self.embed_time(torch.tensor([1 - i / steps for i in range(steps)], device=real.device))  # (steps, w)
-        x = noise.float()
-        for i in range(steps):
-            x = self.denoise_step(x, times[i], 1 / steps, cache, rotary, bias)
-        return x
+        encoded = self.embed_time(torch.tensor(times, device=real.device))  # (steps, w)
 
-    def read_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> list[KeysValues]:
+        def velocity(x: torch.Tensor, i: int) -> torch.Tensor:
+            return self.denoise_step(x, encoded[i], cache, rotary, bias)
+
+        return self.sampler.integrate(noise, velocity, steps)
+
+    def encode_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> list[KeysValues]:
         """Return the keys and values (b, k, n + 1 + h, e) of prefix (b, n, d) and state, then room for the actions'.
 
         Neither sees actions, so that their keys and values are the same at every step.
@@ -230,7 +257,7 @@ class PI0FlowMatching(nn.Module):
         rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, 1), value=True).cumsum(dim=1) - 1)
         bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0))  # (b, 1, n + 1, n + 1)
         streams = (prefix, self.embed_state(state))
-        self.paligemma_with_expert.through(streams, bias, rotary, cache, wanted=(False, False))
+        self.paligemma_with_expert.run_layers(streams, bias, rotary, cache, wanted=(False, False))
         return cache
 
     def action_tables(self, real: torch.Tensor) -> tuple[Rotary, torch.Tensor]:
@@ -244,24 +271,22 @@ class PI0FlowMatching(nn.Module):
         self,
         x: torch.Tensor,
         time: torch.Tensor,
-        length: float,
         cache: Sequence[KeysValues],
         rotary: Rotary,
         bias: torch.Tensor,
     ) -> torch.Tensor:
-        """Return actions (b, h, a) one step of so much flow time closer to the data.
+        """Return the velocity (b, h, a) of noisy actions, float32.
 
         Args:
             x: (b, h, a), float32.
             time: (w,) the encoded flow time of x.
-            length: of the step.
-            cache: of `read_observation`; its end is written to.
+            cache: of `encode_observation`; its end is written to.
             rotary, bias: of `action_tables`.
         """
         tokens = self.embed_actions(x, time)  # (b, h, w)
         start = cache[0][0].shape[-2] - x.shape[1]
-        (_, tokens), _ = self.paligemma_with_expert.through((None, tokens), bias, rotary, cache, start)
-        return torch.add(x, self._velocity(tokens), alpha=-length)
+        (_, tokens), _ = self.paligemma_with_expert.run_layers((None, tokens), bias, rotary, cache, start)
+        return self._velocity(tokens)
 
 
 def _require_width(name: str, x: torch.Tensor, width: int) -> None:

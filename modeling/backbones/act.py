@@ -14,9 +14,10 @@ from torch import nn
 
 from ...configuration.act import ACTConfig
 from ..inputs import model_inputs
-from ..layers.detr_transformer import Encoder, LayerShape
+from ..layers.detr_transformer import Encoder, LayerShape, start_xavier
 from ..layers.positional import sinusoidal_2d
 from ..layers.resnet import build_resnet
+from ..seam import Features, PolicyInputs
 
 
 class ACTBackbone(nn.Module):
@@ -29,11 +30,32 @@ class ACTBackbone(nn.Module):
         InvalidConfigError: the config is inconsistent or has no features.
     """
 
+    parameter_parts = {
+        "tune_visual": ("image_encoder",),
+        "tune_projector": (
+            "encoder_img_feat_input_proj",
+            "encoder_latent_input_proj",
+            "encoder_robot_state_input_proj",
+            "encoder_env_state_input_proj",
+            "encoder_1d_feature_pos_embed",
+        ),
+        "tune_diffusion_model": ("encoder",),
+    }
+    # Attention has none: torch's fused module holds queries, keys and values in one matrix, which peft would merge and
+    # take apart again at every pass.
+    lora_targets = {
+        "tune_visual": ("convolution",),
+        "tune_projector": ("_input_proj",),
+        "tune_diffusion_model": ("linear1", "linear2"),
+    }
+    stages = {"observation": "forward"}
+    no_split_modules = ("EncoderLayer",)
+
     def __init__(self, config: ACTConfig):
         super().__init__()
         config.require_features()
         self.config = config
-        d = config.dim_model
+        self.width = d = config.dim_model
         if config.image_features:
             self.image_encoder = build_resnet(
                 config.vision_backbone,
@@ -50,6 +72,17 @@ class ACTBackbone(nn.Module):
         n_vectors = 1 + bool(config.state_dim) + bool(config.environment_state_dim)
         self.encoder_1d_feature_pos_embed = nn.Embedding(n_vectors, d)
         self.encoder = Encoder(config.n_encoder_layers, LayerShape.from_config(config))
+        for module in self.encoder.modules():
+            module.start_weights = start_xavier
+
+    def encode(self, inputs: PolicyInputs, latent: torch.Tensor | None = None) -> Features:
+        """Return the features of an observation under a latent style (b, L); None is the mean style, zeros."""
+        if latent is None:
+            latent = self.encoder_latent_input_proj.weight.new_zeros(inputs.batch_size, self.config.latent_dim)
+        tokens, positions, absent = self(
+            latent, inputs.state, inputs.environment_state, inputs.pixel_values, inputs.pixel_mask
+        )
+        return Features(tokens, None if absent is None else ~absent, positions)
 
     def encode_features(
         self, batch: Mapping[str, Any], latent_sample: torch.Tensor, return_positions: bool = False

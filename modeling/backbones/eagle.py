@@ -11,13 +11,13 @@ from transformers import PreTrainedConfig
 from ..._tokenizers import load_tokenizer
 from ...configuration.eagle import EagleConfig
 from ...errors import InvalidConfigError, MissingTokenizerError
-from .vision_language import VisionLanguageBackbone, VisionLanguageModel
+from .eagle_base import EagleBackboneBase, EagleModel, eagle_parts, eagle_stages
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 PUBLISHED_IMAGE_TOKEN_ID = 49154  # of `IMAGE_TOKEN` in the tokenizer that N1 was published with
 
 
-class EagleBackbone(VisionLanguageBackbone):
+class EagleBackbone(EagleBackboneBase):
     """Encode pictures and an instruction as features for `FlowmatchingActionHead`.
 
     Padding is on the left. Source: NVIDIA 2025 (arXiv 2503.14734) and Isaac-GR00T, whose parameter names are kept.
@@ -48,6 +48,10 @@ class EagleBackbone(VisionLanguageBackbone):
         InvalidConfigError: sizes that do not fit each other, or a layer that does not exist.
         UnknownConfigFieldError: a field of `eagle_config` that does not exist.
     """
+
+    parameter_parts = eagle_parts("model", "linear")
+    modules_to_save = ("linear",)
+    stages = eagle_stages("model")
 
     def __init__(
         self,
@@ -85,14 +89,14 @@ class EagleBackbone(VisionLanguageBackbone):
         self.reproject_vision = reproject_vision
         self.processor_cfg = dict(processor_cfg or {})
         self._img_context_token_id = img_context_token_id
-        self.model = VisionLanguageModel(self.config, select_layer, attention_implementation, scale_image_resolution)
+        self.model = EagleModel(self.config, select_layer, attention_implementation, scale_image_resolution)
         projects = projector_dim != -1 and project_to_dim is not None
         self.linear = nn.Linear(width, project_to_dim) if projects else nn.Identity()
         self.freeze()
         self.train()
 
     @property
-    def vision_language_model(self) -> VisionLanguageModel:
+    def vision_language_model(self) -> EagleModel:
         """Eagle 2: `model`."""
         return self.model
 

@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 
 from ...configuration.eagle import EagleConfig1_5
 from ...errors import InvalidConfigError
-from .vision_language import VisionLanguageBackbone, VisionLanguageModel
+from .eagle_base import EagleBackboneBase, EagleModel, eagle_parts, eagle_stages
 
 
-class EagleBackbone1_5(VisionLanguageBackbone):
+class EagleBackbone1_5(EagleBackboneBase):
     """Encode pictures and an instruction as features for `FlowmatchingActionHead_1_5`.
 
     Its inputs' names begin with `eagle_`. Padding is on the left. Source: NVIDIA 2025 (arXiv 2503.14734) and
@@ -39,6 +39,9 @@ class EagleBackbone1_5(VisionLanguageBackbone):
     """
 
     prefix = "eagle_"
+    parameter_parts = eagle_parts("eagle_model", "eagle_linear")
+    modules_to_save = ("eagle_linear",)
+    stages = eagle_stages("eagle_model")
 
     def __init__(
         self,
@@ -58,14 +61,14 @@ class EagleBackbone1_5(VisionLanguageBackbone):
             raise InvalidConfigError("reproject_vision=True exists in GR00T N1 only: EagleBackbone, not 1_5.")
         self.config = EagleConfig1_5.of(eagle_config)
         self.select_layer, self.tune_llm, self.tune_visual = select_layer, tune_llm, tune_visual
-        self.eagle_model = VisionLanguageModel(self.config, select_layer, attention_implementation)
+        self.eagle_model = EagleModel(self.config, select_layer, attention_implementation)
         width = self.config.language_config.hidden_size
         self.eagle_linear = nn.Identity() if project_to_dim is None else nn.Linear(width, project_to_dim)
         self.freeze()
         self.train()
 
     @property
-    def vision_language_model(self) -> VisionLanguageModel:
+    def vision_language_model(self) -> EagleModel:
         """Eagle 2.5: `eagle_model`."""
         return self.eagle_model
 

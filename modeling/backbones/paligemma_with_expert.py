@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from transformers import AutoModel, GemmaConfig
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
@@ -21,7 +22,8 @@ from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModal
 
 from ...configuration.pi0 import ATTENTION, PaliGemmaWithExpertConfig
 from ...errors import FeatureShapeError, InvalidConfigError
-from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, together
+from ..freezing import PartlyFrozen
+from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, project_joined
 
 # Keys and values of one layer, (b, k, n, e) each; cosine and sine of rotary positions, (b, n, 1, e) each.
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -30,7 +32,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
-class PaliGemmaWithExpertModel(nn.Module):
+class PaliGemmaWithExpertModel(PartlyFrozen):
     """Run PaliGemma's tokens and the expert's through their own layers, with one attention over both.
 
     Language model heads do not exist: nothing here predicts words.
@@ -57,33 +59,28 @@ class PaliGemmaWithExpertModel(nn.Module):
         self.layers = nn.ModuleList(JointLayer(text, expert, i) for i in range(text.num_hidden_layers))
         self.language_norm = GemmaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
         self.expert_norm = GemmaRMSNorm(expert.hidden_size, eps=expert.rms_norm_eps)
+        # As transformers' Gemma starts; torch's defaults everywhere else.
+        for module in (self.embed_tokens, *self.layers.modules()):
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.start_weights = start_normal
+        for module in self.modules():
+            if isinstance(module, GemmaRMSNorm):
+                module.start_weights = start_zero
         self.freeze()
         self.train()
 
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """Return what the config says is not trained."""
         if self.config.train_expert_only:
             own = [self.vision_tower, self.multi_modal_projector, self.embed_tokens, self.language_norm]
             return own + [layer.language_model for layer in self.layers]
         return [self.vision_tower] if self.config.freeze_vision_encoder else []
 
-    def freeze(self) -> None:
-        """Mark what the config says is not trained."""
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-
     def prefix_tail(self) -> list[nn.Module]:
         """Return what only the prefix's own output depends on: in the last layer all but its keys and values."""
         last = self.layers[-1].language_model
         attention = last.self_attn
         return [attention.q_proj, attention.o_proj, last.post_attention_layernorm, last.mlp, self.language_norm]
-
-    def train(self, mode: bool = True) -> PaliGemmaWithExpertModel:
-        """Set training mode, except in what the config freezes and nobody has unfrozen."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
-        return self
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, n, d) of pictures (b, 3, h, w) in [-1, 1]; they are not scaled as words are."""
@@ -133,11 +130,11 @@ class PaliGemmaWithExpertModel(nn.Module):
         if past:
             past = [(F.pad(k, (0, 0, 0, queries)), F.pad(v, (0, 0, 0, queries))) for k, v in past]
         rotary, bias = self.rotary(position_ids), self.attention_bias(attention_mask)
-        outputs, filled = self.through(inputs_embeds, bias, rotary, past, start, (prefix_output, True))
+        outputs, filled = self.run_layers(inputs_embeds, bias, rotary, past, start, (prefix_output, True))
         cache = (filled if fill_kv_cache else past_key_values) if use_cache else None
         return outputs, cache
 
-    def through(
+    def run_layers(
         self,
         streams: Sequence[torch.Tensor | None],
         bias: torch.Tensor,
@@ -230,7 +227,7 @@ class JointLayer(GradientCheckpointingLayer):
         layers = (self.language_model, self.gemma_expert)
         given = [(*one, i) for i, one in enumerate(zip(layers, (prefix, suffix), strict=True)) if one[1] is not None]
         # 1. Queries, keys and values of each stream, by its own projections; queries and keys turned by position.
-        heads = [together(layer.self_attn, "qkv_proj", QKV, layer.input_layernorm(x)) for layer, x, _ in given]
+        heads = [project_joined(layer.self_attn, "qkv_proj", QKV, layer.input_layernorm(x)) for layer, x, _ in given]
         heads = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)  # (b, n + m, (heads + 2 k) · e)
         attention = self.language_model.self_attn
         heads = heads.unflatten(-1, (-1, attention.head_dim))  # (b, n + m, heads + 2 k, e)
@@ -256,6 +253,16 @@ class JointLayer(GradientCheckpointingLayer):
             hidden = gated(layer.mlp, layer.post_attention_layernorm(x))
             outputs[i] = add_linear(x, layer.mlp.down_proj, hidden)
         return *outputs, (keys, values)
+
+
+def start_normal(module: nn.Module) -> None:
+    """Start weights as transformers' Gemma does."""
+    init.normal_(module.weight, std=0.02)
+
+
+def start_zero(module: GemmaRMSNorm) -> None:
+    """Start a norm of Gemma's, which multiplies by 1 + weight."""
+    init.zeros_(module.weight)
 
 
 def gated(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+from transformers import initialization as init
 
 from ...configuration.act import ACTConfig
 
@@ -48,6 +49,13 @@ class LayerShape:
             config.dropout,
             config.pre_norm,
         )
+
+
+def start_xavier(module: nn.Module) -> None:
+    """Start a module's own matrices as the paper's code starts encoder and decoder; torch's defaults elsewhere."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() > 1:
+            init.xavier_uniform_(parameter)
 
 
 class Attention(nn.MultiheadAttention):

@@ -12,7 +12,7 @@ from ...errors import FusedPolicyError
 
 
 class JoinedLinear(nn.Module):
-    """Be several linear layers of one input: (…, d) → (…, sum of their widths), one behind the other.
+    """Apply several linear layers to one input: (…, d) → (…, sum of their widths), one behind the other.
 
     `state_dict` gives each its own weight under its own name, so that a checkpoint does not know of the joining.
 
@@ -20,7 +20,7 @@ class JoinedLinear(nn.Module):
         layers: linear layers by name, beside which this one stands in their parent.
 
     Raises:
-        FusedPolicyError: one is no plain linear layer, as under an adapter or quantised.
+        FusedPolicyError: a layer is not a plain linear one, for example under an adapter or quantised.
     """
 
     def __init__(self, layers: dict[str, nn.Linear]):
@@ -52,7 +52,7 @@ class JoinedLinear(nn.Module):
 
 
 class ResidualLinear(nn.Linear):
-    """Be a linear layer that adds its result to the residual stream in the same kernel.
+    """Apply a linear layer and add its result to the residual stream in the same kernel.
 
     Args:
         layer: the plain one, whose weight it takes over.
@@ -69,7 +69,7 @@ class ResidualLinear(nn.Linear):
 
 
 class ScaledRMSNorm(nn.Module):
-    """Be Gemma's norm, x / rms(x) · (1 + weight) in float32, with 1 + weight computed beforehand.
+    """Apply Gemma's norm, x / rms(x) · (1 + weight) in float32, with 1 + weight computed beforehand.
 
     Args:
         norm: transformers' one, whose weight it takes over.
@@ -98,7 +98,7 @@ def join(parent: nn.Module, name: str, parts: Sequence[str]) -> None:
     parent.add_module(name, joined)
 
 
-def together(parent: nn.Module, name: str, parts: Sequence[str], x: torch.Tensor) -> torch.Tensor:
+def project_joined(parent: nn.Module, name: str, parts: Sequence[str], x: torch.Tensor) -> torch.Tensor:
     """Return what several linear layers of a module make of x (…, d), one behind the other, joined or not."""
     if hasattr(parent, name):
         return getattr(parent, name)(x)

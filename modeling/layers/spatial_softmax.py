@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 
 class SpatialSoftmax(nn.Module):
@@ -19,6 +20,11 @@ class SpatialSoftmax(nn.Module):
         self.nets = nn.Conv2d(channels, keypoints, kernel_size=1)
         # Persistent, because published checkpoints hold it.
         self.register_buffer("pos_grid", pixel_positions(*self.size))
+
+    @staticmethod
+    def start_weights(module: "SpatialSoftmax") -> None:
+        """Fill the buffer, which transformers leaves empty on the meta device."""
+        init.copy_(module.pos_grid, pixel_positions(*module.size))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the keypoints' (x, y) in [-1, 1], (b, k, 2), for a feature map (b, c, h, w)."""

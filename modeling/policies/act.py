@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from transformers import initialization as init
 
 from ...configuration.act import ACTConfig
 from ..action_heads.act import ACTActionHead
 from ..backbones.act import ACTBackbone
-from ..layers.masking import masked_mean
-from ..policy import PolicyModel, PolicyOutput
+from ..losses import mean_over
+from ..output import PolicyOutput
+from ..policy import PolicyModel
 from ..registry import register_policy
+from ..seam import Draws, Labels, PolicyInputs
 
 
 @register_policy("act_policy")
@@ -23,34 +23,11 @@ class ACTPolicy(PolicyModel):
     """
 
     config_class = ACTConfig
-    parameter_parts = {
-        "tune_visual": ("backbone.image_encoder",),
-        "tune_projector": (
-            "backbone.encoder_img_feat_input_proj",
-            "backbone.encoder_latent_input_proj",
-            "backbone.encoder_robot_state_input_proj",
-            "backbone.encoder_env_state_input_proj",
-            "backbone.encoder_1d_feature_pos_embed",
-        ),
-        "tune_diffusion_model": ("backbone.encoder", "action_head"),
-    }
-    # Attention has none: torch's fused module holds queries, keys and values in one matrix, which peft would merge and
-    # take apart again at every pass.
-    lora_targets = {
-        "tune_visual": ("convolution",),
-        "tune_projector": ("_input_proj",),
-        "tune_diffusion_model": ("linear1", "linear2"),
-    }
-    modules_to_save = ("action_head.action_head",)
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
 
     def __init__(self, config: ACTConfig):
         super().__init__(config)
         self.backbone = ACTBackbone(config)
         self.action_head = ACTActionHead(config)
-        # As in the paper's code: Xavier in encoder and decoder, torch's defaults everywhere else.
-        for module in (*self.backbone.encoder.modules(), *self.action_head.decoder.modules()):
-            module.starts_xavier = True
         self.post_init()
 
     def forward(
@@ -79,33 +56,23 @@ class ACTPolicy(PolicyModel):
         Returns:
             `PolicyOutput` with `loss`, `losses` (`l1`, and with a VAE while training `kl`), `actions` (b, h, a).
         """
-        observation = self.check_inputs(
-            pixel_values=pixel_values, pixel_mask=pixel_mask, state=state, environment_state=environment_state
-        )
-        if actions is not None:
-            self.check_actions(actions, action_is_pad)
-        # 1. Where along the demonstrations' styles: z from the actions while training, the mean style otherwise.
-        latent, mu, log_sigma_x2 = self.action_head.encode_latent(
-            observation | {"actions": actions, "action_is_pad": action_is_pad}, noise
-        )
-        # 2. Observation and latent → features → chunk.
-        features, positions, absent = self.backbone(latent, **observation)
-        predicted = self.action_head(features, positions, absent)  # (b, h, a)
-        if actions is None or not return_loss:
-            return PolicyOutput(actions=predicted)
-        # 3. Loss over the steps inside the episode.
-        losses = {"l1": masked_mean((predicted - actions).abs(), action_is_pad)}
-        loss = losses["l1"]
-        if mu is not None:
-            losses["kl"] = (-0.5 * (1 + log_sigma_x2 - mu**2 - log_sigma_x2.exp())).sum(-1).mean()
-            loss = loss + self.config.kl_weight * losses["kl"]
-        return PolicyOutput(loss=loss, losses=losses, actions=predicted)
+        inputs = PolicyInputs(pixel_values, pixel_mask, state, environment_state)
+        return super().forward(inputs, Labels(actions, action_is_pad), Draws(noise), return_loss)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if getattr(module, "starts_xavier", False):
-            for parameter in module.parameters(recurse=False):
-                if parameter.dim() > 1:
-                    init.xavier_uniform_(parameter)
-        if isinstance(module, ACTActionHead) and self.config.use_vae:
-            init.copy_(module.vae_encoder_pos_enc, module.vae_positions())
+    def losses(
+        self, inputs: PolicyInputs, labels: Labels, draws: Draws
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Return the L1 loss and, with a VAE while training, the KL divergence of its latent; and the chunk."""
+        # 1. Where along the demonstrations' styles: z from the actions while training, the mean style otherwise.
+        if self.training and self.config.use_vae:
+            latent, mu, log_variance = self.action_head.sample_latent(
+                labels.actions, labels.action_is_pad, inputs.state, draws.noise
+            )
+            kl = {"kl": (-0.5 * (1 + log_variance - mu**2 - log_variance.exp())).sum(-1).mean()}
+        else:
+            latent, kl = None, {}
+        # 2. The chunk, and how far it is off.
+        predicted = self.action_head.sample(self.backbone.encode(inputs, latent), inputs, draws)  # (b, h, a)
+        error = (predicted - labels.actions).abs()
+        l1 = mean_over(error, labels.action_is_pad, labels.action_mask, self.config.loss_over)
+        return {"l1": l1} | kl, predicted

@@ -6,12 +6,12 @@ from ...configuration.gr00t_n1 import GR00TN1Config
 from ..action_heads.flow_matching import FlowmatchingActionHead
 from ..backbones.eagle import EagleBackbone
 from ..registry import register_policy
-from .gr00t import HEAD, PROJECTORS, GR00TPolicy, parts_of, sampling_stages
+from .gr00t import GR00TPolicy
 
 
 @register_policy("gr00t_n1")
 class GR00TN1Policy(GR00TPolicy):
-    """Be GR00T N1; see `GR00TPolicy`.
+    """Run GR00T N1; see `GR00TPolicy`.
 
     Args:
         config (`GR00TN1Config`): its defaults are the published model's.
@@ -20,6 +20,3 @@ class GR00TN1Policy(GR00TPolicy):
     config_class = GR00TN1Config
     backbone_class = EagleBackbone
     head_class = FlowmatchingActionHead
-    modules_to_save = (*PROJECTORS, "backbone.linear")
-    parameter_parts = parts_of("backbone.model", modules_to_save, (HEAD + "model",))
-    stages = sampling_stages("backbone.model")

@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, tiny, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("manipulators.data.meta_files._write_json", full)
+    monkeypatch.setattr("manipulators.data.layouts.writer._write_json", full)
     with pytest.raises(DiskFullError, match=r"mounted at / .*new could not be written|mounted at /.*new could not"):
         convert_dataset(tiny, tmp_path / "new", progress=False)
     assert not list(tmp_path.glob("new*"))

@@ -170,7 +170,11 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, place):
     writer.add_frame(frame(0), task="push")
     writer.end_episode()
     writer.add_frame(frame(1), task="push")
-    broken = {"frame": "episode.Episode.add", "episode": "files.DataFiles.append", "close": "meta_files._write_json"}
+    broken = {
+        "frame": "recording.episode.Episode.add",
+        "episode": "recording.data_files.DataFiles.append",
+        "close": "layouts.writer._write_json",
+    }
     monkeypatch.setattr(f"manipulators.data.{broken[place]}", full)
     with pytest.raises(DiskFullError, match=r"The disk mounted at /.* is full with .*d could not be written"):
         {"frame": lambda: writer.add_frame(frame(2), "push"), "episode": writer.end_episode, "close": writer.close}[
@@ -186,5 +190,5 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch):
         raise PermissionError(13, "denied")
 
     with pytest.raises(PermissionError), LeRobotWriter(tmp_path / "d", 10, FEATURES) as writer:
-        monkeypatch.setattr("manipulators.data.episode.Episode.add", denied)
+        monkeypatch.setattr("manipulators.data.recording.episode.Episode.add", denied)
         writer.add_frame(frame(0), task="push")

@@ -8,8 +8,10 @@ from gymnasium import Env
 from gymnasium.spaces import Box, Dict
 
 from manipulators.errors import MissingRendererError
-from manipulators.evaluation import environments
-from manipulators.evaluation.environments import EnvironmentSpec, register_environment
+from manipulators.evaluation import registry
+from manipulators.evaluation.environments import available_environments
+from manipulators.evaluation.registry import register_environment
+from manipulators.evaluation.specification import EnvironmentSpec
 
 FEATURES = {
     "observation.state": {"dtype": "float32", "shape": [1], "names": ["position"], "units": ["m"]},
@@ -58,7 +60,8 @@ class LineEnvironment(Env):
 @pytest.fixture
 def line(monkeypatch):
     """Register the family `line` for one test, with an expert that never leaves 0 and asks for too much."""
-    monkeypatch.setattr(environments, "_FAMILIES", dict(environments._FAMILIES))
+    available_environments()  # what registers itself does so before the table is copied
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     register_environment(
         "line",
         LineEnvironment,
@@ -71,7 +74,7 @@ def line(monkeypatch):
 @pytest.fixture(scope="session")
 def renderer():
     """The need for a renderer: without one, tests fail in CI, which has one, and are skipped elsewhere."""
-    from manipulators.evaluation.metaworld import MetaWorldEnvironment
+    from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment
 
     environment = MetaWorldEnvironment("reach-v3")
     try:

@@ -14,8 +14,8 @@ from manipulators.errors import (
     UnreliableExpertError,
 )
 from manipulators.evaluation.demonstrations import record_demonstrations
-from manipulators.evaluation.environments import register_environment
-from manipulators.evaluation.metaworld import MetaWorldEnvironment, expert
+from manipulators.evaluation.registry import register_environment
+from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment, expert
 
 
 def rows(root):

@@ -8,14 +8,15 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 from manipulators import errors
+from manipulators.evaluation import simulators
 from manipulators.evaluation.environments import (
     available_environments,
     describe_environment,
     make_environment,
     make_environments,
     make_expert,
-    register_environment,
 )
+from manipulators.evaluation.registry import register_environment
 
 
 def test_names_are_known_without_the_simulator():
@@ -124,6 +125,22 @@ def test_an_environment_without_our_names_is_refused(line):
     register_environment("unnamed", lambda task, horizon: Unnamed())
     with pytest.raises(errors.InvalidEnvironmentError, match=r"spaces\.Dict"):
         make_environment("unnamed/any")
+
+
+def test_a_simulator_is_one_new_file(line, tmp_path, monkeypatch):
+    (tmp_path / "dropped.py").write_text(
+        "from ..registry import register_environment\n"
+        "register_environment('dropped', lambda task, horizon: None, tasks=['in'], horizon=3)\n"
+    )
+    monkeypatch.setattr(simulators, "__path__", [*simulators.__path__, str(tmp_path)])
+    assert "dropped/in" in available_environments()
+    assert len([name for name in available_environments() if name.startswith("metaworld/")]) == 50
+
+
+@pytest.mark.parametrize("horizon", [0, -1])
+def test_a_familys_impossible_horizon_is_refused(line, horizon):
+    with pytest.raises(errors.InvalidEnvironmentError, match=f"horizon of 'short' is {horizon}"):
+        register_environment("short", print, horizon=horizon)
 
 
 @pytest.mark.parametrize(("family", "factory"), [("a/b", print), ("", print), ("a", None)])

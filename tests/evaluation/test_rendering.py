@@ -8,7 +8,7 @@ from manipulators.errors import InvalidEvaluationError
 from manipulators.evaluation import rendering
 from manipulators.evaluation.demonstrations import record_demonstrations
 from manipulators.evaluation.environments import describe_environment, make_environment
-from manipulators.evaluation.metaworld import MetaWorldEnvironment
+from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment
 
 NAME = "metaworld/pick-place-v3?camera=corner2,topview&size=48"
 CORNER2 = "observation.images.corner2"

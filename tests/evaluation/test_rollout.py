@@ -6,9 +6,9 @@ import torch
 
 from manipulators import __version__
 from manipulators.errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
-from manipulators.evaluation import environments
-from manipulators.evaluation.metaworld import expert
+from manipulators.evaluation import registry
 from manipulators.evaluation.rollout import evaluate
+from manipulators.evaluation.simulators.metaworld.environment import expert
 
 
 class Pipeline:
@@ -111,10 +111,8 @@ def test_a_wrong_shape_raises(line):
 
 
 def test_an_environment_that_hides_success_is_refused(line, monkeypatch):
-    step = environments._FAMILIES["line"].factory.step
-    monkeypatch.setattr(
-        environments._FAMILIES["line"].factory, "step", lambda self, action: (*step(self, action)[:4], {})
-    )
+    step = registry._FAMILIES["line"].factory.step
+    monkeypatch.setattr(registry._FAMILIES["line"].factory, "step", lambda self, action: (*step(self, action)[:4], {}))
     with pytest.raises(InvalidEnvironmentError, match="success"):
         run(always(1.0), line, [0])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manipulators.errors import InvalidActionError, MissingRendererError
-from manipulators.evaluation import environments
+from manipulators.evaluation import registry
 from manipulators.evaluation.rollout import evaluate
 
 
@@ -86,7 +86,7 @@ def test_without_a_renderer_the_result_says_why(line, tmp_path, monkeypatch, fai
     def render(self):
         raise failure
 
-    monkeypatch.setattr(environments._FAMILIES["line"].factory, "render", render)
+    monkeypatch.setattr(registry._FAMILIES["line"].factory, "render", render)
     result = film(line, [1], tmp_path / "a.mp4")
     assert (result.video, result.successes) == (None, 1)
     assert result.video_note.startswith("There is no video: ")

@@ -2,20 +2,22 @@
 
 import pytest
 
-from manipulators.hub_cards.card import CardData, ContractRow
+from manipulators import FeatureType, PolicyFeature
+from manipulators.configuration.contract import ContractEntry, vector_entry
+from manipulators.configuration.normalization import Part
+from manipulators.hub_cards.card import CardData
 
-STATE = ContractRow(
-    name="observation.state",
-    kind="STATE",
-    shape=(4,),
+STATE = vector_entry(
+    "observation.state",
+    PolicyFeature("STATE", (4,)),
+    [Part("state", 4, "MEAN_STD")],
     names=["hand x", "hand y", "hand z", "gripper"],
     units=["m", "m", "m", "share of fully open"],
-    normalization="MEAN_STD",
     low=[-0.1, 0.4, 0.05, 0],
     high=[0.12, 0.8, 0.31, 1],
 )
-CAMERA = ContractRow(name="observation.images.corner", kind="VISUAL", shape=(3, 240, 320))
-ACTION = ContractRow(name="action", kind="ACTION", shape=(2,), names=["reach", "grip"], normalization="MIN_MAX")
+CAMERA = ContractEntry("observation.images.corner", FeatureType.VISUAL, (3, 240, 320))
+ACTION = vector_entry("action", PolicyFeature("ACTION", (2,)), [Part("action", 2, "MIN_MAX")], names=["reach", "grip"])
 
 EVALUATION = {
     "environment": "metaworld/reach-v3",

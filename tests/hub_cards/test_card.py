@@ -9,9 +9,11 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 
 import manipulators
-from manipulators.errors import InvalidCardError, InvalidConfigError
+from manipulators import PolicyFeature
+from manipulators.configuration.contract import vector_entry
+from manipulators.errors import InvalidCardError
 from manipulators.hub_cards import card as card_module
-from manipulators.hub_cards.card import ContractRow, EvaluationSummary, render_card, save_card
+from manipulators.hub_cards.card import EvaluationSummary, render_card, save_card
 from manipulators.hub_cards.edits import was_edited
 from manipulators.hub_cards.lint import SECTIONS, lint_card
 
@@ -210,7 +212,7 @@ def test_own_words_replace_those_of_the_model_type(make_card):
 
 
 def test_many_dimensions_are_folded_away(make_card):
-    wide = ContractRow("observation.state", "STATE", (39,), low=[0.0] * 39, high=[1.0] * 39)
+    wide = vector_entry("observation.state", PolicyFeature("STATE", (39,)), low=[0.0] * 39, high=[1.0] * 39)
     text = render_card(make_card(inputs=[wide]))
     assert "<details><summary>The 39 values of <code>observation.state</code>, in order</summary>\n\n|" in text
     assert "| 38 | not recorded | not recorded | 0 | 1 |\n\n</details>" in text
@@ -218,7 +220,7 @@ def test_many_dimensions_are_folded_away(make_card):
 
 
 def test_hostile_names_cannot_break_the_tables(make_card):
-    row = ContractRow("observation.state", "STATE", (2,), names=["a|b", "c\nd<br>"], units="m|s")
+    row = vector_entry("observation.state", PolicyFeature("STATE", (2,)), names=["a|b", "c\nd<br>"], units="m|s")
     text = render_card(make_card(inputs=[row]))
     assert "| 0 | a\\|b | m\\|s | not recorded | not recorded |\n" in text
     assert "| 1 | c d&lt;br> | m\\|s |" in text
@@ -238,10 +240,6 @@ def test_every_section_is_there_once(full_card, name):
 
 
 def test_values_that_contradict_each_other_are_refused(make_card):
-    with pytest.raises(InvalidCardError, match=r"4 values\) but 2 names: x, y"):
-        ContractRow("observation.state", "STATE", (4,), names=["x", "y"])
-    with pytest.raises(InvalidConfigError, match="'LIDAR' does not exist"):
-        ContractRow("observation.lidar", "LIDAR", (4,))
     with pytest.raises(InvalidCardError, match=r"0\.5 is impossible with episodes=3: the nearest is 2 of 3"):
         EvaluationSummary(environment="e", episodes=3, success_rate=0.5)
     with pytest.raises(InvalidCardError, match=r"success_rate from 0 to 1; got episodes=3, success_rate=98"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from manipulators import ACTConfig, ACTPolicy, PolicyProcessor
+from manipulators.configuration.contract import Dimension
 from manipulators.errors import CorruptFileError, ManipulatorsError, MissingFileError
 from manipulators.hub_cards.card import render_card
 from manipulators.hub_cards.checkpoint_card import checkpoint_card, describe_policy, write_checkpoint_card
@@ -79,9 +80,12 @@ def test_it_reads_the_contract_from_config_and_processor(folder):
     assert (card.policy_name, card.model_type, card.repo_id) == ("ACT", "act_policy", "your-lab/act-reach")
     assert (card.action_horizon, card.n_action_steps) == (6, 3)
     [state], [action] = card.inputs, card.outputs
-    assert (state.name, state.shape, state.names, state.units) == ("observation.state", (2,), ("x", "y"), ("m", "m"))
-    assert (action.names, action.units, action.normalization) == (("dx", "dy"), ("cm", "1"), "MEAN_STD")
-    assert (action.low, action.high) == ((-1.5, 0.25), (1.5, 3.25))
+    assert (state.name, state.shape) == ("observation.state", (2,))
+    assert [(d.name, d.unit) for d in state.dimensions] == [("x", "m"), ("y", "m")]
+    assert list(action.dimensions) == [
+        Dimension("dx", "cm", -1.5, 1.5, "MEAN_STD"),
+        Dimension("dy", "1", 0.25, 3.25, "MEAN_STD"),
+    ]
     assert (card.training, card.evaluation, card.dataset) == (None, None, None)
 
 
@@ -205,3 +209,71 @@ def test_weights_that_cannot_be_read_are_named(folder):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CorruptFileError, match=r"model\.safetensors is not a readable safetensors file"):
         write_checkpoint_card(folder)
+
+
+# --- the contract is the processor's ----------------------------------------------------------------------
+
+
+def section(text, name):
+    return text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+def test_ranges_of_differences_are_not_given_out_as_those_of_actions(folder):
+    processor = PolicyProcessor.from_pretrained(folder, relative_to=[1, None])
+    processor.save_pretrained(folder)
+    text = render_card(checkpoint_card(folder))
+    contract, limits = section(text, "What it expects and returns"), section(text, "Limits")
+    assert "| 0 | dx | cm | -1.5 | 1.5 | difference to observation.state y |\n" in contract
+    assert "| 1 | dy | 1 | 0.25 | 3.25 | absolute value |\n" in contract
+    assert "the lowest and highest are those of the difference" in contract
+    assert "It has learned absolute actions inside the training ranges above" in limits
+    assert "Actions that are predicted as differences have no recorded range in the robot's own units" in limits
+    assert lint_card(render_card(checkpoint_card(folder, "your-lab/act-reach"))) == []
+    processor.relative_to = [1, 0]
+    processor.save_pretrained(folder)
+    assert "It has learned" not in section(render_card(checkpoint_card(folder)), "Limits")
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("identity", "none"),
+        ("mean_std", "to mean 0, standard deviation 1"),
+        ("min_max", "training range to [-1, 1]"),
+        ("q99", "1st–99th percentile to [-1, 1], cut off"),
+        ("scale", "divided by the largest magnitude in training"),
+        ("binary", "to 1 above 0.5, else to 0"),
+        ("sin_cos", "to sine and cosine"),
+    ],
+)
+def test_every_mode_of_a_part_is_named(folder, mode, words):
+    """Beside a second part, and as the only one."""
+    config = json.loads((folder / "config.json").read_text())
+    saved = json.loads((folder / "processor_config.json").read_text())
+    parts = {"arm": {"width": 1, "mode": mode}, "grip": {"width": 1, "mode": "binary"}}
+    text = render_card(describe_policy(config, saved | {"state_parts": parts, "action_parts": None}, 1))
+    contract = section(text, "What it expects and returns")
+    assert f"| `observation.state` | robot state | 2 values | m | arm {words}; grip to 1 above 0.5, else to 0 |" in (
+        contract
+    )
+    assert f"| 0 | x | m | -1.5 | 1.5 | {words} |\n| 1 | y | m | 0.25 | 3.25 | to 1 above 0.5, else to 0 |" in contract
+    whole = {"arm": {"width": 2, "mode": mode}}
+    text = render_card(describe_policy(config, saved | {"state_parts": whole, "action_parts": None}, 1))
+    assert f"| `observation.state` | robot state | 2 values | m | {words} |" in text
+
+
+def test_card_and_processor_tell_the_same(folder):
+    contract = PolicyProcessor.from_pretrained(folder).contract()
+    card = checkpoint_card(folder)
+    assert (card.inputs, card.outputs) == (contract.inputs, contract.outputs)
+
+
+def test_robot_and_cameras_that_may_be_absent(folder):
+    config = json.loads((folder / "config.json").read_text())
+    processor = json.loads((folder / "processor_config.json").read_text())
+    camera = {"observation.images.top": {"type": "VISUAL", "shape": [3, 4, 6]}}
+    config["input_features"] |= camera
+    processor |= {"optional_cameras": list(camera), "embodiment": "gr1"}
+    contract = section(render_card(describe_policy(config, processor, 1)), "What it expects and returns")
+    assert "| `observation.images.top` | camera image, may be absent | 4 × 6 pixels, 3 channels |" in contract
+    assert "\nRobot: `gr1`, of those that the policy knows.\n" in contract

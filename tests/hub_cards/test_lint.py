@@ -54,7 +54,7 @@ def test_an_evaluation_in_the_metadata_alone_is_found(full_card, make_card):
     metadata = evaluated.split("---\n")[1]
     body = plain.split("---\n", 2)[2]
     assert lint_card(f"---\n{metadata}---\n{body}") == [
-        "The metadata has a success_rate of 0.98 in model-index but the text tells none."
+        "The metadata has a success_rate of 0.98 in model-index but the text states none."
     ]
 
 

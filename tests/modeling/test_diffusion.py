@@ -22,7 +22,13 @@ from manipulators import (
     PolicyTrainer,
     PolicyTrainingArguments,
 )
-from manipulators.errors import FeatureShapeError, InvalidConfigError, MissingFeatureError, MissingTokenizerError
+from manipulators.errors import (
+    FeatureShapeError,
+    InvalidConfigError,
+    MissingFeatureError,
+    MissingTokenizerError,
+    UnknownFeatureError,
+)
 from manipulators.modeling.layers.text_encoder import build_text_encoder
 from manipulators.processing.registry import processor_class
 from manipulators.processing.word_tokenizer import word_tokenizer
@@ -224,7 +230,7 @@ def test_draws_of_another_shape_are_refused(tiny):
 
 def test_unknown_inputs_are_refused(tiny):
     policy = tiny()
-    with pytest.raises(TypeError, match="pixel_maks"):
+    with pytest.raises(UnknownFeatureError, match=r"pixel_maks.*pixel_mask"):
         policy.predict_action_chunk(**policy.config.example_inputs(1), pixel_maks=torch.ones(1, 1))
 
 
@@ -286,7 +292,7 @@ def test_masked_loss_of_a_dataset_is_the_published_one(tiny):
     inputs["action_is_pad"][1, 0] = True
     inputs["actions"][0, 5:] = inputs["actions"][0, 4]
     inputs["actions"][1, 0] = inputs["actions"][1, 1]
-    noisy, noise = policy.diffusion.noise_schedule.add_noise(inputs["actions"], draws["noise"], draws["time"])
+    noisy, noise = policy.diffusion.noise_schedule.mix(inputs["actions"], draws["noise"], draws["time"])
     condition = policy.diffusion.encode_observation(inputs["state"])
     error = (policy.diffusion.unet(noisy, draws["time"], condition) - noise) ** 2
     expected = error[~inputs["action_is_pad"]].mean()

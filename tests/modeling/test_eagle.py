@@ -83,7 +83,7 @@ def test_connectors(shuffle, layers, parts, width, tokens):
     assert connector[0].weight.shape[-1] == width
     pictures, ids, mask = inputs_for(backbone)
     assert backbone.eagle_model.embed_pictures(pictures).shape == (3, tokens, 32)
-    assert backbone.encode(pictures, ids, mask).shape == (2, ids.shape[1], 20)
+    assert backbone.encode_prompts(pictures, ids, mask).shape == (2, ids.shape[1], 20)
 
 
 @both
@@ -98,15 +98,15 @@ def test_the_first_layers_are_kept(kind):
 
 @both
 def test_projection(kind):
-    assert tiny(kind).output_dim == 20
+    assert tiny(kind).width == 20
     unprojected = tiny(kind, project_to_dim=None)
-    assert isinstance(unprojected.projection, nn.Identity) and unprojected.output_dim == 32
+    assert isinstance(unprojected.projection, nn.Identity) and unprojected.width == 32
     inputs = inputs_for(unprojected)
-    assert unprojected.encode(*inputs).shape == (*inputs[1].shape, 32)
+    assert unprojected.encode_prompts(*inputs).shape == (*inputs[1].shape, 32)
 
 
 def test_the_projector_has_the_language_models_width():
-    assert tiny(EagleBackbone, projector_dim=-1).output_dim == 32
+    assert tiny(EagleBackbone, projector_dim=-1).width == 32
     with pytest.raises(InvalidConfigError, match=r"projector_dim=2048.*width is 32"):
         tiny(EagleBackbone, projector_dim=2048)
 
@@ -114,11 +114,11 @@ def test_the_projector_has_the_language_models_width():
 def test_reprojected_pictures():
     backbone = tiny(EagleBackbone, project_to_dim=None, reproject_vision=True).eval()
     pictures, ids, mask = inputs_for(backbone)
-    features = backbone.encode(pictures, ids, mask)
+    features = backbone.encode_prompts(pictures, ids, mask)
     is_image = ids == IMAGE
     assert torch.equal(features[is_image], backbone.model.embed_pictures(pictures).flatten(0, 1))
     backbone.reproject_vision = False
-    plain = backbone.encode(pictures, ids, mask)
+    plain = backbone.encode_prompts(pictures, ids, mask)
     assert torch.equal(features[~is_image], plain[~is_image]) and not torch.equal(features, plain)
     with pytest.raises(InvalidConfigError, match="reproject_vision=True"):
         tiny(EagleBackbone1_5, reproject_vision=True)
@@ -130,7 +130,7 @@ def test_larger_pictures():
     assert backbone.state_dict().keys() == tiny(EagleBackbone).state_dict().keys()
     pictures, ids, mask = inputs_for(backbone, scale=2)
     assert pictures.shape == (3, 3, 56, 56) and (ids == IMAGE).sum() == 3 * 16
-    assert backbone.encode(pictures, ids, mask).shape == (2, ids.shape[1], 20)
+    assert backbone.encode_prompts(pictures, ids, mask).shape == (2, ids.shape[1], 20)
     with torch.no_grad():
         backbone.model.vision_model.embeddings.position_embedding.weight.fill_(0.3)
         embeddings = backbone.model.vision_model.embeddings
@@ -155,7 +155,7 @@ def test_padding_attends_to_nothing(kind, dtype):
     attended = []
     for layer in backbone.vision_language_model.language_model.layers:
         layer.self_attn.register_forward_hook(lambda module, args, output: attended.append(output[0]))
-    backbone.encode(*inputs)
+    backbone.encode_prompts(*inputs)
     padded = inputs[2] == 0
     assert len(attended) == 2 and padded.sum() == 3
     for output in attended:
@@ -166,9 +166,9 @@ def test_padding_attends_to_nothing(kind, dtype):
 def test_real_tokens_do_not_see_padding(kind):
     backbone = tiny(kind).eval()
     pictures, ids, mask = inputs_for(backbone)
-    before = backbone.encode(pictures, ids, mask)
+    before = backbone.encode_prompts(pictures, ids, mask)
     changed = torch.where(mask == 0, 7, ids)
-    after = backbone.encode(pictures, changed, mask)
+    after = backbone.encode_prompts(pictures, changed, mask)
     real = mask.bool()
     assert torch.equal(before[real], after[real]) and not torch.equal(before, after)
 
@@ -185,7 +185,7 @@ def test_prefixed_inputs():
     assert prepared.keys() == given.keys()
     for batch in (given, given | extra, prepared):
         output = backbone(batch)
-        assert torch.equal(output.backbone_features, backbone.encode(pictures, ids, mask))
+        assert torch.equal(output.backbone_features, backbone.encode_prompts(pictures, ids, mask))
         assert output["backbone_attention_mask"] is mask
 
 
@@ -202,14 +202,14 @@ def test_model_inputs_with_absent_cameras(kind):
     }
     prepared = backbone.prepare_input(batch)
     assert "actions" not in prepared
-    assert torch.equal(backbone(prepared).backbone_features, backbone.encode(pictures, ids, mask))
+    assert torch.equal(backbone(prepared).backbone_features, backbone.encode_prompts(pictures, ids, mask))
 
 
 @both
 def test_prompts_without_pictures(kind):
     backbone = tiny(kind).eval()
     ids = torch.arange(5)[None]
-    assert backbone.encode(torch.zeros(0, 3, 28, 28), ids, torch.ones_like(ids)).shape == (1, 5, 20)
+    assert backbone.encode_prompts(torch.zeros(0, 3, 28, 28), ids, torch.ones_like(ids)).shape == (1, 5, 20)
 
 
 @both
@@ -217,13 +217,13 @@ def test_inputs_that_do_not_fit(kind):
     backbone = tiny(kind).eval()
     pictures, ids, mask = inputs_for(backbone)
     with pytest.raises(ImageTokenError, match=r"expected \d+ for each picture"):
-        backbone.encode(pictures[:2], ids, mask)
+        backbone.encode_prompts(pictures[:2], ids, mask)
     with pytest.raises(ImageTokenError):
-        backbone.encode(torch.cat([pictures, pictures[:1]]), ids, mask)
+        backbone.encode_prompts(torch.cat([pictures, pictures[:1]]), ids, mask)
     with pytest.raises(FeatureShapeError, match=r"\(3, 3, 28, 27\); expected \(pictures, 3, 28, 28\)"):
-        backbone.encode(pictures[..., :-1], ids, mask)
+        backbone.encode_prompts(pictures[..., :-1], ids, mask)
     with pytest.raises(FeatureShapeError, match="attention_mask"):
-        backbone.encode(pictures, ids, mask[:, 1:])
+        backbone.encode_prompts(pictures, ids, mask[:, 1:])
     with pytest.raises(MissingFeatureError, match=f"lacks {backbone.prefix}attention_mask"):
         backbone({"pixel_values": pictures, "input_ids": ids})
 
@@ -261,7 +261,7 @@ def test_the_image_token_is_looked_up_when_it_is_needed(tmp_path):
 def test_gradients_reach_what_is_trained_and_only_that(kind, tune_llm, tune_visual):
     backbone = tiny(kind, tune_llm=tune_llm, tune_visual=tune_visual).train()
     pictures, ids, mask = inputs_for(backbone)
-    (backbone.encode(pictures, ids, mask) ** 2).sum().backward()
+    (backbone.encode_prompts(pictures, ids, mask) ** 2).sum().backward()
     parts = {"language_model": tune_llm, "vision_model": tune_visual, "mlp1": tune_visual, "linear": True}
     reached = dict.fromkeys(parts, 0.0)
     for name, parameter in backbone.named_parameters():
@@ -333,7 +333,7 @@ def test_built_on_the_meta_device(kind):
     other.to_empty(device="cpu")
     other.load_state_dict(backbone.state_dict())
     inputs = inputs_for(backbone)
-    assert torch.equal(other.eval().encode(*inputs), backbone.encode(*inputs))
+    assert torch.equal(other.eval().encode_prompts(*inputs), backbone.encode_prompts(*inputs))
 
 
 @both
@@ -352,7 +352,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
 
     def gradients() -> dict:
         model.zero_grad()
-        (model.backbone.encode(*inputs) ** 2).sum().backward()
+        (model.backbone.encode_prompts(*inputs) ** 2).sum().backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     expected = gradients()

@@ -20,6 +20,7 @@ from manipulators import (
     FlowmatchingActionHeadConfig,
     FlowmatchingActionHeadConfig_1_5,
 )
+from manipulators.modeling.seam import Draws, Features, PolicyInputs
 
 WIDTH, HEADS, LAYERS, HORIZON, FUTURE, TOKENS = 16, 2, 16, 5, 3, 11
 STEPS = 4
@@ -180,14 +181,20 @@ def chunk():
 
 
 def prepared(head, given, steps=STEPS):
+    timesteps = torch.tensor([int(time * 1000) for time in head.sampler.times(steps)])
     with torch.no_grad():
-        return head.prepare(given.features, None, given.state, given.ids, steps)
+        return head.prepare(given.features, None, given.state[:, None], given.ids, timesteps)
+
+
+def sampled(head, given, steps=STEPS):
+    inputs = PolicyInputs(state=given.state, embodiment_id=given.ids)
+    return head.sample(Features(given.features), inputs, Draws(given.noise, num_steps=steps))
 
 
 @pytest.mark.parametrize("slots", [(1,), (2, 2), (2, 0, 1)], ids=["one", "shared", "mixed"])
 def test_the_plain_formulation_gives_the_same_actions(head, chunk, slots):
     given = chunk(*slots)
-    found = head.sample(given.features, None, given.state, given.ids, given.noise)
+    found = sampled(head, given)
     expected = Plain(head, given.features, given.state, given.ids).sample(given.noise, STEPS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -213,9 +220,7 @@ def test_features_are_read_once_per_chunk(head, chunk):
     given = chunk(1)
 
     def products(steps):
-        return counted(
-            head.sample, given.features, None, given.state, given.ids, given.noise, None, steps
-        ).over_features
+        return counted(sampled, head, given, steps).over_features
 
     # Keys and values of the 8 blocks that see them; N1.5: query, key, value, output and two of the feed-forward twice.
     expected = 8 * 2 + (2 * 6 if isinstance(head, FlowmatchingActionHead_1_5) else 0)

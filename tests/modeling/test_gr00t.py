@@ -5,6 +5,8 @@ import torch
 
 from manipulators import GR00TN1_5Policy, GR00TN1Policy
 from manipulators.errors import FeatureShapeError, FeatureValueError, MissingFeatureError
+from manipulators.modeling.inputs import LABELS
+from manipulators.modeling.seam import Draws, PolicyInputs
 from manipulators.training.tuning import apply_tuning
 
 
@@ -183,10 +185,10 @@ def test_integration_is_in_float32_whatever_the_weights_are(make):
     tokens = []
     policy.action_head.action_encoder.register_forward_pre_hook(lambda _, args: tokens.append(args[0].dtype))
     inputs, noise = policy.config.example_inputs(2), policy.config.example_draws(2)["noise"]
-    mask = inputs["attention_mask"]
-    features = policy.backbone.encode(inputs["pixel_values"].flatten(0, 1), inputs["input_ids"], mask)
-    assert features.dtype == torch.bfloat16
-    sampled = policy.action_head.sample(features, mask, inputs["state"], inputs["embodiment_id"], noise=noise)
+    observation = PolicyInputs.of({name: x for name, x in inputs.items() if name not in LABELS})
+    features = policy.backbone.encode(observation)
+    assert features.tokens.dtype == torch.bfloat16 and torch.equal(features.mask, inputs["attention_mask"])
+    sampled = policy.action_head.sample(features, observation, Draws(noise))
     assert sampled.dtype == torch.float32
     assert tokens == [torch.bfloat16] * 2
     chunk = policy.predict_action_chunk(**inputs, noise=noise)

@@ -7,33 +7,10 @@ import torch
 from torch import nn
 
 from manipulators.errors import InvalidConfigError
-from manipulators.modeling.layers.masking import masked_mean
 from manipulators.modeling.layers.positional import sinusoidal_1d, sinusoidal_2d
 from manipulators.modeling.layers.resnet import FrozenBatchNorm2d, build_resnet
 
 TINY = {"layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
-
-
-def test_masked_mean():
-    values = torch.tensor([[[1.0, 2.0], [30.0, 40.0]], [[5.0, 6.0], [7.0, 8.0]]])
-    is_pad = torch.tensor([[False, True], [False, False]])
-    assert masked_mean(values) == pytest.approx(99 / 8)
-    assert masked_mean(values, is_pad) == pytest.approx((1 + 2 + 5 + 6 + 7 + 8) / 6)
-    first_only = torch.tensor([[[True, False]], [[True, False]]])
-    assert masked_mean(values, is_pad, first_only) == pytest.approx((1 + 5 + 7) / 3)
-    assert masked_mean(values, None, first_only) == pytest.approx((1 + 30 + 5 + 7) / 4)
-
-
-def test_masked_mean_of_nothing_is_zero():
-    assert masked_mean(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)) == 0
-
-
-def test_masked_mean_ignores_whatever_padding_holds():
-    values = torch.tensor([[[1.0], [math.nan], [math.inf]]], requires_grad=True)
-    mean = masked_mean(values, torch.tensor([[False, True, True]]))
-    mean.backward()
-    assert mean == 1
-    assert values.grad.flatten().tolist() == [1, 0, 0]
 
 
 def test_sinusoid_over_time():

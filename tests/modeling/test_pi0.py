@@ -73,7 +73,7 @@ def test_encode_time():
 
 def test_sampled_times(policy):
     torch.manual_seed(0)
-    times = policy.model.sample_time(20000, "cpu")
+    times = policy.model.sampler.draw_time(20000, "cpu")
     assert times.shape == (20000,)
     assert times.min() > 0.001 and times.max() <= 1.0
     assert times.mean().item() == pytest.approx(0.999 * 0.6 + 0.001, abs=0.01)

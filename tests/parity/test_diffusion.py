@@ -114,7 +114,7 @@ def test_condition_and_first_prediction(golden):
 
 def test_timesteps(golden):
     head = golden.policy.diffusion
-    timesteps, _ = head.noise_schedule.steps(golden.policy.config.denoising_steps, torch.device("cpu"))
+    timesteps, _ = head.noise_schedule.times(golden.policy.config.denoising_steps, torch.device("cpu"))
     assert torch.equal(timesteps, golden.outputs["chunk/timesteps"])
 
 
@@ -291,7 +291,7 @@ def test_clip_actions(clip_golden):
 
 def test_clip_schedule(clip_golden):
     head, outputs = clip_golden.head, clip_golden.outputs
-    timesteps, _ = head.noise_schedule.steps(head.config.denoising_steps, torch.device("cpu"))
+    timesteps, _ = head.noise_schedule.times(head.config.denoising_steps, torch.device("cpu"))
     assert torch.equal(timesteps, outputs["scheduler_timesteps"])
 
 

@@ -14,6 +14,7 @@ from manipulators import (
     FlowmatchingActionHeadConfig_1_5,
     load_published,
 )
+from manipulators.modeling.seam import Draws, Features, PolicyInputs
 
 CASES = (
     "flow_head_n1_single",
@@ -113,20 +114,16 @@ def test_every_step_of_sampling(golden):
 def test_steps_of_sampling_predict_what_training_does(golden):
     """Sampling caches what the loss computes anew: keys and values, modulations."""
     head, inputs = golden.head, golden.inputs
-    features, given = inputs["backbone_features"], (inputs["state"], inputs["action"], None, inputs["embodiment_id"])
-    x, times = inputs["inference_init_noise"], golden.times
-    prepared = head.prepare(features, None, given[0], given[3], steps=3)
+    features, ids, times = Features(inputs["backbone_features"]), inputs["embodiment_id"], golden.times
+    observation = PolicyInputs(state=inputs["state"], embodiment_id=ids)
+    x, state = inputs["inference_init_noise"], inputs["state"].view(len(ids), 1, -1)
+    prepared = head.prepare(features.tokens, None, state, ids, torch.tensor([0, 333, 666]))
     with torch.no_grad():
         for i in range(3):
-            flow = head.loss(
-                features,
-                None,
-                *given,
-                noise=x.repeat(times, 1, 1) / (1 - i / 3),
-                time=torch.full((len(x) * times,), i / 3),
-            )
+            noise, time = x.repeat(times, 1, 1) / (1 - i / 3), torch.full((len(x) * times,), i / 3)
+            velocity, _ = head.velocity(features, observation, inputs["action"], Draws(noise, time))
             mixed = x + i / 3 * inputs["action"]
-            torch.testing.assert_close(head.step(mixed, prepared.at(i)), flow.velocity[: len(x)], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(head.step(mixed, prepared.at(i)), velocity[: len(x)], atol=1e-5, rtol=1e-5)
 
 
 def published_head(version: str):

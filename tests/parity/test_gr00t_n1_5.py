@@ -58,7 +58,7 @@ def labels(golden):
 
 
 def test_features(golden, build, inputs):
-    features = build().backbone.encode(
+    features = build().backbone.encode_prompts(
         inputs["pixel_values"].flatten(0, 1), inputs["input_ids"], inputs["attention_mask"]
     )
     torch.testing.assert_close(features, golden[1]["outputs"]["backbone_features_fa2_emulated"], **TOLERANCE)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from manipulators.processing.gr00t import GR00TN1_5Processor, crop_and_resize
+from manipulators.processing.gr00t import GR00TN1_5Processor
+from manipulators.processing.pictures import crop_and_resize
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 ORDER = {"state": ["arm", "grip"], "action": ["arm", "rot", "grip"]}

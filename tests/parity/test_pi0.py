@@ -336,7 +336,7 @@ def test_gated_tokenizer(golden, monkeypatch):
         raise OSError(f"{source} is a gated repository")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
-    message = r"'google/paligemma-3b-pt-224' cannot be had.*tokenizer="
+    message = r"'google/paligemma-3b-pt-224' cannot be loaded.*tokenizer="
     with pytest.raises(MissingTokenizerError, match=message):
         PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.sizes)
 
@@ -406,5 +406,5 @@ def test_checkpoint_of_the_first_generation(golden, pipeline, tmp_path, monkeypa
     request = {"task": golden.tasks, "noise": golden.inputs["noise"]}
     chunk = old.predict_chunk(golden.observation, **request)
     assert not torch.allclose(chunk, golden.outputs["chunk"], atol=1e-3)
-    monkeypatch.setattr(pipeline.processor, "image_padding", "top_left")
+    monkeypatch.setattr(pipeline.processor.pictures, "image_padding", "top_left")
     assert torch.equal(chunk, pipeline.predict_chunk(golden.observation, **request))

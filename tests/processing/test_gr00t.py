@@ -20,7 +20,7 @@ from manipulators.errors import (
     MissingTokenizerError,
     UnknownFeatureError,
 )
-from manipulators.processing.gr00t import GR00TN1_5Processor, GR00TN1Processor, crop_and_resize
+from manipulators.processing.gr00t import GR00TN1_5Processor, GR00TN1Processor
 from manipulators.processing.registry import processor_class as registered
 from manipulators.processing.word_tokenizer import word_tokenizer
 
@@ -90,38 +90,6 @@ def test_model_inputs(processor):
 
 
 # --- pictures ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "crop", "kept"),
-    [(8, 8, 0.5, (2, 6, 2, 6)), (10, 20, 0.95, (0, 9, 0, 19)), (240, 320, 0.95, (6, 234, 8, 312))],
-)
-def test_centre_is_kept(height, width, crop, kept):
-    """What is cropped away is black: if it were seen, an edge would not be white. Halves are rounded to even."""
-    top, bottom, left, right = kept
-    picture = torch.zeros(1, 3, height, width)
-    picture[..., top:bottom, left:right] = 1
-    assert crop_and_resize(picture, crop, 4).min() >= 254
-    assert crop_and_resize(picture, 1.0, 4).min() < 254
-
-
-def test_levels_are_cut_off_not_rounded():
-    level = torch.full((1, 3, 4, 4), 0.999)  # 254.7 of 255
-    assert crop_and_resize(level, 1.0, 4).unique().tolist() == [254]
-    assert crop_and_resize(torch.full((1, 3, 4, 4), 1.0005), 1.0, 4).unique().tolist() == [255]  # not 0
-    assert crop_and_resize(torch.full((1, 3, 4, 4), -0.0005), 1.0, 4).unique().tolist() == [0]
-
-
-def test_every_level_survives_where_nothing_is_resized():
-    levels = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16).expand(1, 3, 16, 16) / 255
-    assert crop_and_resize(levels, 1.0, 16)[0, 0].flatten().tolist() == list(range(256))
-
-
-def test_resizing_smooths():
-    """Of every four columns one is white: at a quarter of the size each pixel sees a quarter of white."""
-    stripes = (torch.arange(16) % 4 == 0).float().expand(1, 3, 16, 16)
-    seen = crop_and_resize(stripes, 1.0, 4)
-    assert seen[..., 1:3].min() > 40 and seen[..., 1:3].max() < 90
 
 
 def test_every_kind_of_array(processor):
@@ -331,7 +299,7 @@ def test_one_of_several_robots():
         decoded.append(processor.decode_actions(torch.zeros(1, 4)).tolist())
         slots.append(processor(observation(), task="press")["embodiment_id"].item())
     assert decoded == [[[0.5, 0.0]], [[5.0, 5.0]]] and slots == [1, 2]
-    with pytest.raises(EmbodimentError, match="It has statistics for: small, wide"):
+    with pytest.raises(EmbodimentError, match="There are statistics for: small, wide"):
         processor.choose_embodiment("other")
 
 

@@ -14,6 +14,7 @@ from manipulators.errors import (
     MissingFeatureError,
     MissingTokenizerError,
 )
+from manipulators.processing.instruction import Instruction
 from manipulators.processing.language import LanguageProcessor
 from manipulators.processing.registry import processor_class
 from manipulators.processing.word_tokenizer import word_tokenizer
@@ -77,7 +78,7 @@ def test_long_instructions_are_cut(language):
 
 
 def test_a_subclass_says_what_its_language_model_was_shown(language, monkeypatch):
-    monkeypatch.setattr(LanguageProcessor, "prompt", lambda self, task: f"open {task}")
+    monkeypatch.setattr(Instruction, "prompt", lambda self, task: f"open {task}")
     assert language(STATE, task="press")["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
 
 

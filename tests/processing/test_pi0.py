@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manipulators.errors import CheckpointError
-from manipulators.processing.pi0 import PI0Processor, resize_with_padding
+from manipulators.processing.pi0 import PI0PolicyProcessor
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 CAMERAS = {"wrist": (3, 4, 8), "above": (3, 28, 28)}
@@ -17,7 +17,7 @@ def config(tiny_pi0):
 
 @pytest.fixture
 def processor(config, statistics_of):
-    return PI0Processor.from_config(config, statistics_of(config), tokenizer=word_tokenizer(["press it"]))
+    return PI0PolicyProcessor.from_config(config, statistics_of(config), tokenizer=word_tokenizer(["press it"]))
 
 
 @pytest.fixture
@@ -26,45 +26,6 @@ def observation():
 
 
 # --- pictures ---------------------------------------------------------------------------------------------
-
-
-def test_wide_picture_is_padded_above_and_below():
-    """4 × 8 → 2 × 4 inside 5 × 4: one row above, two below."""
-    columns = torch.arange(8.0).expand(1, 1, 4, 8) / 8
-    resized = resize_with_padding(columns, 5, 4)
-    row = [1 / 16, 5 / 16, 9 / 16, 13 / 16]  # the mean of two neighbours each
-    assert resized.shape == (1, 1, 5, 4)
-    assert resized[0, 0].tolist() == [[0] * 4, row, row, [0] * 4, [0] * 4]
-
-
-def test_tall_picture_is_padded_left_and_right():
-    resized = resize_with_padding(torch.ones(2, 3, 7, 3), 7, 6)
-    assert resized[0, 0].tolist() == [[0, 1, 1, 1, 0, 0]] * 7
-
-
-def test_picture_padded_above_and_to_the_left_only():
-    wide, tall = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 1)
-    assert resize_with_padding(wide, 4, 4, centered=False)[0, 0].tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
-    assert resize_with_padding(tall, 3, 3, centered=False)[0, 0].tolist() == [[0, 0, 1]] * 3
-
-
-def test_sizes_are_cut_not_rounded():
-    """480 × 640 at 224 is 168 high; 479 is 167.65, which becomes 167."""
-    for height, inside in ((480, 168), (479, 167)):
-        resized = resize_with_padding(torch.ones(1, 1, height, 640), 224, 224)
-        assert int(resized[0, 0, :, 0].sum()) == inside
-        assert resized[0, 0, :28].sum() == 0 and resized[0, 0, 28].min() == 1
-
-
-def test_nothing_is_smoothed():
-    """Every fourth column is white: without antialiasing, a quarter of the size sees the gaps between them."""
-    stripes = (torch.arange(16) % 4 == 0).float().expand(1, 1, 16, 16)
-    assert resize_with_padding(stripes, 4, 4).unique().tolist() == [0]
-
-
-def test_picture_of_the_right_size_stays():
-    picture = torch.rand(1, 3, 6, 6)
-    assert resize_with_padding(picture, 6, 6) is picture
 
 
 def test_pictures_reach_from_minus_one_to_one(processor, observation):
@@ -82,12 +43,12 @@ def test_pictures_reach_from_minus_one_to_one(processor, observation):
 
 @pytest.mark.parametrize(("task", "prompt"), [("press it", "press it\n"), ("press it\n", "press it\n"), ("", "\n")])
 def test_prompt_ends_with_one_line_break(processor, task, prompt):
-    assert processor.prompt(task) == prompt
+    assert processor.instruction.prompt(task) == prompt
 
 
 def test_instructions_cleaned_as_openpi_does(processor):
     processor.clean_instructions = True
-    assert processor.prompt(" press_it\nnow\n") == "press it now\n"
+    assert processor.instruction.prompt(" press_it\nnow\n") == "press it now\n"
 
 
 # --- vectors ----------------------------------------------------------------------------------------------
@@ -106,7 +67,7 @@ def test_states_and_actions_are_normalised_then_padded(processor, observation):
 
 def test_round_trip(processor, config, observation, tmp_path):
     processor.save_pretrained(tmp_path)
-    loaded = PI0Processor.from_pretrained(tmp_path)
+    loaded = PI0PolicyProcessor.from_pretrained(tmp_path)
     loaded.check_agreement(config)
     assert loaded.to_dict() == processor.to_dict()
     for name, value in processor(observation, task="press it").items():
@@ -129,5 +90,5 @@ def test_processor_of_another_policy(processor, tiny_pi0, field, value):
         paligemma = tiny_pi0().paligemma_config
         fields["paligemma_config"] = paligemma | {"vision_config": paligemma["vision_config"] | {"image_size": 56}}
     other = tiny_pi0(CAMERAS, optional_cameras=("observation.images.above",), **fields)
-    with pytest.raises(CheckpointError, match=f"{field} differ.*PI0Processor.from_config"):
+    with pytest.raises(CheckpointError, match=f"{field} differ.*PI0PolicyProcessor.from_config"):
         processor.check_agreement(other)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from manipulators.errors import InvalidRecipeError
+from manipulators.errors import InvalidConfigError
 from manipulators.training.augmentation import Augmentation, jitter_colors, shift_images
 
 GRID = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8)
@@ -95,5 +95,6 @@ def test_draws_differ_by_sample_and_follow_torch_s_seed():
 
 @pytest.mark.parametrize("values", [{"shift": -1}, {"brightness": 1.5}, {"saturation": -0.1}])
 def test_impossible_values_raise(values):
-    with pytest.raises(InvalidRecipeError, match=next(iter(values))):
+    [(name, value)] = values.items()
+    with pytest.raises(InvalidConfigError, match=f"^{name}={value} must"):
         Augmentation(**values)

@@ -107,3 +107,5 @@ def test_a_recipe_says_how():
     assert load_recipe("act_metaworld", overrides).augmentation == Augmentation(shift=3, brightness=0.2)
     with pytest.raises(InvalidRecipeError, match="saturation"):
         load_recipe("act_metaworld", [("augmentation.saturatoin", "0.1")])
+    with pytest.raises(InvalidRecipeError, match=r"^act_metaworld: augmentation: shift=-1 must be a number of pixels"):
+        load_recipe("act_metaworld", [("augmentation.shift", "-1")])

@@ -14,6 +14,7 @@ from manipulators.errors import BaseMismatchError, InvalidConfigError, InvalidTu
 from manipulators.modeling.adapters import is_adapter_parameter
 from manipulators.training.collator import PolicyCollator
 from manipulators.training.recipe import load_recipe
+from manipulators.training.tuning import apply_tuning
 
 LORA = {"tune_diffusion_model": "lora", "tune_visual": False, "lora_rank": 2}
 
@@ -137,6 +138,20 @@ def test_the_best_adapter_is_loaded(make_trainer, make_dataset, tmp_path):
 def test_a_part_that_is_absent(make_trainer):
     with pytest.raises(InvalidTuningError, match=r"tune_llm='lora', but ACTPolicy has no such part.*tune_projector"):
         make_trainer(tune_llm="lora")
+
+
+def test_a_part_without_layers_for_lora(make_policy, monkeypatch):
+    policy = make_policy()
+    monkeypatch.setattr(
+        type(policy), "lora_targets", {"tune_diffusion_model": policy.lora_targets["tune_diffusion_model"]}
+    )
+    with pytest.raises(InvalidTuningError) as caught:
+        apply_tuning(policy, {"tune_projector": "lora"})
+    assert str(caught.value) == (
+        "tune_projector='lora', but ACTPolicy has no layers for LoRA in this part. Train it in full with "
+        "tune_projector=True, or freeze it with tune_projector=False. Parts with layers for LoRA: "
+        "tune_diffusion_model."
+    )
 
 
 @pytest.mark.parametrize(

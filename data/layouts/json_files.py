@@ -1,0 +1,81 @@
+"""Read the JSON files of `meta/`, each with an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetFormatError, DatasetNotFoundError
+from .metadata import Statistics
+
+STATISTICS_PATH = "meta/stats.json"
+
+
+def load_statistics_file(root: Path) -> Statistics:
+    """Read `meta/stats.json`; cameras have shape (c, 1, 1) in [0, 1]."""
+    return as_statistics(read_json(root, STATISTICS_PATH), root / STATISTICS_PATH)
+
+
+def as_statistics(plain: Mapping, where: object) -> Statistics:
+    """Return statistics read as JSON from `where` as float32 arrays."""
+    try:
+        return {
+            feature: {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+            for feature, values in plain.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DatasetFormatError(
+            f"{where} must map each feature to its statistics, lists of numbers: {error}. Download or write it again."
+        ) from error
+
+
+def read_json(root: Path, name: str) -> dict:
+    """Read a file that holds one JSON object."""
+    text = _text(root, name)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetFormatError(f"{root / name} is not valid JSON: {error}. Download or write it again.") from error
+    if not isinstance(value, dict):
+        raise DatasetFormatError(f"{root / name} must hold a JSON object; got {type(value).__name__}.")
+    return value
+
+
+def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> list[dict]:
+    """Read a file with one JSON object per line, each with values of these types under these `keys`."""
+    rows = []
+    for number, line in enumerate(_text(root, name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            wrong = [key for key, kind in keys.items() if not isinstance(row[key], kind)]
+            problem = f"its {', '.join(wrong)} has another type than expected" if wrong else None
+        except json.JSONDecodeError as error:
+            problem = f"it is not valid JSON ({error})"
+        except (KeyError, TypeError):
+            problem = f"it must be an object with {', '.join(keys)}"
+        if problem:
+            raise DatasetFormatError(f"Line {number} of {root / name}: {problem}. Download or write it again.")
+        rows.append(row)
+    return rows
+
+
+def incomplete(root: Path, name: str) -> DatasetNotFoundError:
+    """Return the error for a dataset without the file `name`."""
+    return DatasetNotFoundError(
+        f"{root} is not a complete LeRobot dataset: it has no {name}. Give the folder that contains "
+        f"meta/, data/ and videos/, or download it again."
+    )
+
+
+def _text(root: Path, name: str) -> str:
+    try:
+        return (root / name).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise incomplete(root, name) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetFormatError(f"{root / name} cannot be read: {error}. Download or write it again.") from error

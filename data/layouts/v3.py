@@ -1,0 +1,133 @@
+"""The layout of version 3.0: data and video files shared by many episodes, and a table that says where each is.
+
+```text
+meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-000.parquet
+data/chunk-000/file-000.parquet
+videos/<camera>/chunk-000/file-000.mp4
+```
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import DatasetFormatError
+from .json_files import incomplete, load_statistics_file
+from .metadata import INFO_PATH, DatasetMetadata, VideoPlaces, cameras_on_video
+
+FORMAT_VERSION = "v3.0"
+TASKS_PATH = "meta/tasks.parquet"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK_SIZE = 1000  # files per folder
+
+
+class FileNumbering:
+    """Count through a growing series of files: `chunk_index` and `file_index` of the current one."""
+
+    def __init__(self):
+        self._count = -1
+
+    def next(self) -> None:
+        """Go on to the next file."""
+        self._count += 1
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The current file."""
+        return {"chunk_index": self._count // CHUNK_SIZE, "file_index": self._count % CHUNK_SIZE}
+
+
+def read(root: Path, info: dict) -> DatasetMetadata:
+    """Read version 3.0."""
+    cameras = cameras_on_video(info)
+    episodes = _read_episodes(root, cameras)
+    starts, ends = episodes["dataset_from_index"], episodes["dataset_to_index"]
+    wrong = (starts != np.concatenate([[0], ends[:-1]])) | (ends - starts != episodes["length"])
+    if np.any(wrong):
+        raise DatasetFormatError(
+            f"Episode {np.flatnonzero(wrong)[0]} in {root / 'meta/episodes'} does not follow the one before: each "
+            f"must start at the row where the one before ends, and its length must be the number of its rows. "
+            f"Download or write the dataset again."
+        )
+    return DatasetMetadata(
+        root=root,
+        info=info,
+        tasks=_read_tasks(root),
+        tasks_path=TASKS_PATH,
+        episode_starts=starts,
+        episode_ends=ends,
+        data_paths=_paths(info.get("data_path") or DATA_PATH, episodes, "data"),
+        videos={
+            camera: VideoPlaces(
+                _paths(info.get("video_path") or VIDEO_PATH, episodes, f"videos/{camera}", camera),
+                episodes[f"videos/{camera}/from_timestamp"].astype(np.float64),
+            )
+            for camera in cameras
+        },
+        load_statistics=partial(load_statistics_file, root),
+    )
+
+
+def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetFormatError(f"{path} is not a readable parquet file: {error}. Download it again.") from error
+
+
+def _read_tasks(root: Path) -> dict[int, str]:
+    path = root / TASKS_PATH
+    if not path.is_file():
+        raise incomplete(root, TASKS_PATH)
+    table = _read_parquet(path)
+    # The instruction is the index of a pandas table, which not every writer names.
+    text = [name for name in table.column_names if name != "task_index"]
+    if "task_index" not in table.column_names or len(text) != 1:
+        raise DatasetFormatError(
+            f"{path} must have the columns task and task_index; got {table.column_names}. Download it again."
+        )
+    pairs = zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True)
+    return {int(index): str(task) for index, task in sorted(pairs)}
+
+
+def _read_episodes(root: Path, cameras: list[str]) -> dict[str, np.ndarray]:
+    """Return the columns that say where each episode is, ordered by episode; statistics are left unread."""
+    files = sorted(root.glob("meta/episodes/*/*.parquet"))
+    if not files:
+        raise incomplete(root, "meta/episodes/*/*.parquet")
+    columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
+    columns += ["data/chunk_index", "data/file_index"]
+    for camera in cameras:
+        columns += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    tables = []
+    for path in files:
+        table = _read_parquet(path, columns)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise DatasetFormatError(f"{path} lacks the columns {', '.join(missing)}. Download it again.")
+        tables.append(table.select(columns))
+    table = pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
+    episodes = {name: table[name].to_numpy() for name in columns}
+    count = len(episodes["episode_index"])
+    if count == 0 or np.any(episodes["episode_index"] != np.arange(count)):
+        raise DatasetFormatError(
+            f"{root / 'meta/episodes'} must list the episodes 0, 1, 2, …, each once. Download it again."
+        )
+    return episodes
+
+
+def _paths(template: str, episodes: dict[str, np.ndarray], prefix: str, camera: str = "") -> list[str]:
+    places = zip(episodes[f"{prefix}/chunk_index"], episodes[f"{prefix}/file_index"], strict=True)
+    try:
+        return [template.format(video_key=camera, chunk_index=int(c), file_index=int(f)) for c, f in places]
+    except (KeyError, IndexError, ValueError) as error:
+        raise DatasetFormatError(
+            f"{INFO_PATH} has a path that cannot be filled in, {template!r}: {error!r}. Correct or remove it."
+        ) from error

@@ -1,0 +1,137 @@
+"""The seam between backbone and action head: what lets any backbone go with any head.
+
+A backbone turns an observation into features, a head turns features into actions. `PolicyModel` writes `forward` and
+`predict_action_chunk` once over these two; a policy whose parts cannot be told apart implements `errors` and `sample`
+itself.
+
+Shapes: b batch, t observation history, v cameras, n tokens, d their width, h action horizon, a action width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+
+class PolicyInputs(NamedTuple):
+    """Hold an observation as the network reads it, normalised; None where the policy has no such input.
+
+    Args:
+        pixel_values: (b, v, c, h, w), with history (b, t, v, c, h, w); a list with an entry per camera where their
+            sizes differ.
+        pixel_mask: (b, v) bool, False where a camera is absent.
+        state: (b, s), with history (b, t, s).
+        environment_state: (b, e), with history (b, t, e).
+        input_ids: (b, n) tokens of the instruction or prompt.
+        attention_mask: (b, n), 0 where they are padded.
+        embodiment_id: (b,) int64, the slot of each robot.
+        extra: inputs of one backbone alone, by name; its config lists them in `other_inputs`.
+    """
+
+    pixel_values: torch.Tensor | list[torch.Tensor] | None = None
+    pixel_mask: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    environment_state: torch.Tensor | None = None
+    input_ids: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    embodiment_id: torch.Tensor | None = None
+    extra: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> PolicyInputs:
+        """Return the inputs of a mapping; names that are not shared by policies become `extra`."""
+        shared = {name: inputs[name] for name in SHARED_INPUTS if name in inputs}
+        return cls(**shared, extra={name: x for name, x in inputs.items() if name not in shared} or None)
+
+    def given(self) -> dict[str, Any]:
+        """Return what there is, by name."""
+        named = {name: x for name, x in zip(SHARED_INPUTS, self, strict=False) if x is not None}
+        return named | dict(self.extra or {})
+
+    @property
+    def batch_size(self) -> int:
+        """b."""
+        first = next(iter(self.given().values()))
+        return len(first[0] if isinstance(first, (list, tuple)) else first)
+
+
+SHARED_INPUTS = PolicyInputs._fields[:-1]
+
+
+class Labels(NamedTuple):
+    """Hold what a policy is to learn.
+
+    Args:
+        actions: (b, h, a) normalised.
+        action_is_pad: (b, h) bool, True where a step lies beyond the episode; None: nowhere.
+        action_mask: (b, h, a), False in padded dimensions; None: those beyond the robot's action width.
+    """
+
+    actions: torch.Tensor
+    action_is_pad: torch.Tensor | None = None
+    action_mask: torch.Tensor | None = None
+
+
+class Draws(NamedTuple):
+    """Hold the random numbers of a pass; what is None is drawn.
+
+    Args:
+        noise: (b, h, a) to mix actions with, or to start sampling from (ACT: of the latent, (b, L)).
+        time: (b,) in training, the flow time or timestep of the mixture.
+        step_noise: (steps − 1, b, h, a), which samplers add that draw at every step.
+        crop_offsets: (calls, 2) of training's crops, for backbones that crop at random.
+        generator: of what sampling draws.
+        num_steps: of sampling; None: the config's.
+    """
+
+    noise: torch.Tensor | None = None
+    time: torch.Tensor | None = None
+    step_noise: torch.Tensor | None = None
+    crop_offsets: torch.Tensor | None = None
+    generator: torch.Generator | None = None
+    num_steps: int | None = None
+
+
+class Features(NamedTuple):
+    """Hold what a backbone makes of an observation.
+
+    Args:
+        tokens: (b, n, d).
+        mask: (b, n), True or 1 where a token is real; None: everywhere.
+        positions: (1, n, d), for heads that add them to their keys; None: there are none.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+
+
+class Backbone(Protocol):
+    """Turn an observation into features; a `torch.nn.Module`.
+
+    A component may also declare, as class attributes with names inside itself, `parameter_parts`, `lora_targets`,
+    `modules_to_save` and `stages` (see `PolicyModel`), and as methods what `PartlyFrozen` has. The policy collects
+    them.
+    """
+
+    width: int  # d
+
+    def encode(self, inputs: PolicyInputs) -> Features:
+        """Return the features of an observation."""
+        ...
+
+
+class ActionHead(Protocol):
+    """Turn features into actions; a `torch.nn.Module`. It may declare what a backbone may."""
+
+    def errors(
+        self, features: Features, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws
+    ) -> dict[str, torch.Tensor]:
+        """Return the named errors of a training pass, each (b, h, a) and unreduced."""
+        ...
+
+    def sample(self, features: Features, inputs: PolicyInputs, draws: Draws) -> torch.Tensor:
+        """Return actions (b, h, a), normalised."""
+        ...

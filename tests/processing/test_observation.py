@@ -1,0 +1,70 @@
+"""Observations are read and renamed once, with a batch dimension or without, with history or without."""
+
+import numpy as np
+import pytest
+import torch
+
+from manipulators import ACTConfig, ACTPolicy, PolicyPipeline, PolicyProcessor
+from manipulators.errors import FeatureShapeError
+from manipulators.processing import observation as module
+from manipulators.processing.observation import Observation
+
+
+def raw(*leading):
+    return {
+        "observation.images.top": np.full((*leading, 4, 6, 3), 51, dtype=np.uint8),
+        "observation.state": np.broadcast_to(np.array([1.0, 2.0]), (*leading, 2)),
+        "task": "press it",
+    }
+
+
+def test_what_was_read_is_not_read_again(history_processor):
+    read = history_processor.read_observation(raw())
+    assert isinstance(read, Observation)
+    assert (read.batched, read.batch_size, read.leading, read.task) == (False, 1, (1, 2), "press it")
+    assert history_processor.read_observation(read) is read
+    assert read.state.tolist() == [[1.0, 2.0]]
+    for name, value in history_processor(raw()).items():
+        assert torch.equal(history_processor(read)[name], value), name
+
+
+def test_history_is_stacked(history_processor):
+    past = history_processor.read_observation(raw(3), steps=1)
+    now = Observation(past | {"observation.state": past["observation.state"] + 1})
+    stacked = Observation.stacked([past, now])
+    assert (stacked.steps, stacked.leading) == (2, (3, 2))
+    assert stacked["observation.state"][0].tolist() == [[1.0, 2.0], [2.0, 3.0]]
+    assert history_processor.read_observation(stacked) is stacked
+    with pytest.raises(FeatureShapeError, match="then 2 observations of history"):
+        history_processor.read_observation(past)
+
+
+@pytest.mark.parametrize(("leading", "expected"), [((), ()), ((1,), (1,)), ((5,), (5,))])
+def test_leading_dimensions(history_processor, leading, expected):
+    history_processor.rename_map = {"hand": "observation.images.top"}
+    observation = raw(*leading)
+    observation["hand"] = observation.pop("observation.images.top")
+    assert history_processor.leading_dimensions(observation) == expected
+    assert history_processor.leading_dimensions(history_processor.read_observation(observation, 1)) == expected
+
+
+@pytest.mark.parametrize("relative_to", [None, [0, None]])
+def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to):
+    config = ACTConfig(
+        input_features={"observation.state": {"type": "STATE", "shape": [2]}},
+        output_features={"action": {"type": "ACTION", "shape": [2]}},
+        normalization_mapping=dict.fromkeys(("STATE", "ACTION"), "IDENTITY"),
+        chunk_size=2,
+        dim_model=8,
+        n_heads=1,
+        dim_feedforward=8,
+        use_vae=False,
+    )
+    processor = PolicyProcessor.from_config(config, relative_to=relative_to, rename_map={"arm": "observation.state"})
+    pipeline = PolicyPipeline(model=ACTPolicy(config), processor=processor, device="cpu")
+    read, names = module.read_vector, []
+    monkeypatch.setattr(module, "read_vector", lambda name, *rest: names.append(name) or read(name, *rest))
+    pipeline({"arm": [1.0, 2.0]})
+    assert names == ["observation.state"]
+    pipeline({"arm": [1.0, 2.0]})  # from the queue
+    assert names == ["observation.state"]

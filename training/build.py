@@ -1,0 +1,119 @@
+"""Build what a recipe trains: its dataset, and a policy with its processor for that dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ..auto import AutoPolicy
+from ..configuration.features import ACTION, STATE
+from ..configuration.policy import PolicyConfig
+from ..data.dataset import LeRobotDataset
+from ..data.policy_features import PolicyFeatures
+from ..errors import InvalidRecipeError, UnknownDatasetFeatureError
+from ..modeling import registry
+from ..modeling.policy import PolicyModel
+from ..processing.imagenet import IMAGENET_STATISTICS
+from ..processing.processor import PolicyProcessor
+from ..processing.registry import processor_class
+from ..processing.relative_actions import match_dimensions
+from ..processing.word_tokenizer import word_tokenizer
+from .recipe import Recipe
+from .relative_statistics import relative_action_statistics
+
+
+def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | None = None) -> LeRobotDataset:
+    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
+    if features is None and recipe.inputs is not None:
+        features = [*recipe.inputs, ACTION]
+    record = recipe.data.record
+    if record is not None and not Path(recipe.data.dataset).exists():
+        from ..evaluation.demonstrations import record_demonstrations
+
+        record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
+    dataset = LeRobotDataset(
+        recipe.data.dataset,
+        action_horizon=config.action_horizon,
+        n_obs_steps=config.n_obs_steps,
+        features=features,
+        episodes=recipe.data.episodes,
+        drop_n_last_frames=config.frames_without_start,
+    )
+    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
+        raise InvalidRecipeError(
+            f"{recipe.data.dataset} exists and holds {dataset.num_episodes} episodes; the recipe records "
+            f"{record.total_episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove "
+            f"it."
+        )
+    return dataset
+
+
+def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:
+    """Build a policy, fresh or from the recipe's base, and its processor for a dataset's features and statistics."""
+    features = _features(recipe, dataset)
+    # The robot is the dataset's and none of its cameras is optional, so a base's own robot fields are reset.
+    config_class = registry.policy_class(recipe.policy).config_class
+    fields = {name: config_class.__dataclass_fields__[name].default for name in config_class.robot_fields}
+    fields |= recipe.config | {"input_features": features.inputs, "output_features": features.outputs}
+    if recipe.base is None:
+        if recipe.dtype is not None:
+            raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
+        policy = AutoPolicy.from_config(config_class(**fields))
+    else:
+        policy = AutoPolicy.from_pretrained(recipe.base, **fields, **({"dtype": recipe.dtype} if recipe.dtype else {}))
+        if policy.config.model_type != recipe.policy:
+            raise InvalidRecipeError(
+                f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
+            )
+    return policy, _build_processor(recipe, dataset, policy.config, features)
+
+
+def _build_processor(
+    recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig, features: PolicyFeatures
+) -> PolicyProcessor:
+    statistics = dict(dataset.statistics)
+    if getattr(config, "pretrained_backbone_weights", None):
+        # A pretrained backbone expects the pixel statistics it was pretrained with, not those of a few scenes.
+        statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
+    relative_to = None
+    if recipe.relative_actions is not False:
+        relative_to = _relative_to(recipe, dataset)
+        vectors = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: no video is decoded
+        statistics[ACTION] = relative_action_statistics(vectors, relative_to)
+    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
+    used = (*features.inputs, *features.outputs)
+    return processor_class(config).from_config(
+        config,
+        statistics,
+        **language,
+        relative_to=relative_to,
+        dimension_names={name: dataset.dimension_names[name] for name in used},
+        units={name: dataset.units[name] for name in used},
+    )
+
+
+def _features(recipe: Recipe, dataset: LeRobotDataset) -> PolicyFeatures:
+    try:
+        features = dataset.policy_features
+    except UnknownDatasetFeatureError as error:
+        raise InvalidRecipeError(f"{recipe.name}: {error}") from error
+    if not features.inputs or not features.outputs:
+        raise InvalidRecipeError(
+            f"{recipe.data.dataset} gives the inputs {list(features.inputs)} and the outputs "
+            f"{list(features.outputs)}; a policy needs both. The dataset has: {', '.join(dataset.features)}."
+        )
+    return features
+
+
+def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
+    if recipe.relative_actions is not True:
+        return list(recipe.relative_actions)
+    if STATE not in dataset.features:
+        raise InvalidRecipeError(f"relative_actions need {STATE!r} among the inputs; they are {recipe.inputs}.")
+    widths = tuple(dataset.features[name]["shape"][0] for name in (ACTION, STATE))
+    return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
+
+
+def _tokenizer(recipe: Recipe, dataset: LeRobotDataset) -> PreTrainedTokenizerBase | str | None:
+    return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer
