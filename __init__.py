@@ -7,17 +7,17 @@ registers every policy, installed plugins' too, with AutoConfig, AutoModel, Auto
 from importlib import import_module
 
 from ._version import __version__
+from .families import FAMILIES
 
-# Public name → the module that defines it.
+# Public name → the module that defines it: configs and policies, then their components and the rest.
 _EXPORTS = {
-    # policies and their components
+    name: module
+    for family in FAMILIES.values()
+    for module, name in (family.config.split(":"), family.policy.split(":"))
+} | {
     "ACTActionHead": "modeling.action_heads.act",
     "ACTBackbone": "modeling.backbones.act",
-    "ACTConfig": "configuration.act",
-    "ACTPolicy": "modeling.policies.act",
     "DiffusionActionHead": "modeling.action_heads.diffusion",
-    "DiffusionConfig": "configuration.diffusion",
-    "DiffusionPolicy": "modeling.policies.diffusion",
     "DiffusionRgbEncoder": "modeling.backbones.diffusion_rgb",
     "EagleBackbone": "modeling.backbones.eagle",
     "EagleBackbone1_5": "modeling.backbones.eagle_1_5",
@@ -27,13 +27,7 @@ _EXPORTS = {
     "FlowmatchingActionHeadConfig": "configuration.flow_matching",
     "FlowmatchingActionHeadConfig_1_5": "configuration.flow_matching",
     "FlowmatchingActionHead_1_5": "modeling.action_heads.flow_matching_1_5",
-    "GR00TN1Config": "configuration.gr00t_n1",
-    "GR00TN1Policy": "modeling.policies.gr00t_n1",
-    "GR00TN1_5Config": "configuration.gr00t_n1_5",
-    "GR00TN1_5Policy": "modeling.policies.gr00t_n1_5",
     "PI0FlowMatching": "modeling.action_heads.pi0",
-    "PI0Policy": "modeling.policies.pi0",
-    "PI0PolicyConfig": "configuration.pi0",
     "PaliGemmaWithExpertConfig": "configuration.pi0",
     "PaliGemmaWithExpertModel": "modeling.backbones.paligemma_with_expert",
     # what they are made of
@@ -49,6 +43,8 @@ _EXPORTS = {
     "PolicyProcessor": "processing.processor",
     "PolicyTrainer": "training.trainer",
     "PolicyTrainingArguments": "training.arguments",
+    "register_action_head": "modeling.components",
+    "register_backbone": "modeling.components",
     "register_policy": "modeling.registry",
     # data, training, inference, evaluation
     "EnvironmentSpec": "evaluation.specification",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from transformers import AutoProcessor
@@ -14,14 +15,12 @@ from .checkpoint import LOCATION, Checkpoint, resolve
 from .configuration.features import IMAGE_PREFIX, is_camera_name
 from .configuration.policy import PolicyConfig
 from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
+from .families import FAMILIES
 from .modeling import registry
 from .modeling.loading import LOADING_ARGUMENTS, REFUSED_ARGUMENTS, allowed_arguments
-from .modeling.policies import act, diffusion, gr00t_n1, gr00t_n1_5, pi0  # noqa: F401  (importing one registers it)
 from .modeling.policy import PolicyModel
-from .processing import gr00t as _gr00t  # noqa: F401  (as does importing a processor)
-from .processing import pi0 as _pi0  # noqa: F401
 from .processing.processor import PolicyProcessor
-from .processing.registry import processor_class
+from .processing.registry import processor_class, register_processor
 
 
 class AutoPolicy:
@@ -186,11 +185,15 @@ def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> 
     return renamed
 
 
-def register_processors() -> None:
-    """Make every registered policy's processor known to AutoProcessor; a name that is taken is skipped."""
-    for policy_class in registry.registered_policies().values():
-        with suppress(ValueError):
-            AutoProcessor.register(policy_class.config_class, processor_class(policy_class.config_class))
+def _know_processor(policy_class: type[PolicyModel], processor: type[PolicyProcessor] | None) -> None:
+    """Make a policy's processor known here and to AutoProcessor; a name that is taken is left to its owner."""
+    config_class = policy_class.config_class
+    if processor is not None:
+        register_processor(config_class.model_type, processor)
+    with suppress(ValueError):
+        AutoProcessor.register(config_class, processor_class(config_class), exist_ok=processor is not None)
 
 
-register_processors()
+registry.when_registered(_know_processor)
+for _family in FAMILIES.values():  # importing a policy registers it
+    import_module(f".{_family.policy.split(':')[0]}", __package__)

@@ -1,4 +1,4 @@
-"""The networks that several benchmarks measure: π0 and GR00T N1.5, at the published size and at a medium one."""
+"""The networks that several benchmarks measure, at the published size and at others that suit a CPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from manipulators import GR00TN1_5Config, PI0Policy, PI0PolicyConfig
+from manipulators import ACTConfig, DiffusionConfig, GR00TN1_5Config, GR00TN1Config, PI0Policy, PI0PolicyConfig
 from manipulators.conversion.pi0 import rename_pi0_weights
 
-SIZES = ("medium", "published")
+SIZES = ("tiny", "medium", "published")
 WIDTH = 32  # of state and action
-SIDE, TOKENS = 224, 256  # of a picture: its height and width, and its tokens
+SIDE, PATCH = 224, 14  # height and width of a picture, and of its patches
+SIDES = {"tiny": 2 * PATCH, "medium": SIDE, "published": SIDE}
 VOCABULARY = 2048
+IMAGE_TOKEN = 4  # that stands for pictures in a tokenizer of words
 OBSERVED = ("pixel_values", "input_ids", "attention_mask", "state")  # what π0 reads to sample
 
 LAYERS = {"num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}
@@ -27,19 +29,43 @@ VISION = {
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "image_size": SIDE,
-    "patch_size": 14,
+    "patch_size": PATCH,
     "vision_use_head": False,
 }
 
+# Small enough to try a benchmark within seconds.
+TINY_LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+TINY_TEXT = TINY_LAYERS | {"hidden_size": 64, "intermediate_size": 96, "vocab_size": VOCABULARY}
+TINY_VISION = VISION | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": SIDES["tiny"],
+}
+TEXTS = {"tiny": TINY_TEXT, "medium": TEXT}
+EXPERTS = {"tiny": TINY_TEXT | {"hidden_size": 32}, "medium": EXPERT}
+VISIONS = {"tiny": TINY_VISION, "medium": VISION}
+
+SMALL_RESNET = {"layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
+
 HEADS = {
+    "tiny": {"width": 48, "blocks": 2, "features": 64, "hidden": 32},
     "medium": {"width": 512, "blocks": 8, "features": 512, "hidden": 512},
     "published": {"width": 1536, "blocks": 16, "features": 2048, "hidden": 1024},
 }
 
 
-def features(cameras: Iterable[object], width: int = WIDTH) -> dict[str, dict[str, Any]]:
-    """Return input and output features of a robot with these cameras, and a state and actions of the same width."""
-    pictures = {f"observation.images.{camera}": {"type": "VISUAL", "shape": (3, SIDE, SIDE)} for camera in cameras}
+def features(cameras: Iterable[object], width: int = WIDTH, height: int = SIDE, across: int | None = None) -> dict:
+    """Return input and output features of a robot with these cameras, and a state and actions of the same width.
+
+    Args:
+        cameras: their names.
+        width: of state and actions.
+        height, across: of a picture; by default it is square.
+    """
+    picture = {"type": "VISUAL", "shape": (3, height, height if across is None else across)}
+    pictures = {f"observation.images.{camera}": picture for camera in cameras}
     return {
         "input_features": pictures | {"observation.state": {"type": "STATE", "shape": (width,)}},
         "output_features": {"action": {"type": "ACTION", "shape": (width,)}},
@@ -48,11 +74,20 @@ def features(cameras: Iterable[object], width: int = WIDTH) -> dict[str, dict[st
 
 def pi0_config(size: str, cameras: int) -> PI0PolicyConfig:
     """Return π0's config."""
-    parts = {
-        "paligemma_config": {"projection_dim": TEXT["hidden_size"], "text_config": TEXT, "vision_config": VISION},
-        "gemma_expert_config": EXPERT,
-    }
-    return PI0PolicyConfig(**features(range(cameras)), **(parts if size == "medium" else {}))
+    robot = features(range(cameras), height=SIDES[size])
+    if size == "published":
+        return PI0PolicyConfig(**robot)
+    text = TEXTS[size]
+    return PI0PolicyConfig(
+        **robot,
+        image_resolution=(SIDES[size], SIDES[size]),
+        paligemma_config={
+            "projection_dim": text["hidden_size"],
+            "text_config": text,
+            "vision_config": VISIONS[size],
+        },
+        gemma_expert_config=EXPERTS[size],
+    )
 
 
 def pi0_inputs(config: PI0PolicyConfig, batch: int, training: bool = False) -> dict[str, torch.Tensor]:
@@ -83,8 +118,9 @@ def native_pi0(ours: PI0Policy) -> PI0ForConditionalGeneration:
 
 def native_pi0_inputs(inputs: dict[str, torch.Tensor], image_token: int) -> dict[str, torch.Tensor]:
     """Return inputs as transformers' network takes them: a token of the prompt per token of a picture."""
-    b, cameras = inputs["pixel_values"].shape[:2]
-    pictures = torch.full((b, cameras * TOKENS), image_token, device=inputs["state"].device)
+    b, cameras, _, height, width = inputs["pixel_values"].shape
+    tokens = cameras * (height // PATCH) * (width // PATCH)
+    pictures = torch.full((b, tokens), image_token, device=inputs["state"].device)
     given = {name: inputs[name] for name in ("pixel_values", "state", "actions", "noise") if name in inputs}
     return given | {
         "input_ids": torch.cat([pictures, inputs["input_ids"]], dim=1),
@@ -125,15 +161,57 @@ def gr00t_head(width: int, blocks: int, features: int, hidden: int) -> dict[str,
 
 def gr00t_config(size: str, cameras: int) -> GR00TN1_5Config:
     """Return the config of GR00T N1.5, whose medium size has π0's widths."""
-    head = HEADS[size]
-    text = LAYERS | {"hidden_size": head["features"], "intermediate_size": 2048, "vocab_size": VOCABULARY}
-    parts = {
-        "backbone_cfg": {"select_layer": LAYERS["num_hidden_layers"]},
-        "eagle_config": {
-            "image_token_index": VOCABULARY - 1,
-            "vision_config": VISION | {"intermediate_size": 1536},
-            "text_config": text,
+    robot = features(range(cameras), height=SIDES[size])
+    if size == "published":
+        return GR00TN1_5Config(**robot, eagle_config={"image_token_index": IMAGE_TOKEN})
+    return GR00TN1_5Config(
+        **robot,
+        backbone_cfg={"select_layer": TEXTS[size]["num_hidden_layers"]},
+        eagle_config={
+            "image_token_index": IMAGE_TOKEN,
+            "vision_config": VISIONS[size] | {"intermediate_size": 1536},
+            "text_config": TEXTS[size],
         },
-        "action_head_cfg": gr00t_head(**head),
-    }
-    return GR00TN1_5Config(**features(range(cameras)), **(parts if size == "medium" else {}))
+        action_head_cfg=gr00t_head(**HEADS[size]),
+    )
+
+
+def gr00t_n1_config(size: str, cameras: int) -> GR00TN1Config:
+    """Return the config of GR00T N1, of the widths of N1.5 below the published size."""
+    robot = features(range(cameras), height=SIDES[size])
+    if size == "published":
+        return GR00TN1Config(**robot, backbone_cfg={"img_context_token_id": IMAGE_TOKEN})
+    head = gr00t_head(**HEADS[size])
+    of_n1_5 = ("backbone_embedding_dim", "num_target_vision_tokens", "vl_self_attention_cfg")
+    transformer = {name: x for name, x in head["diffusion_model_cfg"].items() if name != "cross_attention_dim"}
+    head = {name: x for name, x in head.items() if name not in of_n1_5} | {"diffusion_model_cfg": transformer}
+    text, width = TEXTS[size], HEADS[size]["width"]
+    return GR00TN1Config(
+        **robot,
+        backbone_cfg={
+            "select_layer": text["num_hidden_layers"],
+            "projector_dim": text["hidden_size"],
+            "project_to_dim": width,
+            "img_context_token_id": IMAGE_TOKEN,
+        },
+        eagle_config={"vision_config": VISIONS[size] | {"intermediate_size": 1536}, "llm_config": text},
+        action_head_cfg=head,
+    )
+
+
+def act_config(size: str) -> ACTConfig:
+    """Return ACT's config, published for ALOHA: one camera of 480×640, 14 joints; or of small layers."""
+    if size == "published":
+        return ACTConfig(**features(["top"], 14, 480, 640), pretrained_backbone_weights=None)
+    small = {"dim_model": 32, "n_heads": 2, "dim_feedforward": 64, "chunk_size": 10}
+    return ACTConfig(
+        **features(["top"], 14, 64), **small, vision_config=SMALL_RESNET, pretrained_backbone_weights=None
+    )
+
+
+def diffusion_config(size: str, scheduler: str, steps: int) -> DiffusionConfig:
+    """Return Diffusion Policy's config, published for PushT: one camera of 96×96, width 2; or of small layers."""
+    sampling = {"noise_scheduler_type": scheduler, "num_inference_steps": steps}
+    published = {"horizon": 16, "n_action_steps": 8, "crop_shape": (84, 84), "use_group_norm": True}
+    small = {} if size == "published" else {"down_dims": (32, 64), "vision_config": SMALL_RESNET}
+    return DiffusionConfig(**features(["top"], 2, 96), **sampling, **published, **small)

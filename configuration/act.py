@@ -64,6 +64,11 @@ class ACTConfig(PolicyConfig):
         return self.chunk_size
 
     @property
+    def features_width(self) -> int:
+        """Width of the features that the backbone gives."""
+        return self.dim_model
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of the KL divergence: `kl_weight`."""
         return {"kl": self.kl_weight}

@@ -191,6 +191,14 @@ class DiffusionConfig(PolicyConfig):
         return self.num_inference_steps or self.num_train_timesteps
 
     @property
+    def features_width(self) -> int:
+        """Width of the condition: of everything that one observation becomes, for all observations."""
+        width = self.robot_state_dim + (self.environment_state_dim or 0)
+        width += 2 * self.spatial_softmax_num_keypoints * len(self.image_features)
+        width += self.language_projection_dim if self.reads_instruction else 0
+        return width * self.n_obs_steps
+
+    @property
     def executed_steps(self) -> slice:
         """Those of the horizon, which begins at the oldest observation, that are executed: from the current one on."""
         return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)

@@ -48,7 +48,6 @@ def nested(field: str, name: str) -> property:
 class GR00TConfig(VisionLanguageActionConfig):
     """Hold what GR00T N1.5 and N1 share; see `GR00TN1_5Config` and `GR00TN1Config`."""
 
-    title: ClassVar[str] = "GR00T"
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras", "embodiment_tag", "state_parts", "action_parts")
     other_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "embodiment_id")
     # Pictures reach the network in [-1, 1], whatever they show.
@@ -248,8 +247,8 @@ class GR00TConfig(VisionLanguageActionConfig):
         return self.project_to_dim is not None
 
     @property
-    def feature_dim(self) -> int:
-        """Width of the backbone's features."""
+    def features_width(self) -> int:
+        """Width of the features that the backbone gives."""
         return self.project_to_dim if self.projects_features else self.hidden_size
 
     def head_config(self) -> FlowmatchingActionHeadConfig:
@@ -286,9 +285,9 @@ class GR00TConfig(VisionLanguageActionConfig):
                 "depend on the state. Set it to True, as NVIDIA does."
             )
         features_dim = head.features_dim
-        if features_dim != self.feature_dim:
+        if features_dim != self.features_width:
             raise InvalidConfigError(
-                f"The backbone's features have width {self.feature_dim}, by eagle_config and backbone_cfg, but the "
+                f"The backbone's features have width {self.features_width}, by eagle_config and backbone_cfg, but the "
                 f"action head reads features of width {features_dim}: {self.feature_width_name} in action_head_cfg."
             )
 

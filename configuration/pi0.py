@@ -147,7 +147,6 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
     """
 
     model_type = "pi0_policy"
-    title: ClassVar[str] = "π0"
     # Pictures reach the network in [-1, 1], whatever they show.
     default_normalization: ClassVar[Mapping[str, str]] = VisionLanguageActionConfig.default_normalization | {
         "VISUAL": "IDENTITY"

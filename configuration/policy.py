@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from transformers.utils import logging
 
 from ..errors import InvalidConfigError, nearest
+from ..families import title_of
 from .features import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -216,6 +217,11 @@ class PolicyConfig(StrictConfig):
                 )
 
     @property
+    def title(self) -> str:
+        """What the policy is called in text."""
+        return title_of(self.model_type)
+
+    @property
     def image_features(self) -> dict[str, PolicyFeature]:
         """The cameras, in the order the network sees them."""
         return {n: f for n, f in self.input_features.items() if f.type is FeatureType.VISUAL}
@@ -262,6 +268,11 @@ class PolicyConfig(StrictConfig):
     def executed_steps(self) -> slice:
         """Those of the predicted steps that `predict_action_chunk` returns: from the current one on."""
         return slice(None)
+
+    @property
+    def features_width(self) -> int:
+        """Width of the features that the backbone gives."""
+        raise NotImplementedError(f"{type(self).__name__} must say its features_width to be composed with other heads")
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -19,7 +19,6 @@ class VisionLanguageActionConfig(PolicyConfig):
     """
 
     reads_instruction: ClassVar[bool] = True
-    title: ClassVar[str]  # the policy in messages
 
     empty_cameras: int = 0
 

@@ -14,8 +14,6 @@ from ..modeling.policies.pi0 import PI0Policy
 from .published_policy import PublishedPolicy, Weights, known_fields, register_published
 from .rename import rename
 
-BACKBONE = "model.paligemma_with_expert."
-
 # openpi has neither the leading `model.` nor, in a file of the backbone alone, its name. LeRobot's files of 2025 have
 # PaliGemma without `model.` and its language model with it, as transformers 4.51 did. transformers' own π0 calls
 # PaliGemma `vlm` and the expert `dit`, and its vision tower has lost a level.
@@ -24,6 +22,7 @@ _LANGUAGE = _PALIGEMMA + r"language_model\.(?:model\.)?"
 _EXPERT = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?gemma_expert\.(?:model\.)?|model\.dit\.(?:model\.)?)"
 _HEADS = r"(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out|action_out_proj)\."
 
+BACKBONE = "model.paligemma_with_expert."
 RENAMES = [
     (_PALIGEMMA + r"vision_tower\.(?:vision_model\.)?", BACKBONE + "vision_tower."),
     (_PALIGEMMA + r"multi_modal_projector\.", BACKBONE + "multi_modal_projector."),

@@ -12,17 +12,11 @@ from typing import Any
 from .._files import read_json
 from ..configuration.contract import Contract
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
+from ..families import title_of
 from .card import save_card
 from .card_data import CardData
 from .wording import is_hub_id
 
-# Names of policies, where they are not the model type in capitals.
-POLICY_NAMES = {
-    "diffusion_policy": "Diffusion",
-    "gr00t_n1": "GR00T N1",
-    "gr00t_n1_5": "GR00T N1.5",
-    "pi0_policy": "π0",
-}
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 BASE_FILE = "adapter_base.json"  # written by modeling/adapters.py
 
@@ -100,7 +94,7 @@ def describe_policy(
     features = {name: config[name] for name in ("input_features", "output_features")}
     contract = Contract.from_fields({**processor, **features})
     return CardData(
-        policy_name=POLICY_NAMES.get(config["model_type"], _spoken(config["model_type"])),
+        policy_name=title_of(config["model_type"]),
         model_type=config["model_type"],
         parameters=parameters,
         inputs=contract.inputs,
@@ -119,10 +113,6 @@ def describe_policy(
         versions=record.get("versions", {}),
         base_model=base_model,
     )
-
-
-def _spoken(model_type: str) -> str:
-    return model_type.removesuffix("_policy").replace("_", " ").upper()
 
 
 def _parameters(folder: Path) -> int:

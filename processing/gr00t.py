@@ -17,7 +17,6 @@ from .eagle import IMAGE_TOKEN, EagleInstructionN1, EagleInstructionN1_5
 from .observation import Observation
 from .pictures import CroppedPictures
 from .processor import PolicyProcessor
-from .registry import register_processor
 from .robots import RobotsInParts
 from .vectors import PaddedVectors
 
@@ -117,7 +116,3 @@ class GR00TN1Processor(GR00TProcessor):
 
     instruction_class = EagleInstructionN1
     policy_config = GR00TN1Config
-
-
-for _processor_class in (GR00TN1_5Processor, GR00TN1Processor):
-    register_processor(_processor_class.policy_config.model_type, _processor_class)

@@ -125,7 +125,7 @@ def _statistic(name: str, part: Part, width: int, statistics: Mapping, which: st
         whole = part.name == short_name(name)
         subject = name if whole else f"Part {part.name!r} of {name}"
         by_part = "" if whole else f" or by part: {{{name!r}: {{{part.name!r}: {{{which!r}: [...], …}}, …}}}}"
-        identity = "normalization_mapping's IDENTITY" if part.mode.isupper() else "mode 'identity'"
+        identity = "the mode IDENTITY in normalization_mapping" if part.mode.isupper() else "the mode 'identity'"
         raise MissingStatisticsError(
             f"{subject} is normalised with {part.mode}, which needs {' and '.join(MODES[part.mode].statistics)}; the "
             f"statistics of {name} have: {', '.join(sorted(statistics)) or 'nothing'}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -113,9 +114,13 @@ class PartHolder(ProcessorMixin):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """Return the names of the fields in processor_config.json."""
+        """Return the names of the fields in processor_config.json: of the parts, and of a subclass's constructor."""
         parts = [name for part in cls._part_classes() for name in part.field_names()]
-        return ["input_features", "output_features", *parts, "dimension_names", "units", "format_version"]
+        names = ["input_features", "output_features", *parts, "dimension_names", "units", "format_version"]
+        for base in cls.__mro__[: cls.__mro__.index(PartHolder)]:
+            parameters = inspect.signature(vars(base).get("__init__", PartHolder.__init__)).parameters.values()
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return [name for name in dict.fromkeys(names) if name not in ("self", "tokenizer")]
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -143,20 +148,18 @@ class PartHolder(ProcessorMixin):
         return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, tokenizer: Any = None, **kwargs) -> PartHolder:
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> PartHolder:
         """Load the processor of a checkpoint folder or Hub id.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            tokenizer: instead of the one that was saved with it: a tokenizer, or a folder or Hub id that holds one.
-            kwargs: saved fields to change, such as `rename_map`; `subfolder`, `revision`, `token`, ….
+            kwargs: `subfolder`, `revision`, `token`, …; saved fields to change, such as `rename_map`; `tokenizer`
+                instead of the one that was saved with it: a tokenizer, or a folder or Hub id that holds one.
 
         Raises:
             MissingFileError, CorruptFileError: processor_config.json is absent, or holds no JSON mapping.
             UnknownConfigFieldError: an argument is none of these.
         """
-        if tokenizer is not None:
-            kwargs["tokenizer"] = tokenizer
         return load_processor(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..configuration.pi0 import PI0PolicyConfig
 from .instruction import Instruction
 from .pictures import PaddedPictures
 from .processor import PolicyProcessor
-from .registry import register_processor
 from .vectors import PaddedVectors
 
 
@@ -39,6 +37,3 @@ class PI0PolicyProcessor(PolicyProcessor):
     pictures_class = PaddedPictures
     vectors_class = PaddedVectors
     instruction_class = PaliGemmaInstruction
-
-
-register_processor(PI0PolicyConfig.model_type, PI0PolicyProcessor)

@@ -23,9 +23,10 @@ class PolicyProcessor(PartHolder):
 
     It holds parts, each of which does one part of the work: `reader` (observations), `robots` (statistics and
     normalization), `pictures`, `vectors` (states and actions) and, of a policy that reads one, `instruction`. A
-    subclass says which classes its parts have. The parts' fields are arguments here, are saved in
-    processor_config.json and can be read and set as attributes of the processor. A checkpoint folder needs nothing
-    else: statistics and the tokenizer's files are saved with it.
+    subclass names the classes of its parts: `pictures_class = PaddedPictures`. The parts' fields are arguments here,
+    are saved in processor_config.json and can be read and set as attributes of the processor; so are further
+    arguments of a subclass's constructor. Statistics and the tokenizer's files are saved too: a checkpoint folder
+    needs nothing else.
 
     Args:
         input_features (`dict[str, PolicyFeature]`): what an observation must hold; cameras in the policy's order.
@@ -149,7 +150,10 @@ class PolicyProcessor(PartHolder):
         Relative dimensions have none: their range is that of differences.
         """
         ranges = [entry.absolute_range for entry in self.contract().outputs]
-        return None if None in ranges else torch.tensor(ranges[0]).unbind(-1)
+        if not ranges or None in ranges:
+            return None
+        low, high = torch.tensor(ranges[0], dtype=torch.float32).unbind(-1)
+        return low, high
 
     def check_agreement(self, config: PolicyConfig) -> None:
         """Check that this processor feeds the policy that `config` describes.

@@ -34,7 +34,7 @@ class ACTActionHead(nn.Module):
     parameter_parts = {"tune_diffusion_model": ("",)}
     lora_targets = {"tune_diffusion_model": ("linear1", "linear2")}
     modules_to_save = ("action_head",)
-    stages = {"decode": "forward"}
+    stages = {"decoder": "forward"}
     no_split_modules = ("DecoderLayer",)
 
     def __init__(self, config: ACTConfig):

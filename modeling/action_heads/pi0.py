@@ -36,7 +36,8 @@ def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
         actions      ✓        ✓        ✓
     """
     b, n = prefix_mask.shape
-    block = torch.tensor([0] * n + [1] + [2] * horizon, device=prefix_mask.device)  # (n + 1 + h,)
+    position = torch.arange(n + 1 + horizon, device=prefix_mask.device)
+    block = (position >= n).int() + (position > n)  # (n + 1 + h,): 0, then 1 for the state, then 2
     real = torch.cat([prefix_mask, prefix_mask.new_ones(b, 1 + horizon)], dim=1)  # (b, n + 1 + h)
     return (block[:, None] >= block) & real[:, None]
 

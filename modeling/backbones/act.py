@@ -133,9 +133,9 @@ class ACTBackbone(nn.Module):
         p = torch.cat(positions, dim=0)[None]  # (1, n, d)
         absent = None
         if pixel_mask is not None:
-            widths = torch.tensor(camera_tokens, device=x.device)
-            cameras = (~pixel_mask).repeat_interleave(widths, dim=1)  # (b, v) → (b, tokens of all cameras)
-            absent = torch.cat([cameras.new_zeros(len(x), len(vectors)), cameras], dim=1)  # (b, n)
+            cameras = (~pixel_mask).split(1, dim=1)  # (b, 1) each
+            spread = [camera.expand(-1, width) for camera, width in zip(cameras, camera_tokens, strict=True)]
+            absent = torch.cat([pixel_mask.new_zeros(len(x), len(vectors)), *spread], dim=1)  # (b, n)
         return self.encoder(x, p, absent), p, absent
 
     def encode_images(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

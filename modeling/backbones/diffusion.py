@@ -55,10 +55,7 @@ class DiffusionBackbone(PartlyFrozen):
             self.rgb_encoder = nn.ModuleList(DiffusionRgbEncoder(config, camera) for camera in cameras)
         elif cameras:
             self.rgb_encoder = DiffusionRgbEncoder(config)
-        vision_width = 2 * config.spatial_softmax_num_keypoints * len(cameras)
-        width = config.robot_state_dim + vision_width + (config.environment_state_dim or 0)
         if config.reads_instruction:
-            width += config.language_projection_dim
             self.language_encoder = build_text_encoder(config.language_model_name, config.language_config)
             # Whatever the name meant, the checkpoint says what the encoder is, and needs nothing else to be read.
             config.language_config = config.language_config or self.language_encoder.config
@@ -70,7 +67,7 @@ class DiffusionBackbone(PartlyFrozen):
                 )
             self.language_projection = nn.Linear(embedding, config.language_projection_dim)
             self.language_dropout = nn.Dropout(config.language_dropout_prob)
-        self.width = width * config.n_obs_steps
+        self.width = config.features_width
 
     def frozen_modules(self) -> list[nn.Module]:
         """Return the text encoder, of which only the projection after it is trained."""

@@ -82,6 +82,28 @@ def test_a_subclass_says_what_its_language_model_was_shown(language, monkeypatch
     assert language(STATE, task="press")["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
 
 
+class StateInWords(Instruction):
+    """Show the language model the sign of every normalised number of the state."""
+
+    def prompts(self, tasks, inputs):
+        signs = [" ".join("open" if x > 0 else "press" for x in row) for row in inputs["state"].tolist()]
+        return [f"{task} {sign}" for task, sign in zip(tasks, signs, strict=True)]
+
+
+class StateInWordsProcessor(PolicyProcessor):
+    """A processor that consists of one part of its own."""
+
+    instruction_class = StateInWords
+
+
+def test_an_instruction_may_show_the_normalised_state(language, tokenizer):
+    fields = {name: getattr(language, name) for name in language.field_names()}
+    processor = StateInWordsProcessor(tokenizer=tokenizer, **fields)
+    state = {"observation.state": torch.tensor([[9.0, -9.0, 9.0], [-9.0, -9.0, -9.0]])}
+    ids = processor(state, task="the")["input_ids"]
+    assert ids.tolist() == [[2, 7, 5, 6, 5, 3], [2, 7, 6, 6, 6, 3]]
+
+
 def test_round_trip(language, tmp_path):
     language.save_pretrained(tmp_path)
     loaded = LanguageProcessor.from_pretrained(tmp_path)

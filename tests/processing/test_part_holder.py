@@ -87,6 +87,27 @@ def test_a_field_is_the_part_s(plain):
         plain.max_state_dim
 
 
+class Shifting(PolicyProcessor):
+    """A processor with a field of its own."""
+
+    def __init__(self, shift=0.0, **fields):
+        super().__init__(**fields)
+        self.shift = shift
+
+
+def test_field_of_a_subclass(tiny_act, statistics_of, tmp_path):
+    config = tiny_act()
+    processor = Shifting.from_config(config, statistics_of(config), shift=2.0)
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["shift"] == 2.0
+    assert Shifting.from_pretrained(tmp_path).shift == 2.0
+    assert Shifting.from_pretrained(tmp_path, shift=3.0).shift == 3.0
+
+
+def test_without_actions_there_is_no_range():
+    assert PolicyProcessor().action_range() is None
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 def test_copies_are_whole(plain, copied):
     other = copied(plain)
