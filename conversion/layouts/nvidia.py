@@ -43,7 +43,7 @@ ANGLES = "gr1"
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell NVIDIA's config.json from ours, which has the same model type, by the format version that it lacks."""
+    """Return whether a config.json is NVIDIA's: ours has the same model type, and a format version."""
     return config.get("model_type") in list(KINDS) and "format_version" not in config  # whatever stands there
 
 

@@ -85,7 +85,7 @@ def test_the_class_reads_it_too(lerobot, tmp_path):
     nested = shutil.copytree(lerobot, tmp_path / "run" / "last")
     pipeline = PolicyPipeline.from_pretrained(tmp_path / "run", subfolder="last", device="cpu")
     assert pipeline.policy.config.name_or_path == str(nested)
-    with pytest.raises(Exception, match="holds a ACTPolicy, not a PI0Policy"):
+    with pytest.raises(Exception, match="holds weights of ACTPolicy, not of PI0Policy"):
         PI0Policy.from_pretrained(lerobot)
 
 
