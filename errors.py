@@ -300,17 +300,35 @@ class MissingTokenizerError(ProcessingError, OSError):
 
 
 class MissingFeatureError(ProcessingError, KeyError):
-    """An observation without a state, camera or instruction that the policy needs."""
+    """An observation, or the inputs of a network, without something that is needed; `holder` says which."""
 
-    def __init__(self, missing: Iterable[str], given: Iterable[str], expected: Iterable[str]):
+    def __init__(
+        self,
+        missing: Iterable[str],
+        given: Iterable[str],
+        expected: Iterable[str],
+        holder: str = "The observation",
+    ):
         missing, given, expected = sorted(missing), sorted(given), sorted(expected)
+        reader = "The policy expects" if holder == "The observation" else "Expected"
         super().__init__(
-            f"The observation lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
-            f"The policy expects: {', '.join(expected)}."
+            f"{holder} lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
+            f"{reader}: {', '.join(expected)}."
         )
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class UnknownInputError(ProcessingError, TypeError):
+    """An argument of a policy that is none of its inputs."""
+
+    def __init__(self, policy: str, name: str, known: Iterable[str]):
+        super().__init__(f"{policy} takes no input {name!r}. {nearest(name, known)}")
+
+
+class PredictionError(ManipulatorsError, ValueError):
+    """A prediction that is no action chunk."""
 
 
 class UnknownFeatureError(ProcessingError, KeyError):

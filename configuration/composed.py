@@ -76,7 +76,8 @@ class ComposedConfig(PolicyConfig):
 
     @property
     def component_configs(self) -> tuple[PolicyConfig | None, StrictConfig | None]:
-        """The complete configs of backbone and action head; None for one that has no config.
+        """The complete configs of backbone and action head; None for one that has no config, and before there are
+        features.
 
         Raises:
             InvalidConfigError: the two do not go together.
@@ -97,6 +98,8 @@ class ComposedConfig(PolicyConfig):
 
     def _build_configs(self) -> tuple[PolicyConfig | None, StrictConfig | None]:
         (backbone, fields), (head, head_fields) = self.component("backbone"), self.component("action_head")
+        if not (self.input_features and self.output_features):
+            return None, None  # their widths follow from the features
         try:
             complete, complete_head = BACKBONES[backbone], ACTION_HEADS[head]
             config = None if complete is None else complete(self, fields)
@@ -178,9 +181,7 @@ class ComposedConfig(PolicyConfig):
 
     def validate_components(self) -> None:
         """Check that backbone and head exist and, once there are features, that they go together."""
-        self.component("backbone"), self.component("action_head")
-        if self.input_features and self.output_features:
-            self._build_configs()
+        self._build_configs()
 
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration.policy import PolicyConfig
-from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownFeatureError
+from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownInputError
 from .adapters import has_adapter
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
@@ -27,7 +27,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
     """Map model inputs to an action chunk or a training loss.
 
     A policy has a `backbone` and an `action_head` (see `seam`), names every input in the signature of its `forward`,
-    packs them and calls the one below. One whose parts cannot be told apart implements `errors` and `sample`.
+    packs them and calls the one below. One whose backbone and head are one network implements `errors` and `sample`.
     Subclasses set `config_class`, call `self.post_init()` last in their constructor and register with
     `@register_policy`.
     """
@@ -65,12 +65,12 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
 
         Raises:
             MissingFeatureError, FeatureShapeError: one is absent or of another width.
-            UnknownFeatureError: there is one that no policy has and the config does not name.
+            UnknownInputError: there is one that no policy has and the config does not name.
         """
         special = [*(inputs.extra or ()), *(["embodiment_id"] if inputs.embodiment_id is not None else [])]
         unknown = [name for name in special if name not in self.config.other_inputs]
         if unknown:
-            raise UnknownFeatureError(unknown[0], (*SHARED_INPUTS, *self.config.other_inputs))
+            raise UnknownInputError(type(self).__name__, unknown[0], (*SHARED_INPUTS, *self.config.other_inputs))
         return PolicyInputs.of(model_inputs(inputs.given(), self.config))
 
     def check_labels(self, labels: Labels) -> Labels:

@@ -1,8 +1,8 @@
 """The seam between backbone and action head: what lets any backbone go with any head.
 
 A backbone turns an observation into features, a head turns features into actions. `PolicyModel` writes `forward` and
-`predict_action_chunk` once over these two; a policy whose parts cannot be told apart implements `errors` and `sample`
-itself.
+`predict_action_chunk` once over these two; a policy whose backbone and head are one network implements `errors` and
+`sample` itself.
 
 Shapes: b batch, t observation history, v cameras, n tokens, d their width, h action horizon, a action width.
 """
