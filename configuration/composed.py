@@ -228,6 +228,7 @@ def _shared(config: ComposedConfig) -> dict[str, Any]:
 
 
 def _act_backbone(config: ComposedConfig, fields: dict[str, Any]) -> ACTConfig:
+    _refuse_vae(fields)
     return ACTConfig(**{"use_vae": False} | fields | _shared(config))
 
 
@@ -284,8 +285,7 @@ JOINT = {"pi0": "its backbone and its action expert attend to each other in ever
 
 
 def _act_head(config: ComposedConfig, fields: dict[str, Any], width: int) -> ACTConfig:
-    if fields.get("use_vae"):
-        raise InvalidConfigError("use_vae=True: the VAE's latent enters ACT's own backbone. Use ACTPolicy.")
+    _refuse_vae(fields)
     _require_width("dim_model", fields.get("dim_model", width), width)
     own = {"chunk_size": config.chunk_size, "n_action_steps": config.n_action_steps}
     own |= {"dim_model": width, "use_vae": False, "optional_cameras": ()}
@@ -326,6 +326,13 @@ def _cross_attention(fields: dict[str, Any], width: int) -> dict[str, Any]:
 
 def _embedding(fields: dict[str, Any], width: int) -> dict[str, Any]:
     return {"backbone_embedding_dim": fields.get("backbone_embedding_dim", width)}
+
+
+def _refuse_vae(fields: Mapping[str, Any]) -> None:
+    if fields.get("use_vae"):
+        raise InvalidConfigError(
+            "use_vae=True: the VAE lies in ACT's head and its latent enters ACT's backbone. Use ACTPolicy."
+        )
 
 
 def _require_width(name: str, given: int, width: int) -> None:

@@ -111,9 +111,9 @@ class PolicyConfig(StrictConfig):
                 "This config.json is in LeRobot's layout. Load it with AutoPolicy.from_pretrained or "
                 "PolicyPipeline.from_pretrained, or write it as ours: manipulators convert SRC DST"
             )
-        whole = config_dict.get("n_action_steps") == config_dict.get(cls.horizon_field or "")
-        if cls.horizon_field in kwargs and whole and "n_action_steps" not in kwargs:
-            kwargs["n_action_steps"] = kwargs[cls.horizon_field]  # the whole chunk, before and after
+        horizon = cls.horizon_field
+        if horizon in kwargs and config_dict.get("n_action_steps") == config_dict.get(horizon):
+            config_dict = {name: value for name, value in config_dict.items() if name != "n_action_steps"}
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class FlowmatchingActionHead(PartlyFrozen):
     parameter_parts = {"tune_projector": modules_to_save, "tune_diffusion_model": ("model",)}
     lora_targets = {"tune_diffusion_model": ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")}
     stages = {"prepare": "prepare", "denoise": "step"}
+    reads_state = True
     no_split_modules = ("TransformerBlock",)
 
     def __init__(self, config: FlowmatchingActionHeadConfig):

@@ -145,6 +145,7 @@ class EagleBackboneBase(PartlyFrozen):
     no_split_modules = ("SiglipEncoderLayer", "Qwen3DecoderLayer", "LlamaDecoderLayer")
 
     prefix: ClassVar[str] = ""  # of the names of its inputs
+    reads_state = False
 
     tune_llm: bool
     tune_visual: bool
