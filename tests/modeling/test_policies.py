@@ -421,6 +421,6 @@ def test_config_survives_a_reload(policy, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 1
 
 
-def test_two_builds_of_one_seed_are_equal(case, build):
-    first, second = build(case).state_dict(), build(case).state_dict()
+def test_two_builds_of_one_seed_are_equal(case, build_anew):
+    first, second = build_anew(case).state_dict(), build_anew(case).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
