@@ -151,3 +151,12 @@ def test_names_that_torch_compile_left_behind(lerobot):
     renamed = {name.replace("model.", "model._orig_mod.", 1): value for name, value in weights.items()}
     save_file(renamed, lerobot / "model.safetensors", {"format": "pt"})
     assert same(AutoPolicy.from_pretrained(lerobot), expected)
+
+
+def test_a_field_that_may_change_the_network_is_refused(lerobot):
+    """What is off changes nothing; what only training, publishing or the machine reads is known by name."""
+    rewrite(lerobot, use_gated_attention=False, extra_blocks=None, optimizer_foreach=True, push_to_hub=True)
+    AutoPolicy.from_pretrained(lerobot)
+    rewrite(lerobot, use_gated_attention=True)
+    with pytest.raises(InvalidConfigError, match="use_gated_attention=True, which this library does not know"):
+        AutoPolicy.from_pretrained(lerobot)
