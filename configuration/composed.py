@@ -161,11 +161,6 @@ class ComposedConfig(PolicyConfig):
         return () if self.backbone_config is None else self.backbone_config.other_inputs
 
     @property
-    def action_horizon(self) -> int:
-        """Actions that one forward pass predicts: `chunk_size`."""
-        return self.chunk_size
-
-    @property
     def executed_steps(self) -> slice:
         """Those of the predicted steps that are executed: from the current one on."""
         return getattr(self.head_config, "executed_steps", slice(None))

@@ -265,7 +265,9 @@ class PolicyConfig(StrictConfig):
     @property
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
-        raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+        if self.horizon_field is None:
+            raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+        return getattr(self, self.horizon_field)
 
     @property
     def executed_steps(self) -> slice:

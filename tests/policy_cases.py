@@ -1,5 +1,11 @@
-"""Tiny policies for every generic test. A policy joins the whole suite by one entry in `CASES`."""
+"""Tiny policies for every generic test. A policy joins the whole suite by one entry in `CASES`.
 
+A policy of another package is tested alone: the variable POLICY_CASES names a file with its own `CASES`, name → the
+fields of a `Case`.
+"""
+
+import os
+import runpy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -349,3 +355,5 @@ CASES = {
         frozenset(name for name in GR00T_N1_KEY_BIAS if name.startswith("backbone.")),
     ),
 }
+if "POLICY_CASES" in os.environ:
+    CASES = {name: Case(**fields) for name, fields in runpy.run_path(os.environ["POLICY_CASES"])["CASES"].items()}
