@@ -8,9 +8,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import MissingTokenizerError
 
-# What transformers records of a tokenizer's loading, and would save with it.
-_HOW_LOADED = ("is_local", "local_files_only")
-
 
 def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -> PreTrainedTokenizerBase:
     """Return a tokenizer: itself, or the one that a folder or Hub id holds.
@@ -24,9 +21,6 @@ def load_tokenizer(source: PreTrainedTokenizerBase | str | os.PathLike | None) -
         raise MissingTokenizerError(None)
     try:
         # With an explicit False, transformers does not ask at the terminal about code in the repository.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # what a damaged file raises is of many kinds
         raise MissingTokenizerError(str(source), f"{type(error).__name__}: {error}") from error
-    for name in _HOW_LOADED:
-        tokenizer.init_kwargs.pop(name, None)
-    return tokenizer

@@ -195,5 +195,7 @@ def _know_processor(policy_class: type[PolicyModel], processor: type[PolicyProce
 
 
 registry.when_registered(_know_processor)
+for _known in registry.registered_policies().values():  # `conversion` has imported some
+    _know_processor(_known, None)
 for _family in FAMILIES.values():  # importing a policy registers it
     import_module(f".{_family.policy.split(':')[0]}", __package__)

@@ -94,6 +94,21 @@ class WeightsMismatchError(CheckpointError, RuntimeError):
         super().__init__("\n".join(lines))
 
 
+class WeightsValueError(CheckpointError, ValueError):
+    """Weights that are no numbers a network can compute with: NaN, infinity, or of a type that holds no fractions."""
+
+    def __init__(self, source: object, not_finite: Iterable[str] = (), of_type: Iterable[tuple[str, str]] = ()):
+        self.not_finite, self.of_type = sorted(not_finite), sorted((name, str(kind)) for name, kind in of_type)
+        lines = [f"The weights in {str(source)!r} cannot be computed with:"]
+        lines += _listed(self.not_finite, "with NaN or infinity", str)
+        lines += _listed(self.of_type, "of a type that is not that of weights", lambda row: f"{row[0]}: {row[1]}")
+        lines.append(
+            "Download the checkpoint again, or take one that was saved before training diverged. Weights are float32, "
+            "bfloat16 or float16; quantise them when loading, with quantization_config=."
+        )
+        super().__init__("\n".join(lines))
+
+
 def _hint(name: str, others: list[str]) -> str:
     close = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
     return f"nearest on the other side: {close[0]}" if close else "nothing similar on the other side"
@@ -300,17 +315,35 @@ class MissingTokenizerError(ProcessingError, OSError):
 
 
 class MissingFeatureError(ProcessingError, KeyError):
-    """An observation without a state, camera or instruction that the policy needs."""
+    """An observation, or the inputs of a network, without something that is needed; `holder` says which."""
 
-    def __init__(self, missing: Iterable[str], given: Iterable[str], expected: Iterable[str]):
+    def __init__(
+        self,
+        missing: Iterable[str],
+        given: Iterable[str],
+        expected: Iterable[str],
+        holder: str = "The observation",
+    ):
         missing, given, expected = sorted(missing), sorted(given), sorted(expected)
+        reader = "The policy expects" if holder == "The observation" else "Expected"
         super().__init__(
-            f"The observation lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
-            f"The policy expects: {', '.join(expected)}."
+            f"{holder} lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
+            f"{reader}: {', '.join(expected)}."
         )
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class UnknownInputError(ProcessingError, TypeError):
+    """An argument of a policy that is none of its inputs."""
+
+    def __init__(self, policy: str, name: str, known: Iterable[str]):
+        super().__init__(f"{policy} takes no input {name!r}. {nearest(name, known)}")
+
+
+class PredictionError(ManipulatorsError, ValueError):
+    """A prediction that is no action chunk."""
 
 
 class UnknownFeatureError(ProcessingError, KeyError):

@@ -113,7 +113,7 @@ def native_pi0(ours: PI0Policy) -> PI0ForConditionalGeneration:
     weights = ours.state_dict()
     renamed = {name: next(iter(rename_pi0_weights({name: None})), None) for name in network.state_dict()}
     network.load_state_dict({theirs: weights[name] for theirs, name in renamed.items() if name}, strict=False)
-    return network
+    return network.to(ours.device)  # its table of frequencies is filled on the CPU
 
 
 def native_pi0_inputs(inputs: dict[str, torch.Tensor], image_token: int) -> dict[str, torch.Tensor]:

@@ -59,11 +59,6 @@ class ACTConfig(PolicyConfig):
     temporal_ensemble_coeff: float | None = None
 
     @property
-    def action_horizon(self) -> int:
-        """Actions that one forward pass predicts: `chunk_size`."""
-        return self.chunk_size
-
-    @property
     def features_width(self) -> int:
         """Width of the features that the backbone gives."""
         return self.dim_model

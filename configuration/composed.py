@@ -76,7 +76,8 @@ class ComposedConfig(PolicyConfig):
 
     @property
     def component_configs(self) -> tuple[PolicyConfig | None, StrictConfig | None]:
-        """The complete configs of backbone and action head; None for one that has no config.
+        """The complete configs of backbone and action head; None for one that has no config, and before there are
+        features.
 
         Raises:
             InvalidConfigError: the two do not go together.
@@ -97,6 +98,8 @@ class ComposedConfig(PolicyConfig):
 
     def _build_configs(self) -> tuple[PolicyConfig | None, StrictConfig | None]:
         (backbone, fields), (head, head_fields) = self.component("backbone"), self.component("action_head")
+        if not (self.input_features and self.output_features):
+            return None, None  # their widths follow from the features
         try:
             complete, complete_head = BACKBONES[backbone], ACTION_HEADS[head]
             config = None if complete is None else complete(self, fields)
@@ -158,11 +161,6 @@ class ComposedConfig(PolicyConfig):
         return () if self.backbone_config is None else self.backbone_config.other_inputs
 
     @property
-    def action_horizon(self) -> int:
-        """Actions that one forward pass predicts: `chunk_size`."""
-        return self.chunk_size
-
-    @property
     def executed_steps(self) -> slice:
         """Those of the predicted steps that are executed: from the current one on."""
         return getattr(self.head_config, "executed_steps", slice(None))
@@ -178,9 +176,7 @@ class ComposedConfig(PolicyConfig):
 
     def validate_components(self) -> None:
         """Check that backbone and head exist and, once there are features, that they go together."""
-        self.component("backbone"), self.component("action_head")
-        if self.input_features and self.output_features:
-            self._build_configs()
+        self._build_configs()
 
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""
@@ -227,6 +223,7 @@ def _shared(config: ComposedConfig) -> dict[str, Any]:
 
 
 def _act_backbone(config: ComposedConfig, fields: dict[str, Any]) -> ACTConfig:
+    _refuse_vae(fields)
     return ACTConfig(**{"use_vae": False} | fields | _shared(config))
 
 
@@ -283,8 +280,7 @@ JOINT = {"pi0": "its backbone and its action expert attend to each other in ever
 
 
 def _act_head(config: ComposedConfig, fields: dict[str, Any], width: int) -> ACTConfig:
-    if fields.get("use_vae"):
-        raise InvalidConfigError("use_vae=True: the VAE's latent enters ACT's own backbone. Use ACTPolicy.")
+    _refuse_vae(fields)
     _require_width("dim_model", fields.get("dim_model", width), width)
     own = {"chunk_size": config.chunk_size, "n_action_steps": config.n_action_steps}
     own |= {"dim_model": width, "use_vae": False, "optional_cameras": ()}
@@ -325,6 +321,13 @@ def _cross_attention(fields: dict[str, Any], width: int) -> dict[str, Any]:
 
 def _embedding(fields: dict[str, Any], width: int) -> dict[str, Any]:
     return {"backbone_embedding_dim": fields.get("backbone_embedding_dim", width)}
+
+
+def _refuse_vae(fields: Mapping[str, Any]) -> None:
+    if fields.get("use_vae"):
+        raise InvalidConfigError(
+            "use_vae=True: the VAE lies in ACT's head and its latent enters ACT's backbone. Use ACTPolicy."
+        )
 
 
 def _require_width(name: str, given: int, width: int) -> None:

@@ -129,13 +129,13 @@ class DiffusionConfig(PolicyConfig):
 
     def _take_shorthand(self, given: dict[str, Any]) -> None:
         """Turn widths into features; features that are there already must agree."""
-        told = {name: given.pop(name, None) for name in ("action_dim", "robot_state_dim", "image_features")}
+        shorthand = {name: given.pop(name, None) for name in ("action_dim", "robot_state_dim", "image_features")}
         outputs, inputs = {}, {}
-        if told["action_dim"] is not None:
-            outputs[ACTION] = PolicyFeature(FeatureType.ACTION, (told["action_dim"],))
-        if told["robot_state_dim"]:
-            inputs[STATE] = PolicyFeature(FeatureType.STATE, (told["robot_state_dim"],))
-        for i, shape in enumerate(_camera_shapes(told["image_features"])):
+        if shorthand["action_dim"] is not None:
+            outputs[ACTION] = PolicyFeature(FeatureType.ACTION, (shorthand["action_dim"],))
+        if shorthand["robot_state_dim"]:
+            inputs[STATE] = PolicyFeature(FeatureType.STATE, (shorthand["robot_state_dim"],))
+        for i, shape in enumerate(_camera_shapes(shorthand["image_features"])):
             inputs[f"{IMAGE_PREFIX}camera_{i}"] = PolicyFeature(FeatureType.VISUAL, shape)
         for field, described in (("input_features", inputs), ("output_features", outputs)):
             features = getattr(self, field)
@@ -146,7 +146,8 @@ class DiffusionConfig(PolicyConfig):
                 short, full = ([f.shape for f in group.values() if f.type is kind] for group in (described, features))
                 if short != full:
                     raise InvalidConfigError(
-                        f"{', '.join(f'{k}={v!r}' for k, v in told.items() if v is not None)} disagrees with {field}: "
+                        f"{', '.join(f'{k}={v!r}' for k, v in shorthand.items() if v is not None)} disagrees with "
+                        f"{field}: "
                         f"{kind.value} features of shape {short} against {full}. Give one of the two."
                     )
 

@@ -103,7 +103,7 @@ class FlowmatchingActionHeadConfig(StrictConfig):
         max_num_embodiments (`int`, *optional*, defaults to 32): slots that encoders and decoder have weights for.
         noise_beta_alpha, noise_beta_beta, noise_s (`float`): flow times of training are
             `(noise_s - Beta(alpha, beta)) / noise_s`: more often close to 0, which is noise.
-        num_timestep_buckets (`int`, *optional*, defaults to 1000): flow times are told apart by so many steps.
+        num_timestep_buckets (`int`, *optional*, defaults to 1000): the resolution of flow times, in steps.
         num_inference_timesteps (`int`, *optional*, defaults to 16): Euler steps from noise to actions.
         tune_projector (`bool`, *optional*, defaults to True): train encoders, decoder and the steps' vectors.
         tune_diffusion_model (`bool`, *optional*, defaults to True): train the transformer.

@@ -97,14 +97,14 @@ class GR00TConfig(VisionLanguageActionConfig):
     mask_padding = nested("action_head_cfg", "mask_padding")
 
     def __post_init__(self, **kwargs):
-        told = {name: kwargs.pop(name) for name in self.shorthands() if name in kwargs}
+        given = {name: kwargs.pop(name) for name in self.shorthands() if name in kwargs}
         for name in _REPEATED:
-            self._check_repeated(name, told)
-        hidden_size = told.pop("hidden_size", None)
+            self._check_repeated(name, given)
+        hidden_size = given.pop("hidden_size", None)
         for field in _NESTED:
             setattr(self, field, self._whole(field, getattr(self, field)))
         super().__post_init__(**kwargs)
-        for name, value in told.items():
+        for name, value in given.items():
             setattr(self, name, value)
         if hidden_size not in (None, self.hidden_size):
             raise InvalidConfigError(
@@ -114,12 +114,12 @@ class GR00TConfig(VisionLanguageActionConfig):
         if self.n_action_steps is None:
             self.n_action_steps = self.action_horizon
 
-    def _check_repeated(self, name: str, told: Mapping[str, Any]) -> None:
+    def _check_repeated(self, name: str, given: Mapping[str, Any]) -> None:
         """Check a value that stands both at the top and in `action_head_cfg`; the head's `hidden_size` is its own."""
         inner = (self.action_head_cfg or {}).get(name)
-        if name != "hidden_size" and name in told and inner not in (None, told[name]):
+        if name != "hidden_size" and name in given and inner not in (None, given[name]):
             raise InvalidConfigError(
-                f"{name}={told[name]} disagrees with action_head_cfg[{name!r}]={inner}. Give one of the two."
+                f"{name}={given[name]} disagrees with action_head_cfg[{name!r}]={inner}. Give one of the two."
             )
 
     @classmethod
@@ -154,16 +154,16 @@ class GR00TConfig(VisionLanguageActionConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> GR00TConfig:
         """Build the config from saved JSON; `kwargs` override fields and nested values before anything is checked."""
         values = dict(config_dict)
-        told = {name: kwargs.pop(name) for name in list(kwargs) if name in (*cls.field_names(), *cls.shorthands())}
-        head = completed(values.get("action_head_cfg") or {}, told.get("action_head_cfg") or {})
-        widths = {told[name] for name in ("action_dim", "max_action_dim") if name in told}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in (*cls.field_names(), *cls.shorthands())}
+        head = completed(values.get("action_head_cfg") or {}, given.get("action_head_cfg") or {})
+        widths = {given[name] for name in ("action_dim", "max_action_dim") if name in given}
         if len(widths) == 1:
             head |= dict.fromkeys(("action_dim", "max_action_dim"), *widths)
-        if "action_horizon" in told:
+        if "action_horizon" in given:
             if values.get("n_action_steps") == head.get("action_horizon"):
                 values.pop("n_action_steps", None)  # the whole chunk, before and after
-            head["action_horizon"] = told["action_horizon"]
-        return super().from_dict(completed(values, told) | {"action_head_cfg": head}, **kwargs)
+            head["action_horizon"] = given["action_horizon"]
+        return super().from_dict(completed(values, given) | {"action_head_cfg": head}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values, those that the published config.json repeats at its top too."""

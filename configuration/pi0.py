@@ -184,11 +184,6 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
         return super()._completed(name, value)
 
     @property
-    def action_horizon(self) -> int:
-        """Actions that one forward pass predicts: `chunk_size`."""
-        return self.chunk_size
-
-    @property
     def model_state_dim(self) -> int:
         """Width of the state as the network sees it, padded: `max_state_dim`."""
         return self.max_state_dim

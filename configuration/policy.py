@@ -111,6 +111,9 @@ class PolicyConfig(StrictConfig):
                 "This config.json is in LeRobot's layout. Load it with AutoPolicy.from_pretrained or "
                 "PolicyPipeline.from_pretrained, or write it as ours: manipulators convert SRC DST"
             )
+        horizon = cls.horizon_field
+        if horizon in kwargs and config_dict.get("n_action_steps") == config_dict.get(horizon):
+            config_dict = {name: value for name, value in config_dict.items() if name != "n_action_steps"}
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,7 +265,9 @@ class PolicyConfig(StrictConfig):
     @property
     def action_horizon(self) -> int:
         """Actions that one forward pass predicts."""
-        raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+        if self.horizon_field is None:
+            raise NotImplementedError(f"{type(self).__name__} must say its action_horizon")
+        return getattr(self, self.horizon_field)
 
     @property
     def executed_steps(self) -> slice:

@@ -52,7 +52,7 @@ def diffusion_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, A
             f"Add them to it; those of 0.1 to 0.3 are horizon 16, n_action_steps 8, crop_shape [84, 84], "
             f"use_group_norm true, use_separate_rgb_encoder_per_camera false."
         )
-    fields = known_fields(config, DiffusionConfig)
+    fields = known_fields(config, DiffusionConfig, ["crop_ratio"])
     fields["pretrained_backbone_weights"] = None  # the trained ones are in the checkpoint
     if fields.get("resize_shape"):  # then LeRobot derives the crop from it
         ratio = config.get("crop_ratio", 1.0)

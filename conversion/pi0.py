@@ -66,6 +66,9 @@ _FIELDS = {
     "resize_imgs_with_padding": "image_resolution",
 }
 
+# Fields whose values follow from others, or that only LeRobot's training reads.
+_FOLLOWING = ("paligemma_variant", "action_expert_variant", "proj_width", "train_state_proj")
+
 
 def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names.
@@ -78,7 +81,8 @@ def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
             "adapt_to_pi_aloha=True: LeRobot converts the joints of this checkpoint's robot in its own code, which is "
             "not done here. Convert them yourself and set adapt_to_pi_aloha to false in config.json."
         )
-    fields = known_fields(config, PI0PolicyConfig) | variant_fields(config)
+    read = (*_FIELDS, *_FOLLOWING)
+    fields = known_fields(config, PI0PolicyConfig, read) | variant_fields(config)
     fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
     fields.pop("attention_implementation", None)  # a matter of the machine
     if "resize_imgs_with_padding" in config:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import UnknownPolicyError, nearest
-from ..modeling.loading import require_same_tensors
+from ..modeling.loading import require_finite, require_same_tensors, require_weight_types
 from .published_policy import PublishedPolicy, published_policies
 
 
@@ -25,6 +25,7 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
     Raises:
         UnknownPolicyError: nobody publishes such a module.
         WeightsMismatchError: weights are missing, unexpected or of another shape.
+        WeightsValueError: some are NaN, infinite, or no floating-point numbers.
     """
     kind, part = _published_policy(module)
     renamed = kind.trim(kind.rename(state_dict), module)
@@ -36,7 +37,10 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
             if name.startswith(part) or name not in siblings
         }
     shapes = {name: tuple(value.shape) for name, value in renamed.items()}
-    require_same_tensors(type(module).__name__, shapes, module.state_dict())
+    name, own = type(module).__name__, module.state_dict()
+    require_same_tensors(name, shapes, own)
+    require_weight_types(name, {key: value.dtype for key, value in renamed.items()}, own)
+    require_finite(name, renamed)
     module.load_state_dict(renamed)
     return module
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,32 @@ from ..modeling.policy import PolicyModel
 logger = logging.get_logger(__name__)
 
 Weights = Mapping[str, torch.Tensor]
+
+# What LeRobot's config.json says of training, of publishing and of the machine: none of it changes an action.
+_HARMLESS = frozenset(
+    (
+        "action_feature_names",
+        "attention_implementation",
+        "compile_mode",
+        "compile_model",
+        "device",
+        "dtype",
+        "gradient_checkpointing",
+        "license",
+        "pretrained_path",
+        "pretrained_revision",
+        "private",
+        "push_to_hub",
+        "relative_exclude_joints",
+        "repo_id",
+        "tags",
+        "type",
+        "use_amp",
+        "use_cache",
+        "use_peft",
+    )
+)
+_HARMLESS_BEGINNINGS = ("optimizer_", "scheduler_")
 
 
 def _all(weights: Weights, module: nn.Module) -> Weights:
@@ -70,8 +96,26 @@ def published_policies() -> list[PublishedPolicy]:
     return list(_PUBLISHED.values())
 
 
-def known_fields(config: Mapping[str, Any], config_class: type[PolicyConfig]) -> dict[str, Any]:
-    """Return the fields of a LeRobot config.json that our config has too; what only its training reads is left out."""
+def known_fields(
+    config: Mapping[str, Any], config_class: type[PolicyConfig], read: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the fields of a LeRobot config.json that our config has too; what changes no action is left out.
+
+    Args:
+        config: LeRobot's.
+        config_class: ours.
+        read: names of further fields, which the caller reads.
+
+    Raises:
+        InvalidConfigError: a field that is not known here is switched on, and may change what the network computes.
+    """
+    for name, value in config.items():
+        harmless = name in _HARMLESS or name.startswith(_HARMLESS_BEGINNINGS) or value in (None, False, [], {})
+        if not (harmless or name in config_class.field_names() or hasattr(config_class, name) or name in read):
+            raise InvalidConfigError(
+                f"config.json has {name}={value!r}, which this library does not know: it may change what the network "
+                f"computes. If it does not, remove the line or set it to null."
+            )
     fields = {name: value for name, value in config.items() if name in config_class.field_names()}
     for name, value in fields.items():
         if config_class.__dataclass_fields__[name].type is bool and value in (0, 1):

@@ -110,7 +110,7 @@ def _method(card: CardData) -> _Method:
     if f"{card.model_type}.jinja" != _TEMPLATE:
         # A model type without a fragment, such as a user's own policy, is a normal case.
         with suppress(TemplateNotFound):
-            fragment = _jinja.get_template(f"{card.model_type}.jinja").module
+            fragment = _jinja.get_template(f"{card.model_type}.jinja").make_module({"card": card})
     paper = getattr(fragment, "paper", None)
     return _Method(
         summary=card.summary.strip() or str(getattr(fragment, "summary", "")).strip(),

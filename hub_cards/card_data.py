@@ -146,6 +146,7 @@ class CardData:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`, for the learning curve.
         limits (`Sequence[str]`): sentences beside those that follow from the other values.
         base_model (`str`, *optional*): what it was fine-tuned from.
+        components (`Mapping[str, str]`): of a composed policy, the types of its `backbone` and `action_head`.
         versions (`Mapping[str, str]`): library name to version.
     """
 
@@ -173,6 +174,7 @@ class CardData:
     evaluation: EvaluationSummary | None = None
     limits: Sequence[str] = ()
     base_model: str | None = None
+    components: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):

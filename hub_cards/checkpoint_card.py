@@ -91,6 +91,7 @@ def describe_policy(
             if evaluation.get(option):
                 command += f" --{option.replace('_', '-')} {evaluation[option]}"
         evaluation = {**evaluation, "command": command}
+    parts = {kind: config[kind] for kind in ("backbone", "action_head") if isinstance(config.get(kind), Mapping)}
     features = {name: config[name] for name in ("input_features", "output_features")}
     contract = Contract.from_fields({**processor, **features})
     return CardData(
@@ -112,6 +113,7 @@ def describe_policy(
         evaluation=evaluation or None,
         versions=record.get("versions", {}),
         base_model=base_model,
+        components={kind: str(part["type"]) for kind, part in parts.items() if part.get("type")},
     )
 
 

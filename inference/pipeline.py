@@ -15,6 +15,7 @@ from ..configuration.features import ACTION
 from ..errors import CheckpointError, FeatureShapeError, MissingStatisticsError
 from ..modeling.loading import require_device
 from ..modeling.policy import PolicyModel
+from ..processing.arrays import require_finite
 from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
 from .action_sources import ActionQueue, TemporalEnsembler
@@ -202,6 +203,7 @@ class PolicyPipeline(Pipeline):
         inputs = self.prepare(observation, task)
         chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
         actions = self.processor.decode_actions(chunk, state=observation.state)
+        require_finite("The action in robot units", actions)
         if self._range is not None:
             low, high = self._range
             self._outside += ((actions < low) | (actions > high)).flatten(0, 1).sum(0)

@@ -22,7 +22,14 @@ from transformers.utils import logging
 from .._files import read_json, write_text
 from ..checkpoint import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import BaseMismatchError, CorruptFileError, InvalidConfigError
-from .loading import read_shapes, read_tensors, require_same_tensors, weight_files
+from .loading import (
+    read_shapes,
+    read_tensors,
+    require_finite,
+    require_same_tensors,
+    require_weight_types,
+    weight_files,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -106,18 +113,22 @@ def load_adapter_tensors(policy: PreTrainedModel, folder: str | os.PathLike) -> 
 
     Raises:
         BaseMismatchError: it was trained on another base.
-        MissingFileError, CorruptFileError, WeightsMismatchError: its tensors are absent, or others.
+        MissingFileError, CorruptFileError, WeightsMismatchError, WeightsValueError: its tensors are absent, others, or
+            no finite numbers.
     """
     from peft import set_peft_model_state_dict
 
     path = Path(folder, ADAPTER_WEIGHTS)
     tensors = read_tensors(path)
-    record, own = Path(folder, ADAPTER_BASE), getattr(policy, "_adapter_base", None)
-    if own is None or not record.is_file():
+    record, base = Path(folder, ADAPTER_BASE), getattr(policy, "_adapter_base", None)
+    if base is None or not record.is_file():
         logger.warning(f"{folder} has no {ADAPTER_BASE}: whether this is the base it was trained on is not known.")
-    elif not _is_same(read_json(record), own["fingerprint"], record):
-        raise BaseMismatchError(str(folder), own["base"], read_json(record)["base"])
-    require_same_tensors(path, read_shapes([path]), adapter_tensors(policy))
+    elif not _is_same(read_json(record), base["fingerprint"], record):
+        raise BaseMismatchError(str(folder), base["base"], read_json(record)["base"])
+    own = adapter_tensors(policy)
+    require_same_tensors(path, read_shapes([path]), own)
+    require_weight_types(path, {name: value.dtype for name, value in tensors.items()}, own)
+    require_finite(path, tensors)
     set_peft_model_state_dict(
         policy, {name.removeprefix(_PREFIX): value for name, value in tensors.items()}, adapter_name=_NAME
     )

@@ -17,7 +17,7 @@ from transformers import BatchFeature
 
 from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE
 from ..configuration.policy import PolicyConfig
-from ..errors import InvalidConfigError, MissingFeatureError
+from ..errors import InvalidConfigError, PredictionError
 from .output import PolicyOutput
 from .policy import PolicyModel
 from .registry import register_policy
@@ -118,7 +118,10 @@ class BasePolicyModel(PolicyModel):
             return PolicyOutput(loss=loss, losses={})
         predicted = self.inference(batch)
         if "action_pred" not in predicted:
-            raise MissingFeatureError(["action_pred"], predicted, ["action_pred"])
+            raise PredictionError(
+                f"{type(self).__name__}.inference returned {', '.join(map(str, predicted)) or 'nothing'}, but no "
+                f"'action_pred'. Return {{'action_pred': actions}}, of shape (batch, horizon, action width)."
+            )
         return PolicyOutput(actions=predicted["action_pred"])
 
     def dataset_batch(self, inputs: Mapping[str, Any]) -> BatchFeature:

@@ -1,17 +1,75 @@
-"""Load a policy from a checkpoint, whatever holds it: our format, an adapter on a base, another project's layout."""
+"""Policies from and as checkpoints: our format, an adapter on a base, another project's layout."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint import LOCATION, Checkpoint, resolve
 from ..errors import UnknownPolicyError
-from .adapters import attach_saved
-from .loading import LOADING_ARGUMENTS, allowed_arguments, load_weights
+from .adapters import attach_saved, has_adapter, save_base_record
+from .loading import LOADING_ARGUMENTS, allowed_arguments, discard_index, load_weights, remove_other_weights
+
+
+class Checkpointed:
+    """Load a policy from a checkpoint and save it as one; a base class of `PolicyModel`, before transformers' own."""
+
+    loaded_from: Checkpoint | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args,
+        allow_partial: bool = False,
+        base: str | os.PathLike | PreTrainedModel | None = None,
+        **kwargs,
+    ):
+        """Load a policy from a folder or Hub id, in our format or another project's; every weight must fit.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
+                `state_dict=`.
+            allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
+            base: where the base of an adapter is now, or the loaded base; by default where it was when the adapter
+                was trained.
+            kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
+                read from safetensors only.
+
+        Raises:
+            WeightsMismatchError: weights are missing, unexpected or of another shape.
+            MissingFileError, CorruptFileError, ConflictingWeightsError: there is no single readable set of weights.
+            BaseMismatchError: an adapter's base is not the one it was trained on.
+        """
+        kwargs |= {"allow_partial": allow_partial, "base": base}
+        return load_policy(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
+
+        Weights that the folder held before are replaced: it holds one set.
+        """
+        is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
+        if is_main:
+            discard_index(Path(save_directory), variant)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if not is_main:
+            return
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
+        if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
+            self.config.dtype = narrowest
+            self.config.save_pretrained(save_directory)
+        if has_adapter(self):
+            save_base_record(self, save_directory)
+        remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
 
 
 def load_policy(
@@ -65,7 +123,7 @@ def _load_published(
     found = checkpoint.layout.policy_class(checkpoint.config)
     if not issubclass(found, policy_class):
         raise UnknownPolicyError(
-            f"{checkpoint.source} holds a {found.__name__}, not a {policy_class.__name__}. "
+            f"{checkpoint.source} holds weights of {found.__name__}, not of {policy_class.__name__}. "
             f"Use {found.__name__}.from_pretrained, or AutoPolicy.from_pretrained."
         )
     loaded, _ = checkpoint.layout.read(checkpoint, loading=loading, with_processor=False, **overrides)

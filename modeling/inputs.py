@@ -40,7 +40,7 @@ def model_inputs(batch: Mapping[str, Any], config: PolicyConfig) -> dict[str, An
     needed = list(dict.fromkeys([*needed, *config.other_inputs]))
     missing = [name for name in needed if inputs.get(name) is None]
     if missing:
-        raise MissingFeatureError(missing, batch, [*config.input_features, *tokens])
+        raise MissingFeatureError(missing, batch, [*config.input_features, *tokens], "The input of the network")
     for name, width in widths.items():
         if width and inputs[name].shape[-1] != width:
             raise FeatureShapeError(name, tuple(inputs[name].shape), f"a last dimension of {width}")

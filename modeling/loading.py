@@ -26,6 +26,7 @@ from ..errors import (
     MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
+    WeightsValueError,
 )
 
 logger = logging.get_logger(__name__)
@@ -51,6 +52,10 @@ REFUSED_ARGUMENTS = {
 
 # Values of `device_map` that are no device.
 _PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+# Types of weights as safetensors names them, and as torch does.
+_WEIGHT_TYPES = frozenset(
+    ("F64", "F32", "BF16", "F16", *(torch.float64, torch.float32, torch.bfloat16, torch.float16))
+)
 _SHARD = re.compile(r"model(?:\.[\w-]+)?-\d{5}-of-\d{5}(?:\.[\w-]+)?\.safetensors")
 
 
@@ -144,6 +149,22 @@ def read_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def read_types(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the type of every tensor in some safetensors files, such as `F32`, from their headers.
+
+    Raises:
+        CorruptFileError: one cannot be read.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(path, "safetensors file", error) from error
+    return found
+
+
 def read_tensors(path: Path, backend: str = "pread") -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file; with `backend="mmap"` they stay on disk until they are used.
 
@@ -181,6 +202,46 @@ def require_same_tensors(source: object, found: Mapping[str, tuple], expected: M
         raise WeightsMismatchError(str(source), missing, unexpected, mismatched)
 
 
+def require_weight_types(source: object, found: Mapping[str, object], expected: Mapping[str, torch.Tensor]) -> None:
+    """Check that saved weights are of a type with fractions: casting integers to float hides that they are others.
+
+    Args:
+        source: for messages.
+        found: name → type, as safetensors or torch calls it.
+        expected: the tensors that are to receive them; those that hold integers themselves may.
+
+    Raises:
+        WeightsValueError: some are integers, truth values or of 8 bits.
+    """
+    wrong = [(n, t) for n, t in found.items() if t not in _WEIGHT_TYPES and n in expected]
+    wrong = [(name, kind) for name, kind in wrong if expected[name].is_floating_point()]
+    if wrong:
+        raise WeightsValueError(source, of_type=wrong)
+
+
+def require_finite(source: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check that no weight is NaN or infinite.
+
+    The smallest and the largest value tell: each tensor is read once, and nothing of its size is allocated. It takes
+    0.1 to 0.3 s for each GB on one CPU core. The results of a device are waited for once.
+
+    Raises:
+        WeightsValueError: some are.
+    """
+    flags: dict[torch.device, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        value = value.detach()
+        is_plain = type(value) is torch.Tensor and value.dtype in _WEIGHT_TYPES  # others are quantised on purpose
+        if is_plain and value.numel() and not value.is_meta:
+            flags.setdefault(value.device, {})[name] = torch.stack(value.aminmax()).isfinite().all()
+    bad: list[str] = []
+    for of_device in flags.values():
+        finite = torch.stack(list(of_device.values())).tolist()
+        bad += [name for name, is_finite in zip(of_device, finite, strict=True) if not is_finite]
+    if bad:
+        raise WeightsValueError(source, not_finite=bad)
+
+
 # --- policies ---------------------------------------------------------------------------------------------
 
 
@@ -211,14 +272,14 @@ def load_weights(
 
     Raises:
         WeightsMismatchError: weights are missing, unexpected or of another shape.
+        WeightsValueError: some are NaN, infinite, or no floating-point numbers.
         MissingFileError, CorruptFileError, ConflictingWeightsError: there is no readable single set of weights.
     """
     kwargs = allowed_arguments(kwargs)
     refuse_code(config.to_dict() | {"attn_implementation": getattr(config, "_attn_implementation", None)}, source)
     if getattr(config, "transformers_weights", None) is not None:
         raise CheckpointError(f"transformers_weights={config.transformers_weights!r} is refused: leave it out.")
-    if folder is not None:
-        weight_files(folder, kwargs.get("variant"), source)
+    files = [] if folder is None else weight_files(folder, kwargs.get("variant"), source)
     try:
         with _without_load_report():
             policy, info = PreTrainedModel.from_pretrained.__func__(
@@ -248,7 +309,12 @@ def load_weights(
         if not allow_partial:
             raise mismatch
         logger.warning(f"allow_partial=True: {mismatch}")
+    if not (getattr(config, "quantization_config", None) or kwargs.get("quantization_config")):
+        given = kwargs.get("state_dict")
+        types = read_types(files) if given is None else {name: value.dtype for name, value in given.items()}
+        require_weight_types(source, types, policy.state_dict())
     own_memory(policy)
+    require_finite(source, dict(_tensors(policy)))
     policy.config.name_or_path = policy.name_or_path = source
     policy.freeze_parts()
     return (policy, info) if output_loading_info else policy
@@ -259,9 +325,14 @@ def own_memory(module: torch.nn.Module) -> None:
 
     It takes about 0.5 s for each GB, and as much memory as the weights have.
     """
-    for tensor in (*module.parameters(), *module.buffers()):
+    for _, tensor in _tensors(module):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def allowed_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Parts(nn.Module):
     def modules_to_save(self) -> tuple[str, ...]:
         """Modules that are trained whole if their part has LoRA."""
         declared = {name: getattr(module, "modules_to_save", ()) for name, module in self._components().items()}
-        return tuple(f"{name}.{inner}" for name, modules in declared.items() for inner in modules)
+        return tuple(f"{name}.{inner}".rstrip(".") for name, modules in declared.items() for inner in modules)
 
     @property
     def stages(self) -> dict[str, str]:

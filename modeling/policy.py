@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoint import Checkpoint
 from ..configuration.policy import PolicyConfig
-from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownFeatureError
-from .adapters import has_adapter, save_base_record
-from .from_checkpoint import load_policy
+from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownInputError
+from .adapters import has_adapter
+from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
-from .loading import discard_index, remove_other_weights
 from .losses import fill_padded, mean_over
 from .output import PolicyOutput
 from .parts import Parts
@@ -27,11 +23,11 @@ from .stages import compile_stages, example_observation
 NO_DRAWS = Draws()
 
 
-class PolicyModel(Parts, PreTrainedModel):
+class PolicyModel(Parts, Checkpointed, PreTrainedModel):
     """Map model inputs to an action chunk or a training loss.
 
     A policy has a `backbone` and an `action_head` (see `seam`), names every input in the signature of its `forward`,
-    packs them and calls the one below. One whose parts cannot be told apart implements `errors` and `sample`.
+    packs them and calls the one below. One whose backbone and head are one network implements `errors` and `sample`.
     Subclasses set `config_class`, call `self.post_init()` last in their constructor and register with
     `@register_policy`.
     """
@@ -43,7 +39,6 @@ class PolicyModel(Parts, PreTrainedModel):
     _supports_sdpa = True
 
     is_fused = False  # see `fuse`
-    loaded_from: Checkpoint | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own defaults, which the published policies start from; transformers would draw N(0, 0.02).
@@ -70,12 +65,12 @@ class PolicyModel(Parts, PreTrainedModel):
 
         Raises:
             MissingFeatureError, FeatureShapeError: one is absent or of another width.
-            UnknownFeatureError: there is one that no policy has and the config does not name.
+            UnknownInputError: there is one that no policy has and the config does not name.
         """
         special = [*(inputs.extra or ()), *(["embodiment_id"] if inputs.embodiment_id is not None else [])]
         unknown = [name for name in special if name not in self.config.other_inputs]
         if unknown:
-            raise UnknownFeatureError(unknown[0], (*SHARED_INPUTS, *self.config.other_inputs))
+            raise UnknownInputError(type(self).__name__, unknown[0], (*SHARED_INPUTS, *self.config.other_inputs))
         return PolicyInputs.of(model_inputs(inputs.given(), self.config))
 
     def check_labels(self, labels: Labels) -> Labels:
@@ -231,58 +226,7 @@ class PolicyModel(Parts, PreTrainedModel):
     def _fuse(self) -> None:
         """Replace layers by fused ones; a policy that has some to join overrides this."""
 
-    # --- loading and saving ---------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args,
-        allow_partial: bool = False,
-        base: str | os.PathLike | PolicyModel | None = None,
-        **kwargs,
-    ):
-        """Load a policy from a folder or Hub id, in our format or another project's; every weight must fit.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub id, of a policy or of an adapter; None with `config=` and
-                `state_dict=`.
-            allow_partial: accept missing, unexpected and mis-shaped weights, and log them.
-            base: where the base of an adapter is now, or the loaded base; by default where it was when the adapter
-                was trained.
-            kwargs: config fields to override, and what `PreTrainedModel.from_pretrained` takes. Weights are
-                read from safetensors only.
-
-        Raises:
-            WeightsMismatchError: weights are missing, unexpected or of another shape.
-            MissingFileError, CorruptFileError, ConflictingWeightsError: there is no single readable set of weights.
-            BaseMismatchError: an adapter's base is not the one it was trained on.
-        """
-        kwargs |= {"allow_partial": allow_partial, "base": base}
-        return load_policy(cls, pretrained_model_name_or_path, *args, **kwargs)
-
-    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
-        """Let no name through: transformers forgives some that its own models once had, such as `position_ids`."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
-
-        Weights that the folder held before are replaced: it holds one set.
-        """
-        is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
-        if is_main:
-            discard_index(Path(save_directory), variant)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if not is_main:
-            return
-        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
-        narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
-        if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
-            self.config.dtype = narrowest
-            self.config.save_pretrained(save_directory)
-        if has_adapter(self):
-            save_base_record(self, save_directory)
-        remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
+    # --- publishing -----------------------------------------------------------------------------------
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
         """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.

@@ -13,6 +13,7 @@ from ..families import TITLES
 from ..plugins import load_entry_points
 
 _POLICIES: dict[str, type[PreTrainedModel]] = {}
+_PROCESSORS: dict[str, type | None] = {}  # those that policies were registered with
 _KNOWN_TO_TRANSFORMERS: set[str] = set()
 # What else is done about a policy class and the processor it was registered with; processors stand beside this room.
 _LISTENERS: list[Callable[[type[PreTrainedModel], type | None], None]] = []
@@ -48,7 +49,7 @@ def register_policy(
         known = _POLICIES.get(model_type)
         if known is not None and known.__qualname__ != policy_class.__qualname__:
             raise InvalidConfigError(f"Model type {model_type!r} is taken by {known.__name__}; choose another.")
-        _POLICIES[model_type] = policy_class
+        _POLICIES[model_type], _PROCESSORS[model_type] = policy_class, processor
         if title is not None:
             TITLES[model_type] = title
         # AutoPolicy's own mapping decides; a name that transformers has claimed meanwhile is left to it.
@@ -65,8 +66,10 @@ def register_policy(
 
 
 def when_registered(listener: Callable[[type[PreTrainedModel], type | None], None]) -> None:
-    """Call `listener(policy_class, processor)` for every policy that is registered from now on."""
+    """Call `listener(policy_class, processor)` for every policy, those that are registered already included."""
     _LISTENERS.append(listener)
+    for model_type, policy in _POLICIES.items():
+        listener(policy, _PROCESSORS[model_type])
 
 
 def policy_class(model_type: str) -> type[PreTrainedModel]:

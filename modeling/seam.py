@@ -1,8 +1,8 @@
 """The seam between backbone and action head: what lets any backbone go with any head.
 
 A backbone turns an observation into features, a head turns features into actions. `PolicyModel` writes `forward` and
-`predict_action_chunk` once over these two; a policy whose parts cannot be told apart implements `errors` and `sample`
-itself.
+`predict_action_chunk` once over these two; a policy whose backbone and head are one network implements `errors` and
+`sample` itself.
 
 Shapes: b batch, t observation history, v cameras, n tokens, d their width, h action horizon, a action width.
 """
@@ -113,7 +113,7 @@ class Backbone(Protocol):
 
     A component may also declare, as class attributes with names inside itself, `parameter_parts`, `lora_targets`,
     `modules_to_save` and `stages` (see `PolicyModel`), and as methods what `PartlyFrozen` has. The policy collects
-    them.
+    them. One that leaves the robot's state out of its features says so: `reads_state = False`.
     """
 
     width: int  # d
@@ -124,7 +124,10 @@ class Backbone(Protocol):
 
 
 class ActionHead(Protocol):
-    """Turn features into actions; a `torch.nn.Module`. It may declare what a backbone may."""
+    """Turn features into actions; a `torch.nn.Module`. It may declare what a backbone may.
+
+    One that reads the state beside the features says so: `reads_state = True`.
+    """
 
     def errors(
         self, features: Features, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws

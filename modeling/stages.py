@@ -38,8 +38,8 @@ class CompiledStage:
 class PredictionByStages:
     """Take the place of a policy's `predict_action_chunk`, whose stages are compiled.
 
-    CUDA graphs (`mode="reduce-overhead"`) give every result out of memory that they use again. They are told where a
-    chunk begins, so that stages can read each other's results until then, and what a chunk returns is copied.
+    CUDA graphs (`mode="reduce-overhead"`) reuse the memory of their results. The beginning of a chunk is marked, so
+    that stages can read each other's results until then, and the chunk itself is copied.
     """
 
     def __init__(self, policy: PreTrainedModel):

@@ -38,7 +38,7 @@ def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
     x = x.to(torch.float32)
     if x.ndim == 0 or x.shape[-1] != width:
         raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}")
-    _require_finite(name, x)
+    require_finite(name, x)
     return x
 
 
@@ -68,7 +68,7 @@ def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
     if not x.is_floating_point():
         raise FeatureValueError(f"{name} has type {x.dtype}; images are uint8 (0 to 255) or float (0 to 1).")
     x = x.to(torch.float32)
-    _require_finite(name, x)
+    require_finite(name, x)
     if x.numel() == 0:  # an empty batch
         return x
     low, high = x.aminmax()
@@ -88,7 +88,12 @@ def read_mask(name: str, value: Any) -> torch.Tensor:
     return mask
 
 
-def _require_finite(name: str, x: torch.Tensor) -> None:
+def require_finite(name: str, x: torch.Tensor) -> None:
+    """Check that every number of a feature is finite.
+
+    Raises:
+        FeatureValueError: some are NaN or infinite; it names the dimensions.
+    """
     finite = torch.isfinite(x)
     if not finite.all():
         bad = (~finite).reshape(-1, x.shape[-1]).any(dim=0).nonzero().flatten().tolist()

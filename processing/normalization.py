@@ -11,6 +11,9 @@ from ..configuration.normalization import MODES, STATISTICS, Mode, Part, short_n
 from ..errors import InvalidConfigError, MissingStatisticsError
 from .arrays import to_tensor
 
+# How far beyond the recorded spread a value may lie, in float32 and without becoming infinite.
+_USUAL = 1e3
+
 
 class Normalizer:
     """Map a feature between raw and normalised values, part by part; a feature without parts is one part.
@@ -26,7 +29,8 @@ class Normalizer:
         trailing: dimensions that follow the normalised one: 2 of a camera, (c, h, w).
 
     Raises:
-        MissingStatisticsError: statistics that a mode needs are absent, impossible or of another width.
+        MissingStatisticsError: statistics that a mode needs are absent, of another width, impossible, or infinite
+            in float32.
     """
 
     def __init__(
@@ -43,7 +47,11 @@ class Normalizer:
             values = [x[start : start + part.width].reshape(-1, *[1] * trailing) for x in whole]
             if mode.form in ("spread", "ends"):
                 _check_order(name, part, *values)
+            if not trailing and whole:  # a camera's mean and deviation may be those of other pictures
+                _check_range(name, part, statistics, width, start)
             self._maps.append(_PartMap(mode, values, eps if mode.constant == "shift" else 0.0, self._dim))
+            if whole:
+                self._maps[-1].require_finite(f"{part.name!r} in {name}")
             start += part.width
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,6 +113,26 @@ class _PartMap:
         fraction = (y + 1) / 2 if form == "ends" else y
         return fraction * line.spread + line.offset
 
+    def require_finite(self, subject: str) -> None:
+        """Check that usual values stay finite in float32, there and back.
+
+        Raises:
+            MissingStatisticsError: offset or spread are too large, or a spread too small to divide by.
+        """
+        if self.mode.form not in ("spread", "ends", "magnitude"):
+            return
+        line = self._line(torch.zeros(1))
+        reach = torch.stack([line.offset.abs(), line.spread, 1 / line.divisor.abs()]) * _USUAL
+        bad = (~reach.isfinite()).any(dim=0).flatten().nonzero().flatten().tolist()
+        if bad:
+            values = {
+                which: x.flatten()[bad].tolist() for which, x in zip(self.mode.statistics, self._values, strict=True)
+            }
+            raise MissingStatisticsError(
+                f"The statistics of {subject} are impossible in dimensions {bad}: {values}. In float32 they make "
+                f"values infinite. Compute them again from the data: LeRobotDataset(...).statistics"
+            )
+
     def _line(self, like: torch.Tensor) -> _Line:
         """Return offset and spread in the type and on the device of a tensor."""
         key = (like.dtype, like.device)
@@ -148,6 +176,35 @@ def _check_order(name: str, part: Part, first: torch.Tensor, second: torch.Tenso
     if (spread < 0).any():
         problem = "std is negative" if low == "mean" else f"{high} lies below {low}"
         raise MissingStatisticsError(f"The statistics of {part.name!r} in {name} are impossible: {problem}.")
+
+
+def _check_range(name: str, part: Part, statistics: Mapping, width: int, start: int) -> None:
+    """Check that a part's statistics can be of the same numbers, as far as their range is recorded.
+
+    Dimensions that did not move have no range to compare with. A mean lies inside the range, and no standard deviation
+    exceeds it; quantiles of a merged dataset are estimates, which may lie outside by a little.
+    """
+    if not {"min", "max"} <= statistics.keys():
+        return
+    used = dict.fromkeys(("mean", *MODES[part.mode].statistics))
+    values = {
+        which: _statistic(name, part, width, statistics, which)[start : start + part.width]
+        for which in ("min", "max", *used)
+        if which in statistics
+    }
+    low, high = values["min"], values["max"]
+    size = (high - low).clamp(min=0)
+    room = 0.1 * size + 1e-3 * torch.maximum(low.abs(), high.abs())
+    for which, x in values.items():
+        outside = (x > size + room) if which == "std" else (x < low - room) | (x > high + room)
+        bad = (outside & (size > 0)).nonzero().flatten().tolist()
+        if bad:
+            i = bad[0]
+            raise MissingStatisticsError(
+                f"The statistics of {part.name!r} in {name} are impossible: in dimensions {bad} {which} does not go "
+                f"with the range; in dimension {i} it is {x[i]:.6g}, min is {low[i]:.6g} and max is {high[i]:.6g}. "
+                f"They are not of the same data, or damaged. Compute them again: LeRobotDataset(...).statistics"
+            )
 
 
 def whole_statistics(feature: str, parts: Sequence[Part], statistics: Mapping[str, Any]) -> dict[str, Any] | None:

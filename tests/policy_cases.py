@@ -1,5 +1,11 @@
-"""Tiny policies for every generic test. A policy joins the whole suite by one entry in `CASES`."""
+"""Tiny policies for every generic test. A policy joins the whole suite by one entry in `CASES`.
 
+A policy of another package is tested alone: the variable POLICY_CASES names a file with its own `CASES`, name → the
+fields of a `Case`.
+"""
+
+import os
+import runpy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -194,6 +200,70 @@ def tiny_gr00t_n1(cameras: dict | None = None, state: int = 3, **fields):
     return GR00TN1Config(**features_of(cameras or TWO_CAMERAS, state, None), **(parts | fields))
 
 
+# Tiny backbones and action heads for `ComposedConfig`, by type.
+BACKBONES = {
+    "act": {
+        "dim_model": 16,
+        "n_heads": 2,
+        "dim_feedforward": 32,
+        "n_encoder_layers": 1,
+        "latent_dim": 4,
+        "vision_config": RESNET,
+        "pretrained_backbone_weights": None,
+    },
+    "diffusion": {"vision_config": RESNET, "crop_shape": (28, 24), "spatial_softmax_num_keypoints": 4},
+    "eagle": {
+        "select_layer": 1,
+        "projector_dim": 32,
+        "project_to_dim": 24,
+        "img_context_token_id": 4,
+        "eagle_config": {"vision_config": SIGLIP, "llm_config": GEMMA | {"head_dim": 8}},
+    },
+    "eagle_1_5": {
+        "select_layer": 1,
+        "eagle_config": {"vision_config": SIGLIP, "text_config": GEMMA, "image_token_index": 4},
+    },
+}
+_FLOW_FIELDS = ("max_seq_len", "input_embedding_dim", "hidden_size", "num_inference_timesteps")
+_FLOW = {name: FLOW_HEAD[name] for name in _FLOW_FIELDS} | {"diffusion_model_cfg": DIT}
+HEADS = {
+    "act": {"n_heads": 1, "dim_feedforward": 32},
+    "diffusion": {
+        "down_dims": (16, 32),
+        "n_groups": 4,
+        "kernel_size": 3,
+        "diffusion_step_embed_dim": 8,
+        "num_train_timesteps": 5,
+        "beta_schedule": "linear",
+        "beta_start": 0.1,
+        "beta_end": 0.5,
+    },
+    "flow_matching": _FLOW,
+    "flow_matching_1_5": _FLOW | {"use_vlln": False, "num_target_vision_tokens": 2},
+}
+
+
+def tiny_composed(
+    backbone: str,
+    head: str,
+    cameras: dict | None = None,
+    state: int | None = 3,
+    environment: int | None = None,
+    backbone_fields: dict | None = None,
+    head_fields: dict | None = None,
+    **fields,
+):
+    """Return a `ComposedConfig` of a backbone and an action head by their types, otherwise as `tiny_act`."""
+    from manipulators import ComposedConfig
+
+    parts = {
+        "backbone": {"type": backbone} | BACKBONES[backbone] | (backbone_fields or {}),
+        "action_head": {"type": head} | HEADS[head] | (head_fields or {}),
+    }
+    features = features_of(TWO_CAMERAS if cameras is None else cameras, state, environment)
+    return ComposedConfig(**features, **({"chunk_size": 8} | parts | fields))
+
+
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
@@ -287,4 +357,15 @@ CASES = {
         complete=True,
         graph=True,
     ),
+    "composed_act_flow_matching": Case(
+        lambda: tiny_composed("act", "flow_matching", environment=4),
+        ACT_EMPTY_LATENT | {name for name in GR00T_N1_KEY_BIAS if name.startswith("action_head.")},
+        complete=True,
+    ),
+    "composed_eagle_diffusion": Case(
+        lambda: tiny_composed("eagle", "diffusion"),
+        frozenset(name for name in GR00T_N1_KEY_BIAS if name.startswith("backbone.")),
+    ),
 }
+if "POLICY_CASES" in os.environ:
+    CASES = {name: Case(**fields) for name, fields in runpy.run_path(os.environ["POLICY_CASES"])["CASES"].items()}

@@ -273,5 +273,5 @@ def test_a_layout_registers_itself(folder, monkeypatch, tmp_path):
     assert ACTPolicy.from_pretrained(source).config.name_or_path == str(source)
     assert PolicyPipeline.from_pretrained(source, arm="left", device="cpu").policy.loaded_from.layout.name == "toy"
     assert type(PolicyProcessor.from_pretrained(source)) is PolicyProcessor
-    with pytest.raises(UnknownPolicyError, match="holds a ACTPolicy, not a PI0Policy"):
+    with pytest.raises(UnknownPolicyError, match="holds weights of ACTPolicy, not of PI0Policy"):
         PI0Policy.from_pretrained(source)

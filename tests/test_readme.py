@@ -21,6 +21,7 @@ from manipulators import (
     record_demonstrations,
 )
 from manipulators.cli import _overrides, build_parser, train
+from manipulators.configuration.composed import ACTION_HEADS, BACKBONES
 from manipulators.evaluation import registry
 from manipulators.evaluation.environments import available_environments
 from manipulators.training.recipe import load_recipe
@@ -183,6 +184,15 @@ def test_files_and_folders_exist():
 def test_the_map_names_every_room():
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests"}
     assert sorted(room for room in rooms if f"`{room}/`" not in README) == []
+
+
+def test_the_table_of_composition_names_every_backbone_and_head():
+    rows = [line.split("|")[1:-1] for line in README.splitlines() if "action head →" in line or line.startswith("| `")]
+    header = next(number for number, row in enumerate(rows) if "action head →" in row[0])
+    heads = re.findall(r"`(\w+)`", "".join(rows[header][1:]))
+    backbones = [name for row in rows[header + 1 : header + 4] for name in re.findall(r"`(\w+)`", row[0])]
+    assert set(heads) == {name for name, complete in ACTION_HEADS.items() if complete}
+    assert set(backbones) == {name for name, complete in BACKBONES.items() if complete}
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from transformers.trainer_utils import sort_checkpoints
 
 from ..errors import CorruptFileError, MissingFileError
-from ..modeling.loading import read_shapes, require_same_tensors
+from ..modeling.loading import (
+    read_shapes,
+    read_tensors,
+    read_types,
+    require_finite,
+    require_same_tensors,
+    require_weight_types,
+)
 
 PROGRESS_FILE, EMA_FILE = "progress.safetensors", "ema.safetensors"
 
@@ -38,6 +45,7 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
 
     Raises:
         MissingFileError, CorruptFileError, WeightsMismatchError: the checkpoint has none, or others than the model.
+        WeightsValueError: some are NaN, infinite, or no floating-point numbers.
     """
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if isinstance(model, PeftModel):
@@ -47,7 +55,11 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
         raise MissingFileError(
             f"{folder} holds no model.safetensors to resume from; it holds {held}. Pickled weights are never read."
         )
-    require_same_tensors(folder, read_shapes(paths), model.state_dict())
+    own = model.state_dict()
+    require_same_tensors(folder, read_shapes(paths), own)
+    require_weight_types(folder, read_types(paths), own)
+    for path in paths:
+        require_finite(path, read_tensors(path, backend="mmap"))
 
 
 def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import CorruptFileError, MissingFileError
-from ..modeling.loading import read_shapes, require_same_tensors
+from ..modeling.loading import read_shapes, require_finite, require_same_tensors
 from .checkpoints import EMA_FILE
 
 
@@ -97,6 +97,7 @@ class WeightAverage:
 
         Raises:
             MissingFileError, CorruptFileError, WeightsMismatchError: it has none, or one of other parameters.
+            WeightsValueError: some are NaN or infinite.
         """
         path = Path(folder, EMA_FILE)
         if not path.is_file():
@@ -111,6 +112,7 @@ class WeightAverage:
             saved = load_file(path)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFileError(path, "average of weights", error) from error
+        require_finite(path, saved)
         for name, value in self.tensors.items():
             value.copy_(saved[name])
         self._average.optimization_step = updates

@@ -32,11 +32,23 @@ from ..rename import COMPILED
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+# Steps that are done here too, or that change no number.
+STEPS = (
+    "absolute_actions_processor",
+    "device_processor",
+    "normalizer_processor",
+    "pi0_new_line_processor",
+    "relative_actions_processor",
+    "rename_observations_processor",
+    "to_batch_processor",
+    "tokenizer_processor",
+    "unnormalizer_processor",
+)
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell LeRobot's config.json by its `type`, which ours calls `model_type`."""
+    """Return whether a config.json is LeRobot's, by its `type`; ours says `model_type`."""
     return "type" in config and "model_type" not in config
 
 
@@ -133,7 +145,20 @@ def _read_processors(folder: Path) -> tuple[dict, dict, dict[str, Any]]:
     relative = [step["config"] for step in before if step["registry_name"] == "relative_actions_processor"]
     if relative and relative[0].get("enabled"):
         general["relative_to"] = relative[0]
-    return _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), general
+    found = _normalizer(folder, before, "normalizer"), _normalizer(folder, after, "unnormalizer"), general
+    unknown = [step["registry_name"] for step in (*before, *after) if step["registry_name"] not in STEPS]
+    if unknown:
+        raise CheckpointError(
+            f"{folder} runs processor steps that do not exist here: {', '.join(unknown)}. Without them the "
+            f"policy would act on other numbers than it was trained on. Known: {', '.join(STEPS)}."
+        )
+    for normalizer in found[:2]:
+        if normalizer.get("normalize_observation_keys") is not None:
+            raise CheckpointError(
+                f"{folder} normalises only some observations, normalize_observation_keys="
+                f"{normalizer['normalize_observation_keys']}, which is not done here."
+            )
+    return found
 
 
 def _relative_to(step: Mapping[str, Any], width: int) -> list[int | None]:

@@ -43,7 +43,7 @@ ANGLES = "gr1"
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell NVIDIA's config.json from ours, which has the same model type, by the format version that it lacks."""
+    """Return whether a config.json is NVIDIA's: ours has the same model type, and a format version."""
     return config.get("model_type") in list(KINDS) and "format_version" not in config  # whatever stands there
 
 
@@ -176,8 +176,8 @@ def _check_sizes(config: GR00TConfig, weights: Weights, source: str) -> None:
     projection = ("backbone.eagle_linear.weight", "backbone.linear.weight")
     if config.projects_features and not any(name in weights for name in projection):
         raise InvalidConfigError(
-            f"The features are to be projected from {config.hidden_size} to {config.feature_dim}, but {source} holds "
-            f"no weights for that: leave project_to_dim as published."
+            f"The features are to be projected from {config.hidden_size} to {config.features_width}, but {source} "
+            f"holds no weights for that: leave project_to_dim as published."
         )
 
 

@@ -26,7 +26,7 @@ FEATURES = {"state": STATE, "actions": ACTION}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell openpi's config.json by its fields: it names no type of policy."""
+    """Return whether a config.json is openpi's, by its fields: it names no type of policy."""
     return {"action_dim", "action_horizon", "paligemma_variant"} <= config.keys() and not {"type", "model_type"} & (
         config.keys()
     )

@@ -23,7 +23,7 @@ STATISTICS = {"state": STATE, "actions": ACTION}
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Tell transformers' config.json by its model type."""
+    """Return whether a config.json is of transformers' own π0, by its model type."""
     return config.get("model_type") == "pi0"
 
 

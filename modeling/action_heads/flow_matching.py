@@ -73,6 +73,7 @@ class FlowmatchingActionHead(PartlyFrozen):
     parameter_parts = {"tune_projector": modules_to_save, "tune_diffusion_model": ("model",)}
     lora_targets = {"tune_diffusion_model": ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")}
     stages = {"prepare": "prepare", "denoise": "step"}
+    reads_state = True
     no_split_modules = ("TransformerBlock",)
 
     def __init__(self, config: FlowmatchingActionHeadConfig):
@@ -253,7 +254,7 @@ class FlowmatchingActionHead(PartlyFrozen):
         features, inputs = _entries(backbone_output, action_input)
         actions = action_input.get("actions", action_input.get("action"))
         if actions is None:
-            raise MissingFeatureError(["action"], action_input, ["state", "action", "embodiment_id"])
+            raise MissingFeatureError(["action"], action_input, ["state", "action", "embodiment_id"], "action_input")
         action_mask = action_input.get("action_mask")
         if action_mask is not None:
             _check_shape("action_mask", action_mask, tuple(actions.shape))
@@ -308,7 +309,7 @@ def _entries(backbone_output: Mapping[str, Any], action_input: Mapping[str, Any]
     given, expected = backbone_output.keys() | action_input.keys(), ("backbone_features", "state", "embodiment_id")
     missing = [name for name in expected if name not in given]
     if missing:
-        raise MissingFeatureError(missing, given, expected)
+        raise MissingFeatureError(missing, given, expected, "The input of the action head")
     features = Features(backbone_output["backbone_features"], backbone_output.get("backbone_attention_mask"))
     return features, PolicyInputs(state=action_input["state"], embodiment_id=action_input["embodiment_id"])
 

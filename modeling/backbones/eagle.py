@@ -115,7 +115,7 @@ class EagleBackbone(EagleBackboneBase):
         """The id of `<IMG_CONTEXT>`.
 
         Raises:
-            InvalidConfigError: the tokenizer that `processor_cfg` names cannot be had, or has no such token.
+            InvalidConfigError: the tokenizer that `processor_cfg` names cannot be loaded, or has no such token.
         """
         if self._img_context_token_id is None:
             self._img_context_token_id = self._look_up_image_token()
@@ -129,7 +129,7 @@ class EagleBackbone(EagleBackboneBase):
             known = load_tokenizer(path).get_vocab()
         except MissingTokenizerError as error:
             raise InvalidConfigError(
-                f"processor_cfg names {str(path)!r}, where no tokenizer can be had. Name a folder or Hub id that "
+                f"processor_cfg names {str(path)!r}, where no tokenizer can be loaded. Name a folder or Hub id that "
                 f"holds one, or pass img_context_token_id={PUBLISHED_IMAGE_TOKEN_ID}, which the published one has."
             ) from error
         if IMAGE_TOKEN not in known:

@@ -145,6 +145,7 @@ class EagleBackboneBase(PartlyFrozen):
     no_split_modules = ("SiglipEncoderLayer", "Qwen3DecoderLayer", "LlamaDecoderLayer")
 
     prefix: ClassVar[str] = ""  # of the names of its inputs
+    reads_state = False
 
     tune_llm: bool
     tune_visual: bool
@@ -207,7 +208,7 @@ class EagleBackboneBase(PartlyFrozen):
         found = {full: batch[full] if full in batch else batch.get(name) for name, full in wanted.items()}
         missing = [full for full, value in found.items() if value is None]
         if missing:
-            raise MissingFeatureError(missing, batch, found)
+            raise MissingFeatureError(missing, batch, found, "vl_input")
         if batch.get("pixel_mask") is not None:
             found["pixel_mask"] = batch["pixel_mask"]
         return BatchFeature(data=found)

@@ -84,7 +84,7 @@ def build_resnet(
             statistics of 0 and 1 would do nothing.
 
     Raises:
-        InvalidConfigError: there is no such norm; the start weights cannot be had, belong to another network or
+        InvalidConfigError: there is no such norm; the start weights cannot be loaded, belong to another network or
             to another norm.
 
     Source: Wu & He 2018 (arXiv 1803.08494) for group norm; 16 channels per group as in Diffusion Policy (Chi et al.

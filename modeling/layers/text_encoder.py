@@ -23,7 +23,7 @@ def build_text_encoder(name: str | None, fields: dict[str, Any] | None) -> CLIPT
             random until weights are loaded into it.
 
     Raises:
-        InvalidConfigError: the weights cannot be had, or are of another network than `fields`.
+        InvalidConfigError: the weights cannot be loaded, or are of another network than `fields`.
     """
     loads_checkpoint = torch.get_default_device().type == "meta"
     if fields is not None and (name is None or loads_checkpoint):

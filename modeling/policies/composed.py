@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from torch import nn
 
 from ...configuration.composed import ComposedConfig
 from ..components import build_action_head, build_backbone
 from ..output import PolicyOutput
-from ..policy import PolicyModel
+from ..policy import NO_DRAWS, PolicyModel
 from ..registry import register_policy
-from ..seam import Draws, Labels, PolicyInputs
+from ..seam import Draws, Features, Labels, PolicyInputs
+
+
+class StateProjection(nn.Linear):
+    """Add the robot's state to every token of features that were made without it."""
+
+    parameter_parts = {"tune_projector": ("",)}
+    modules_to_save = ("",)
+
+    def add_to(self, features: Features, state: torch.Tensor) -> Features:
+        """Return the features with the state (b, s) in each token (b, n, d)."""
+        return features._replace(tokens=features.tokens + self(state)[:, None])
 
 
 @register_policy("composed_policy")
 class ComposedPolicy(PolicyModel):
     """Map an observation to a chunk of actions by a backbone and an action head that are chosen by their types.
+
+    Where neither of them reads the robot's state, a layer between them adds it to the features.
 
     Args:
         config (`ComposedConfig`): with input and output features set.
@@ -25,13 +41,23 @@ class ComposedPolicy(PolicyModel):
 
     config_class = ComposedConfig
     supports_gradient_checkpointing = True
+    components: ClassVar[tuple[str, ...]] = ("backbone", "state_projection", "action_head")
 
     def __init__(self, config: ComposedConfig):
         config.require_features()
         super().__init__(config)
         self.backbone = build_backbone(config)
         self.action_head = build_action_head(config, self.backbone.width)
+        reads_state = getattr(self.backbone, "reads_state", True) or getattr(self.action_head, "reads_state", False)
+        if config.state_dim and not reads_state:
+            self.state_projection = StateProjection(config.state_dim, self.backbone.width)
         self.post_init()
+
+    def encode(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> Features:
+        """Return the features of an observation, of its state too."""
+        features = super().encode(inputs, draws)
+        projection = getattr(self, "state_projection", None)
+        return features if projection is None else projection.add_to(features, inputs.state)
 
     def forward(
         self,

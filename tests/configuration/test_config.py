@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from manipulators import ACTConfig, FeatureType, NormalizationMode, PolicyConfig, PolicyFeature
+from manipulators import ACTConfig, FeatureType, NormalizationMode, PI0PolicyConfig, PolicyConfig, PolicyFeature
 from manipulators.errors import InvalidConfigError, UnknownConfigFieldError
 
 STATE = {"observation.state": {"type": "STATE", "shape": [3]}}
@@ -177,6 +177,15 @@ def test_chunk_that_is_executed_whole_stays_so():
     partly = ACTConfig(chunk_size=16, n_action_steps=8)
     partly.chunk_size = 32
     assert partly.n_action_steps == 8
+
+
+@pytest.mark.parametrize("config_class", [ACTConfig, PI0PolicyConfig])
+def test_chunk_that_is_executed_whole_stays_so_in_an_override(config_class):
+    assert config_class.from_dict(config_class().to_dict(), chunk_size=10).n_action_steps == 10
+    saved = config_class(n_action_steps=8).to_dict()
+    assert config_class.from_dict(saved, chunk_size=10).n_action_steps == 8
+    with pytest.raises(InvalidConfigError, match="n_action_steps=8"):
+        config_class.from_dict(saved, chunk_size=4)
 
 
 def test_set_input_output_features():

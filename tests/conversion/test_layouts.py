@@ -85,7 +85,7 @@ def test_the_class_reads_it_too(lerobot, tmp_path):
     nested = shutil.copytree(lerobot, tmp_path / "run" / "last")
     pipeline = PolicyPipeline.from_pretrained(tmp_path / "run", subfolder="last", device="cpu")
     assert pipeline.policy.config.name_or_path == str(nested)
-    with pytest.raises(Exception, match="holds a ACTPolicy, not a PI0Policy"):
+    with pytest.raises(Exception, match="holds weights of ACTPolicy, not of PI0Policy"):
         PI0Policy.from_pretrained(lerobot)
 
 
@@ -151,3 +151,12 @@ def test_names_that_torch_compile_left_behind(lerobot):
     renamed = {name.replace("model.", "model._orig_mod.", 1): value for name, value in weights.items()}
     save_file(renamed, lerobot / "model.safetensors", {"format": "pt"})
     assert same(AutoPolicy.from_pretrained(lerobot), expected)
+
+
+def test_a_field_that_may_change_the_network_is_refused(lerobot):
+    """What is off changes nothing; what only training, publishing or the machine reads is known by name."""
+    rewrite(lerobot, use_gated_attention=False, extra_blocks=None, optimizer_foreach=True, push_to_hub=True)
+    AutoPolicy.from_pretrained(lerobot)
+    rewrite(lerobot, use_gated_attention=True)
+    with pytest.raises(InvalidConfigError, match="use_gated_attention=True, which this library does not know"):
+        AutoPolicy.from_pretrained(lerobot)

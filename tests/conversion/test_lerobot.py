@@ -48,6 +48,20 @@ def test_normalizer_that_is_not_there(tmp_path):
         _read_processors(tmp_path)
 
 
+def test_a_step_that_is_not_implemented_is_refused_by_name(tmp_path):
+    write_processors(tmp_path)
+    path = tmp_path / "policy_preprocessor.json"
+    steps = json.loads(path.read_text())["steps"]
+    crop = {"registry_name": "hil_processor/image_crop_resize", "config": {"resize_size": [96, 96]}}
+    path.write_text(json.dumps({"steps": [crop, *steps]}))
+    with pytest.raises(CheckpointError, match="do not exist here: hil_processor/image_crop_resize"):
+        _read_processors(tmp_path)
+    steps[-1]["config"]["normalize_observation_keys"] = ["observation.state"]
+    path.write_text(json.dumps({"steps": steps}))
+    with pytest.raises(CheckpointError, match=r"normalize_observation_keys=\['observation.state'\]"):
+        _read_processors(tmp_path)
+
+
 def test_processors_that_are_not_there(tmp_path):
     with pytest.raises(MissingFileError, match="it holds nothing"):
         _read_processors(tmp_path)

@@ -203,6 +203,12 @@ def test_every_policy_has_words_of_its_own(make_card, model_type):
     assert not lint_card(text)
 
 
+def test_a_composed_policy_names_its_parts(make_card):
+    text = render_card(make_card(model_type="composed_policy", components={"backbone": "mine", "action_head": "act"}))
+    assert "Its backbone, `mine`, turns an observation into features. Its action head, `act` (ACT's decoder" in text
+    assert not lint_card(render_card(make_card(model_type="composed_policy")))
+
+
 def test_own_words_replace_those_of_the_model_type(make_card):
     card = make_card(summary="Ours.", paper={"title": "Our paper"}, citation="@misc{ours}")
     text = render_card(card)

@@ -264,6 +264,18 @@ def test_network_that_returns_nan(act):
         PolicyPipeline(**parts)(observation())
 
 
+def test_action_that_becomes_infinite_in_robot_units(last_two):
+    """Whatever the reason is: nothing of the chunk is queued, and the next observation is predicted anew."""
+    parts = last_two(n_action_steps=2)
+    pipeline = PolicyPipeline(**parts)
+    decode = parts["processor"].vectors.decode
+    parts["processor"].vectors.decode = lambda chunk, state: decode(chunk, state) * torch.tensor([1.0, float("inf")])
+    with pytest.raises(FeatureValueError, match=r"action in robot units holds NaN or infinity in dimensions \[1\]"):
+        pipeline(state(5.0))
+    parts["processor"].vectors.decode = decode
+    assert pipeline(state(7.0)).tolist() == [7, 7]
+
+
 # --- range of training ------------------------------------------------------------------------------------
 
 

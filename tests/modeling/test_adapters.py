@@ -20,6 +20,7 @@ from manipulators.errors import (
     InvalidTuningError,
     MissingFileError,
     WeightsMismatchError,
+    WeightsValueError,
 )
 from manipulators.modeling.adapters import is_adapter_parameter
 from manipulators.training.arguments import PARTS
@@ -252,6 +253,22 @@ def test_an_adapter_with_other_tensors_is_refused(adapter, change, message):
     save_file(tensors, adapter / ADAPTER_WEIGHTS)
     for door in (AutoPolicy, AutoModel, PolicyPipeline):
         with pytest.raises(WeightsMismatchError, match=message):
+            door.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("nan")), "1 with NaN or infinity:\n    .*lora_"),
+        (lambda tensor: tensor.to(torch.int32), "lora_.*: torch.int32"),
+    ],
+)
+def test_an_adapter_with_values_that_are_no_numbers_is_refused(adapter, change, message):
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    name = next(name for name in tensors if "lora_" in name)
+    save_file(tensors | {name: change(tensors[name])}, adapter / ADAPTER_WEIGHTS)
+    for door in (AutoPolicy, AutoModel, PolicyPipeline):
+        with pytest.raises(WeightsValueError, match=message):
             door.from_pretrained(adapter)
 
 

@@ -18,7 +18,7 @@ from manipulators import (
     PolicyTrainingArguments,
     register_policy,
 )
-from manipulators.errors import InvalidConfigError, MissingFeatureError, WeightsMismatchError
+from manipulators.errors import InvalidConfigError, PredictionError, WeightsMismatchError
 
 pydantic = pytest.importorskip("pydantic", reason="the template's config is a pydantic model")
 
@@ -126,7 +126,7 @@ def test_the_documents_template_is_importable_as_printed(shared):
 
 def test_a_prediction_without_action_pred_is_refused(reach):
     reach.policy.inference = lambda batch: {"actions": torch.zeros(1, 2, 2)}
-    with pytest.raises(MissingFeatureError, match="action_pred"):
+    with pytest.raises(PredictionError, match=r"inference returned .*but no 'action_pred'"):
         reach.predict_chunk({"observation.state": [0.0, 0.0, 0.0]})
 
 

@@ -27,7 +27,7 @@ from manipulators.errors import (
     InvalidConfigError,
     MissingFeatureError,
     MissingTokenizerError,
-    UnknownFeatureError,
+    UnknownInputError,
 )
 from manipulators.modeling.layers.text_encoder import build_text_encoder
 from manipulators.processing.registry import processor_class
@@ -230,7 +230,7 @@ def test_draws_of_another_shape_are_refused(tiny):
 
 def test_unknown_inputs_are_refused(tiny):
     policy = tiny()
-    with pytest.raises(UnknownFeatureError, match=r"pixel_maks.*pixel_mask"):
+    with pytest.raises(UnknownInputError, match=r"pixel_maks.*pixel_mask"):
         policy.predict_action_chunk(**policy.config.example_inputs(1), pixel_maks=torch.ones(1, 1))
 
 

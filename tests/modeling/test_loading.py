@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from manipulators import AutoPolicy, PolicyPipeline
 from manipulators.checkpoint import ADAPTER_FILES
@@ -157,3 +158,12 @@ def test_a_variant_is_loaded_by_its_name_only(saved, tmp_path):
     assert same(AutoPolicy.from_pretrained(folder), pipeline.policy)
     loaded = PolicyPipeline.from_pretrained(folder, variant="half", device="cpu").policy.state_dict()
     assert all(torch.equal(value, halved[name]) for name, value in loaded.items())
+
+
+def test_the_doors_of_transformers_open_to_every_policy(saved):
+    pipeline, folder = saved
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is type(pipeline.processor)
+    assert processor.to_dict() == pipeline.processor.to_dict()
+    assert same(AutoModel.from_pretrained(folder), pipeline.policy)
+    assert transformers.pipeline("robotics", str(folder), device="cpu").processor.to_dict() == processor.to_dict()

@@ -19,6 +19,7 @@ from manipulators.errors import (
     MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
+    WeightsValueError,
 )
 
 CASES = runpy.run_path(str(Path(__file__).parent.parent / "policy_cases.py"))["CASES"]
@@ -110,6 +111,47 @@ def test_every_door_is_strict(saved, door):
     policy, folder = saved
     weights = load_file(folder / "model.safetensors")
     check_refused(functools.partial(DOORS[door], policy=policy), folder, weights, turn=0)
+
+
+def spoiled(weights, value, every=3):
+    """Return weights of which some tensors hold one NaN, or one infinity, and the names of those."""
+    names = sorted(name for name, tensor in weights.items() if tensor.is_floating_point())[::every]
+    changed = {name: weights[name].clone() for name in names}
+    for tensor in changed.values():
+        tensor.view(-1)[-1] = value
+    return weights | changed, names
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_value_that_is_no_number_is_found_at_every_door(entrance, value):
+    _, folder, load = entrance
+    weights, names = spoiled(load_file(folder / "model.safetensors"), value)
+    write(folder, weights)
+    with pytest.raises(WeightsValueError, match="NaN or infinity") as caught:
+        load(folder)
+    assert caught.value.not_finite == names
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_another_kind_are_not_cast(entrance, kind):
+    _, folder, load = entrance
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(name for name, tensor in weights.items() if tensor.is_floating_point())[::5]
+    write(folder, weights | {name: weights[name].to(kind) for name in names})
+    with pytest.raises(WeightsValueError, match="not that of weights") as caught:
+        load(folder)
+    assert [name for name, _ in caught.value.of_type] == names
+
+
+def test_state_dict_with_values_that_are_no_numbers(saved):
+    policy, folder = saved
+    weights, names = spoiled(load_file(folder / "model.safetensors"), float("nan"), every=1)
+    with pytest.raises(WeightsValueError) as caught:
+        type(policy).from_pretrained(None, config=policy.config, state_dict=weights)
+    assert caught.value.not_finite == names
+    halves = {name: tensor.char() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    with pytest.raises(WeightsValueError, match="int8"):
+        type(policy).from_pretrained(None, config=policy.config, state_dict=halves)
 
 
 def test_extra_tensor(entrance):

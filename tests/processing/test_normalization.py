@@ -21,7 +21,7 @@ STATISTICS = {
     "q01": [1.0, -2.0],
     "q99": [3.0, 2.0],
     "q10": [0.0, 0.0],
-    "q90": [1.0, 8.0],
+    "q90": [1.0, 4.0],
 }
 MODES = [mode.value for mode in NormalizationMode]
 
@@ -41,7 +41,7 @@ def normalizer(mode, statistics=STATISTICS, feature=STATE, **options):
         ("MIN_MAX", [3.0, 0.0], [0.5, 0.0]),
         ("MIN_MAX", [6.0, -8.0], [2.0, -2.0]),  # beyond what was demonstrated: not clipped
         ("QUANTILES", [2.0, 3.0], [0.0, 1.5]),
-        ("QUANTILE10", [0.25, 2.0], [-0.5, -0.5]),
+        ("QUANTILE10", [0.25, 1.0], [-0.5, -0.5]),
     ],
 )
 def test_numbers(mode, raw, expected):
@@ -293,3 +293,49 @@ def test_missing_statistics_of_parts_are_named(mode):
 def test_impossible_statistics_of_parts(mode, statistics, message):
     with pytest.raises(MissingStatisticsError, match=message):
         arm(mode, statistics)
+
+
+# --- values that cannot be ------------------------------------------------------------------------------
+
+
+RANGE = {"min": [-1.0, -4.0], "max": [1.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics", "message"),
+    [
+        ("MEAN_STD", {"mean": [0.0, 0.0], "std": [1.0, 3e38]}, r"in dimensions \[1\].*infinite"),
+        ("mean_std", {"mean": [0.0, 3e38], "std": [1.0, 1.0]}, r"in dimensions \[1\].*infinite"),
+        ("mean_std", {"mean": [0.0, 0.0], "std": [1e-40, 1.0]}, r"in dimensions \[0\].*infinite"),
+        ("MIN_MAX", {"min": [0.0, -3e38], "max": [1.0, 3e38]}, r"in dimensions \[1\].*infinite"),
+        ("QUANTILES", {"q01": [0.0, 0.0], "q99": [1.0, 1e39]}, r"in dimensions \[1\].*infinite"),
+        ("scale", {"min": [0.0, 0.0], "max": [1e37, 1.0]}, r"in dimensions \[0\].*infinite"),
+        ("MEAN_STD", RANGE | {"mean": [0.0, 0.0], "std": [1000.0, 1.0]}, r"in dimensions \[0\] std .* 1000, min"),
+        ("MEAN_STD", RANGE | {"mean": [0.0, 5.0], "std": [0.5, 1.0]}, r"in dimensions \[1\] mean .* max is 4"),
+        ("MIN_MAX", RANGE | {"mean": [-30.0, 0.0]}, r"in dimensions \[0\] mean"),
+        ("QUANTILES", RANGE | {"q01": [-1.0, -9.0], "q99": [1.0, 4.0]}, r"in dimensions \[1\] q01"),
+        ("q99", RANGE | {"q01": [-1.0, -4.0], "q99": [2.0, 4.0]}, r"in dimensions \[0\] q99"),
+    ],
+)
+def test_statistics_that_cannot_be_are_found_when_they_are_taken(mode, statistics, message):
+    with pytest.raises(MissingStatisticsError, match=message):
+        normalizer(mode, statistics)
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"mean": [0.0, 0.0], "std": [1000.0, 1.0]},  # ticks of a motor: without a range nothing contradicts it
+        {"mean": [2048.0, 0.0], "std": [1000.0, 1.0], "min": [0.0, -4.0], "max": [4095.0, 4.0]},
+        {"mean": [0.4, 0.0], "std": [0.9, 1.0], "min": [0.3, -4.0], "max": [0.3, 4.0]},  # did not move
+        {"mean": [0.7, 0.0], "std": [1.414, 1.0], "min": [-0.3, -4.0], "max": [1.7, 4.0]},  # of two samples
+    ],
+)
+def test_unusual_statistics_are_taken(statistics):
+    norm, x = normalizer("MEAN_STD", statistics), torch.tensor([0.3, 0.1])
+    torch.testing.assert_close(norm.unnormalize(norm.normalize(x)), x, atol=1e-3, rtol=0)
+
+
+def test_a_cameras_mean_may_be_that_of_other_pictures():
+    camera = PolicyFeature("VISUAL", (1, 1, 1))
+    normalizer("MEAN_STD", {"mean": [0.485], "std": [0.229], "min": [0.0], "max": [0.1]}, camera)

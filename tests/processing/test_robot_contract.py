@@ -139,12 +139,15 @@ def ranged(**kwargs):
     )
     statistics = {
         "observation.state": {"mean": [0.0, 0.0], "std": [1.0, 1.0], "min": [-1.0, -2.0], "max": [1.0, 2.0]},
-        "action": {"mean": [100.0, 0.0], "std": [1.0, 1.0]} | kwargs.pop("limits", {"min": [-1, -9], "max": [1, 9]}),
+        "action": {"mean": [0.0, 0.0], "std": [1.0, 1.0]} | kwargs.pop("limits", {"min": [-1, -9], "max": [1, 9]}),
     }
     processor = PolicyProcessor.from_config(
         config, statistics, dimension_names={"action": ["lift", "turn"]}, units={"action": ["m", "rad"]}
     )
-    return PolicyPipeline(model=ACTPolicy(config), processor=processor, device="cpu", **kwargs)
+    policy = ACTPolicy(config)
+    with torch.no_grad():
+        policy.action_head.action_head.bias[0] = 100.0  # far beyond its range
+    return PolicyPipeline(model=policy, processor=processor, device="cpu", **kwargs)
 
 
 def test_actions_outside_the_training_range_are_reported_per_dimension():

@@ -18,6 +18,7 @@ from manipulators.errors import (
     DivergedTrainingError,
     InvalidConfigError,
     WeightsMismatchError,
+    WeightsValueError,
 )
 from manipulators.training.collator import PolicyCollator
 
@@ -380,6 +381,14 @@ def test_resume_refuses_weights_that_do_not_fit(make_trainer, tmp_path, change, 
     tampered(tmp_path / "run" / "checkpoint-1", change)
     with pytest.raises(WeightsMismatchError, match=message):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_resume_refuses_weights_that_are_no_numbers(make_trainer, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    tampered(folder, lambda tensors: tensors[BIAS.replace("\\", "")].fill_(float("nan")))
+    with pytest.raises(WeightsValueError, match=rf"NaN or infinity:\n    {BIAS}"):
+        make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
 
 
 @pytest.mark.parametrize(("change", "message"), TAMPERINGS)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from manipulators.configuration.features import FeatureType, NormalizationMode, PolicyFeature
+from manipulators.configuration.normalization import Part
 from manipulators.data.dataset import LeRobotDataset
 from manipulators.errors import DatasetFormatError, DatasetNotFoundError, MissingStatisticsError, MissingVideoError
 from manipulators.processing.normalization import Normalizer
@@ -33,7 +33,7 @@ def test_statistics_have_no_quantiles(tmp_path, tiny, version):
             assert value.dtype == np.float32 and value.shape == exact[name][key].shape
             np.testing.assert_allclose(value, exact[name][key], rtol=2e-6, atol=1e-7)
     with pytest.raises(MissingStatisticsError, match="q01 and q99"):
-        Normalizer("action", PolicyFeature(FeatureType.ACTION, (1,)), NormalizationMode.QUANTILES, found["action"])
+        Normalizer("action", [Part("action", 1, "QUANTILES")], found["action"])
 
 
 def test_chunks_hold_as_many_episodes_as_info_says(tmp_path):
