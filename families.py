@@ -52,7 +52,6 @@ FAMILIES: dict[str, Family] = {
         "modeling.policies.gr00t_n1:GR00TN1Policy",
         "processing.gr00t:GR00TN1Processor",
     ),
-    "mlp_policy": Family("MLP", "configuration.mlp:MLPConfig", "modeling.policies.mlp:MLPPolicy"),
     "composed_policy": Family(
         "Composed Policy",
         "configuration.composed:ComposedConfig",

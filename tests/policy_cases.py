@@ -261,13 +261,6 @@ def tiny_composed(
     return ComposedConfig(**features, **({"chunk_size": 8} | parts | fields))
 
 
-def tiny_mlp(state: int = 3, **fields):
-    """Return an `MLPConfig`."""
-    from manipulators import MLPConfig
-
-    return MLPConfig(**features_of(None, state, None), **({"chunk_size": 8} | fields))
-
-
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})
@@ -352,7 +345,6 @@ CASES = {
         GR00T_N1_KEY_BIAS,
         complete=True,
     ),
-    "mlp": Case(tiny_mlp, complete=True),
     "composed_act_flow_matching": Case(
         lambda: tiny_composed("act", "flow_matching", environment=4),
         ACT_EMPTY_LATENT | {name for name in GR00T_N1_KEY_BIAS if name.startswith("action_head.")},
