@@ -1,13 +1,15 @@
 """Robot-manipulation policies as ordinary 🤗 models.
 
-`import manipulators` loads neither torch nor transformers; the first public name that is taken does, and
-registers every policy, installed plugins' too, with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
+`import manipulators` loads neither torch nor transformers; the first public name that is taken does. Every policy,
+installed plugins' too, is then registered with AutoConfig, AutoModel, AutoProcessor and the pipeline registry.
+The same happens when transformers' Auto classes are imported, before or after.
 """
 
 from importlib import import_module
 
 from ._version import __version__
 from .families import FAMILIES
+from .registration import register_all, register_when_needed
 
 # Public name → the module that defines it: configs and policies, then their components and the rest.
 _EXPORTS = {
@@ -72,8 +74,7 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'manipulators' has no attribute {name!r}")
-    import_module(".inference.pipeline", __name__)  # registers every policy, and the pipeline, with transformers
-    import_module(".plugins", __name__).load_entry_points()  # registers what installed packages add
+    register_all()
     value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
     globals()[name] = value
     return value
@@ -81,3 +82,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_when_needed()

@@ -334,7 +334,7 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "_files", "_tokenizers", "_version", ""}
+GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_files", "_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -345,6 +345,7 @@ ALLOWED = {
     "recipes": set(),
     "errors": set(),
     "plugins": set(),
+    "registration": set(),
     "families": set(),
     "checkpoint": set(),
     "_files": set(),
