@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline
 from manipulators.errors import FeatureShapeError, MissingFeatureError
+from manipulators.inference.speed import example_request
 
 LABELS = ("actions", "action_is_pad", "action_mask")
 NAMES = {"state": "observation.state", "environment_state": "observation.environment_state"}
@@ -181,6 +182,26 @@ def test_prediction_leaves_the_global_random_state_alone(policy):
     torch.manual_seed(5)
     predict(policy, observation_inputs(policy.config))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_pipeline_of_a_policy_in_training_predicts_as_in_evaluation(policy, processor_of):
+    config = policy.config
+    processor = processor_of(config)
+    pipeline = PolicyPipeline(model=policy, processor=processor, device="cpu")
+    observation, task = example_request(pipeline, 2)
+    draws = config.example_draws(2)
+
+    def chunk():
+        torch.manual_seed(0)
+        return pipeline.predict_chunk(observation, task and ["push the red button"] * 2, **draws)
+
+    expected = chunk()
+    policy.train()
+    modes = {name: module.training for name, module in policy.named_modules()}
+    with torch.inference_mode():  # nothing that is cached inside may be in the way of training
+        assert torch.equal(chunk(), expected)
+    assert {name: module.training for name, module in policy.named_modules()} == modes
+    policy(**config.example_inputs(2)).loss.backward()
 
 
 def test_inputs_are_not_changed(policy):
