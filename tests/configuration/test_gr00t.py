@@ -32,7 +32,7 @@ def test_the_published_values_are_the_defaults(config_class):
     assert config.embodiment_id == 31
     assert config.image_size == 224
     assert config.tokens_per_image == (256 if config_class is GR00TN1_5Config else 64)
-    assert config.feature_dim == (2048 if config_class is GR00TN1_5Config else 1536)
+    assert config.features_width == (2048 if config_class is GR00TN1_5Config else 1536)
     assert config.mask_padding is False
 
 

@@ -67,7 +67,8 @@ def test_impossible_references_are_refused_when_they_are_assigned_later(relative
 
 
 def test_statistics_that_are_assigned_later_are_checked_and_used():
-    processor = make_processor([None] * 3, "MEAN_STD", {"action": {"mean": [0.0] * 3, "std": [1.0] * 3}})
+    processor = make_processor(mode="MEAN_STD", statistics={"action": {"mean": [0.0] * 3, "std": [1.0] * 3}})
+    processor.relative_to = None
     with pytest.raises(MissingStatisticsError, match="has 2 values"):
         processor.statistics = {"action": {"mean": [1.0] * 2, "std": [1.0] * 2}}
     assert processor.decode_actions(torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
