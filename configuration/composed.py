@@ -156,6 +156,16 @@ class ComposedConfig(PolicyConfig):
         return self.backbone_config is not None and self.backbone_config.reads_instruction
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the embedding of the backbone's language model."""
+        return None if self.backbone_config is None else self.backbone_config.vocabulary_size
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token at which the backbone summarises an instruction."""
+        return None if self.backbone_config is None else self.backbone_config.end_token_id
+
+    @property
     def other_inputs(self) -> tuple[str, ...]:
         """Model inputs that the backbone needs whatever the features say."""
         return () if self.backbone_config is None else self.backbone_config.other_inputs

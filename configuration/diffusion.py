@@ -187,6 +187,24 @@ class DiffusionConfig(PolicyConfig):
         return (self.language_config or {}).get("max_position_embeddings", 77)
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the text encoder's embedding."""
+        return self._clip().vocab_size if self.reads_instruction else None
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token at which the text encoder summarises an instruction: the end of a text."""
+        if not self.reads_instruction or self.language_config is None:
+            return None
+        end = self._clip().eos_token_id
+        return self.vocabulary_size - 1 if end == 2 else end  # 2 marks an older CLIP, which takes the highest token
+
+    def _clip(self) -> Any:
+        from transformers import CLIPTextConfig
+
+        return CLIPTextConfig(**(self.language_config or {}))
+
+    @property
     def denoising_steps(self) -> int:
         """Denoising steps of a prediction."""
         return self.num_inference_steps or self.num_train_timesteps
@@ -222,12 +240,13 @@ class DiffusionConfig(PolicyConfig):
         if not self.reads_instruction:
             return inputs
         import torch
-        from transformers import CLIPTextConfig
 
-        text = CLIPTextConfig(**(self.language_config or {}))
-        ids = torch.randint(3, text.vocab_size - 2, (batch_size, 6), generator=torch.Generator().manual_seed(2))
-        # CLIP summarises a text at its end token, an older one at the highest token.
-        ids[:, -1] = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+        text = self._clip()
+        size = text.vocab_size
+        end = size - 1 if text.eos_token_id == 2 else text.eos_token_id  # see `end_token_id`
+        ids = torch.randint(3, size - 2, (batch_size, 6), generator=torch.Generator().manual_seed(2))
+        ids[ids == end] = size - 2
+        ids[:, -1] = end
         return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def example_draws(self, batch_size: int = 2, training: bool = False) -> dict[str, Any]:

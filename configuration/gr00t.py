@@ -348,6 +348,11 @@ class GR00TConfig(VisionLanguageActionConfig):
 
     # --- examples -------------------------------------------------------------------------------------
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the language model's embedding."""
+        return self._language_config["vocab_size"]
+
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`.
 
@@ -363,7 +368,7 @@ class GR00TConfig(VisionLanguageActionConfig):
         if views:
             pictures = torch.randn(batch_size, views, 3, self.image_size, self.image_size, generator=generator)
             inputs["pixel_values"] = pictures
-        words = self._language_config["vocab_size"] - 1
+        words = self.vocabulary_size - 1
         text = torch.randint(words, (batch_size, 6 + 2 * views), generator=generator)
         text += text >= self.image_token_index  # any word, but no image token
         image = torch.full((batch_size, self.tokens_per_image), self.image_token_index)

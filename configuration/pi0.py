@@ -250,6 +250,11 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
         if not self.min_period < self.max_period:
             raise InvalidConfigError(f"min_period={self.min_period} must lie below max_period={self.max_period}.")
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of PaliGemma's embedding."""
+        return self.backbone_config().paligemma_config.text_config.vocab_size
+
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""
         import torch
@@ -259,8 +264,7 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
         views, n = len(self.image_features), self.max_instruction_tokens
         if views:
             inputs["pixel_values"] = torch.randn(batch_size, views, 3, *self.image_resolution, generator=generator)
-        vocabulary = self.backbone_config().paligemma_config.text_config.vocab_size
-        inputs["input_ids"] = torch.randint(0, vocabulary, (batch_size, n), generator=generator)
+        inputs["input_ids"] = torch.randint(0, self.vocabulary_size, (batch_size, n), generator=generator)
         inputs["attention_mask"] = torch.ones(batch_size, n, dtype=torch.long)
         return inputs
 

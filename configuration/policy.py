@@ -61,6 +61,10 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Rows of the language model's embedding, and the token at which it summarises an instruction; None: not known, or
+    # it looks at all tokens.
+    vocabulary_size: ClassVar[int | None] = None
+    end_token_id: ClassVar[int | None] = None
     # Fields beside the features that are one robot's, which another that starts from its weights does not inherit.
     robot_fields: ClassVar[tuple[str, ...]] = ("optional_cameras",)
     # The field that says how many actions are predicted at once. A chunk that is executed whole (`n_action_steps`)

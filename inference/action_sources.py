@@ -6,6 +6,16 @@ from collections import deque
 
 import torch
 
+from ..configuration.policy import PolicyConfig
+
+
+def action_source(config: PolicyConfig) -> ActionQueue | TemporalEnsembler:
+    """Return where a policy's next action comes from, as its config says."""
+    coefficient = getattr(config, "temporal_ensemble_coeff", None)
+    if coefficient is None:
+        return ActionQueue(config.n_action_steps)
+    return TemporalEnsembler(coefficient, config.action_horizon)
+
 
 class ActionQueue:
     """Hand out the first `n_action_steps` actions of a chunk, one per step, then ask for the next chunk."""

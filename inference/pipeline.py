@@ -18,7 +18,8 @@ from ..modeling.policy import PolicyModel
 from ..processing.arrays import require_finite
 from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
-from .action_sources import ActionQueue, TemporalEnsembler
+from .action_sources import action_source
+from .modes import evaluating, ordinary_tensors
 
 
 class PolicyPipeline(Pipeline):
@@ -62,20 +63,10 @@ class PolicyPipeline(Pipeline):
         processor.check_agreement(model.config)
         super().__init__(model=model, processor=processor, **{"task": "robotics"} | kwargs)
         self.model.eval()
-        config = model.config
-        coefficient = getattr(config, "temporal_ensemble_coeff", None)
-        self._actions = (
-            ActionQueue(config.n_action_steps)
-            if coefficient is None
-            else TemporalEnsembler(coefficient, config.action_horizon)
-        )
-        self._history: list[Observation] | None = None
-        self._leading: tuple[int, ...] | None = None
-        self._range = _widened(processor.action_range())
         self.clamp_actions = clamp_actions
         if clamp_actions:
             self._limits()
-        self._outside, self._predicted = torch.zeros(config.robot_action_dim), 0
+        self.reset()
 
     @classmethod
     def from_pretrained(
@@ -114,7 +105,7 @@ class PolicyPipeline(Pipeline):
 
     @property
     def policy(self) -> PolicyModel:
-        """The policy, in eval mode."""
+        """The policy; it predicts in eval mode even where it is being trained."""
         return self.model
 
     @property
@@ -122,12 +113,22 @@ class PolicyPipeline(Pipeline):
         """The names an observation may have: the policy's own, and those that are renamed to them."""
         return set(self.processor.input_features) | set(self.processor.rename_map)
 
+    @ordinary_tensors
     def reset(self) -> None:
-        """Begin an episode: forget observations, queued actions and their averages."""
-        self._actions.reset()
-        self._history = None
-        self._leading = None
-        self._outside, self._predicted = torch.zeros_like(self._outside), 0
+        """Begin an episode: forget observations, queued actions and their averages, and read the config anew.
+
+        A changed `config.n_action_steps` or `config.temporal_ensemble_coeff` takes effect here.
+
+        Raises:
+            InvalidConfigError: the config was changed to what no policy can have.
+        """
+        config = self.model.config
+        config.validate()
+        self._actions = action_source(config)
+        self._history: list[Observation] | None = None
+        self._leading: tuple[int, ...] | None = None
+        self._range = _widened(self.processor.action_range())
+        self._outside, self._predicted = torch.zeros(config.robot_action_dim), 0
 
     @property
     def outside_training_range(self) -> dict[str, float]:
@@ -157,6 +158,7 @@ class PolicyPipeline(Pipeline):
         """
         return self.select_action(observation, task, **sampling)
 
+    @ordinary_tensors
     def select_action(
         self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
     ) -> torch.Tensor:
@@ -177,6 +179,7 @@ class PolicyPipeline(Pipeline):
         action = self._actions.pop()  # (b, a)
         return action if leading else action[0]
 
+    @ordinary_tensors
     def predict_chunk(
         self, observation: Mapping[str, Any], task: str | list[str] | None = None, **sampling: Any
     ) -> torch.Tensor:
@@ -201,7 +204,8 @@ class PolicyPipeline(Pipeline):
     def _predict(self, observation: Mapping[str, Any], task: Any, **sampling: Any) -> torch.Tensor:
         observation = self.processor.read_observation(observation)
         inputs = self.prepare(observation, task)
-        chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
+        with evaluating(self.model):
+            chunk = self.model.predict_action_chunk(**inputs, **sampling)  # (b, h, a), normalised
         actions = self.processor.decode_actions(chunk, state=observation.state)
         require_finite("The action in robot units", actions)
         if self._range is not None:

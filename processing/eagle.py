@@ -39,6 +39,7 @@ class EagleInstruction(Instruction):
     tokens_per_image: int
 
     config_fields: ClassVar[tuple[str, ...]] = (*Instruction.config_fields, "tokens_per_image")
+    written_marks: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,6 +68,15 @@ class EagleInstruction(Instruction):
         """Return the text of each observation, with tokens of the cameras that it has."""
         counts = _present_cameras(inputs, len(tasks))
         return [self.prompt(self._cut(task), count) for task, count in zip(tasks, counts, strict=True)]
+
+    def prompt_words(self, task: str) -> str:
+        """Return the instruction alone: pictures are never cut."""
+        return task
+
+    @property
+    def special_tokens(self) -> int:
+        """None: the conversation around the instruction is not counted."""
+        return 0
 
     def encode(self, tasks: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return `input_ids` (b, n) and `attention_mask` (b, n), padded on the left to the longest."""

@@ -34,6 +34,18 @@ class ProcessorPart:
         """Return the names of the saved fields."""
         return [field.name for field in fields(cls) if field.name not in _GIVEN]
 
+    def change(self, name: str, value: Any) -> None:
+        """Set a field, check it as the constructor does, and take it back where it does not fit."""
+        before = dict(vars(self))
+        setattr(self, name, value)
+        try:
+            if hasattr(self, "__post_init__"):
+                self.__post_init__()
+        except Exception:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     @property
     def features(self) -> dict[str, PolicyFeature]:
         """Inputs and outputs."""

@@ -86,7 +86,7 @@ class PartHolder(ProcessorMixin):
         if part is None:
             super().__setattr__(name, value)
         else:
-            setattr(part, name, value)
+            part.change(name, value)
 
     @property
     def tokenizer(self) -> Any:

@@ -159,7 +159,7 @@ class PolicyProcessor(PartHolder):
         """Check that this processor feeds the policy that `config` describes.
 
         Raises:
-            CheckpointError: features, their order, or another field that both have differ.
+            CheckpointError: features, their order, or another field that both have differ, or tokens have other ids.
         """
         remedy = f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
         for name in self.config_fields():
@@ -176,6 +176,8 @@ class PolicyProcessor(PartHolder):
                     f"The processor normalises {feature.type.value} features with {mine.value}, the policy was "
                     f"configured for {theirs.value}. {remedy}"
                 )
+        if self.instruction is not None:
+            self.instruction.check_agreement(config)
 
     @classmethod
     def from_config(

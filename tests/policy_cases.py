@@ -96,7 +96,7 @@ CLIP_TEXT = {
     "num_attention_heads": 2,
     "max_position_embeddings": 16,
     "projection_dim": 12,
-    "eos_token_id": 63,
+    "eos_token_id": 3,  # that of `word_tokenizer`
 }
 LANGUAGE = {
     "use_language_conditioning": True,

@@ -2,6 +2,9 @@
 
 Each folder is as it was saved; `example.safetensors` holds an observation, the draws, and the actions in robot units
 that the version which wrote it predicted. A folder is added when a saved field changes, and never written again.
+
+One was: Diffusion's text encoder looked for another end token than its tokenizer writes, which is refused now; the
+token and the actions are those of a sound checkpoint.
 """
 
 from pathlib import Path

@@ -33,6 +33,60 @@ def state(value):
     return {"observation.state": [value]}
 
 
+def moved(policy):
+    """Draw every parameter, so that none is left at its initial zero."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+# --- what is changed while it runs ------------------------------------------------------------------------
+
+
+def test_number_of_executed_actions_changes_at_the_next_episode(act):
+    pipeline = PolicyPipeline(**act(n_action_steps=3))
+    chunks = [pipeline.predict_chunk(observation(seed)) for seed in range(3)]
+    pipeline(observation(0))
+    pipeline.policy.config.n_action_steps = 1
+    assert torch.equal(pipeline(observation(1)), chunks[0][1])  # the episode ends as it began
+    pipeline.reset()
+    found = [pipeline(observation(seed)) for seed in range(3)]
+    assert all(torch.equal(action, chunk[0]) for action, chunk in zip(found, chunks, strict=True))
+
+
+def test_temporal_ensembling_can_be_switched_on_and_off(act):
+    pipeline = PolicyPipeline(**act(n_action_steps=1))
+    moved(pipeline.policy)
+    plain = [pipeline(observation(seed)) for seed in range(3)]
+    pipeline.policy.config.temporal_ensemble_coeff = 0.5
+    pipeline.reset()
+    averaged = [pipeline(observation(seed)) for seed in range(3)]
+    assert torch.equal(averaged[0], plain[0]) and not torch.allclose(averaged[2], plain[2], atol=1e-4)
+    pipeline.policy.config.temporal_ensemble_coeff = None
+    pipeline.reset()
+    assert torch.equal(torch.stack([pipeline(observation(seed)) for seed in range(3)]), torch.stack(plain))
+
+
+def test_config_that_no_policy_can_have_is_refused_at_the_next_episode(act):
+    pipeline = PolicyPipeline(**act())
+    pipeline.policy.config.n_action_steps = 9
+    with pytest.raises(InvalidConfigError, match="n_action_steps=9 must lie between 1 and chunk_size=5"):
+        pipeline.reset()
+
+
+@pytest.mark.parametrize("coefficient", [None, 0.01])
+def test_what_was_begun_in_inference_mode_goes_on_outside(act, coefficient):
+    parts = act(n_action_steps=1 if coefficient else 2, temporal_ensemble_coeff=coefficient)
+    pipeline, other = PolicyPipeline(**parts), PolicyPipeline(**parts)
+    with torch.inference_mode():
+        pipeline.reset()
+        pipeline(observation(0))
+    pipeline(observation(1)).add_(0.0)  # one that was queued inside can be changed
+    expected = [other(observation(seed)) for seed in range(4)][2:]
+    assert torch.equal(torch.stack([pipeline(observation(seed)) for seed in (2, 3)]), torch.stack(expected))
+    parts["model"].train()(**parts["model"].config.example_inputs(2)).loss.backward()
+
+
 # --- shapes and queue -------------------------------------------------------------------------------------
 
 

@@ -3,13 +3,16 @@
 import copy
 import inspect
 import json
+import logging
 
 import pytest
 import torch
 from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline
-from manipulators.errors import FeatureShapeError, MissingFeatureError
+from manipulators.errors import CheckpointError, FeatureShapeError, FeatureValueError, MissingFeatureError
+from manipulators.inference.speed import example_request
+from manipulators.processing.word_tokenizer import word_tokenizer
 
 LABELS = ("actions", "action_is_pad", "action_mask")
 NAMES = {"state": "observation.state", "environment_state": "observation.environment_state"}
@@ -183,6 +186,54 @@ def test_prediction_leaves_the_global_random_state_alone(policy):
     torch.manual_seed(5)
     predict(policy, observation_inputs(policy.config))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_pipeline_of_a_policy_in_training_predicts_as_in_evaluation(policy, processor_of):
+    config = policy.config
+    processor = processor_of(config)
+    pipeline = PolicyPipeline(model=policy, processor=processor, device="cpu")
+    observation, task = example_request(pipeline, 2)
+    draws = config.example_draws(2)
+
+    def chunk():
+        torch.manual_seed(0)
+        return pipeline.predict_chunk(observation, task and ["push the red button"] * 2, **draws)
+
+    expected = chunk()
+    policy.train()
+    modes = {name: module.training for name, module in policy.named_modules()}
+    with torch.inference_mode():  # nothing that is cached inside may be in the way of training
+        assert torch.equal(chunk(), expected)
+    assert {name: module.training for name, module in policy.named_modules()} == modes
+    policy(**config.example_inputs(2)).loss.backward()
+
+
+def refused_instruction(policy, processor, task):
+    with pytest.raises(FeatureValueError) as caught:
+        processor.encode_instruction(task, 1, {})
+    return str(caught.value)
+
+
+def test_instructions_are_not_ignored(policy, processor_of, caplog, monkeypatch):
+    """Other tokens than the network's, no words, unknown ones and too many are refused or said."""
+    if not policy.config.reads_instruction:
+        pytest.skip("reads no instruction")
+    processor = processor_of(policy.config)
+    for task in ("", "  ", ["\n"]):
+        assert "The instruction is empty" in refused_instruction(policy, processor, task)
+    for task in (3, [None], b"push"):
+        assert "An instruction is a str" in refused_instruction(policy, processor, task)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for _ in range(2):  # said once
+        processor.instruction.read(["push the rde button", "push the red button"], 2)
+    assert caplog.text.count("'push the rde button' has words that the tokenizer does not know") == 1
+    assert "It knows: button, push, red, the" in caplog.text and "'push the red button'" not in caplog.text
+    processor.instruction.read("push " * 300, 1)
+    assert f"it is cut to max_instruction_tokens={policy.config.max_instruction_tokens}" in caplog.text
+    tokenizer = word_tokenizer([" ".join(f"word{i}" for i in range(70))])
+    with pytest.raises(CheckpointError, match=r"has ids up to 7\d, the policy's language model \d\d tokens"):
+        processor.tokenizer = tokenizer
+        processor.check_agreement(policy.config)
 
 
 def test_inputs_are_not_changed(policy):

@@ -375,7 +375,7 @@ def test_more_words_than_the_policy_has_embeddings_for():
     config = tiny_config(GR00TN1_5Config)
     words = word_tokenizer([" ".join(f"word{i}" for i in range(40))])
     processor = GR00TN1_5Processor.from_config(config, FIELDS["statistics"], tokenizer=words)
-    with pytest.raises(CheckpointError, match="tokenizer knows 49 tokens, the policy's language model 40"):
+    with pytest.raises(CheckpointError, match="tokenizer has ids up to 48, the policy's language model 40 tokens"):
         processor.check_agreement(config)
 
 

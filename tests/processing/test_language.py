@@ -8,6 +8,7 @@ import torch
 from manipulators import PolicyProcessor
 from manipulators.configuration.act import ACTConfig
 from manipulators.errors import (
+    CheckpointError,
     FeatureShapeError,
     FeatureValueError,
     InvalidConfigError,
@@ -130,3 +131,15 @@ def test_contract(language):
 
 def test_policies_without_instruction_have_the_plain_processor():
     assert processor_class(ACTConfig) is PolicyProcessor
+
+
+@pytest.mark.parametrize("end", [3, 2])  # 2 marks an older CLIP, which takes the highest token
+def test_the_end_of_a_text_is_the_networks(tiny_diffusion, statistics_of, end):
+    tokenizer = word_tokenizer(["Press the button"])
+    text = {"vocab_size": len(tokenizer), "hidden_size": 16, "projection_dim": 12, "num_attention_heads": 2}
+    config = tiny_diffusion(use_language_conditioning=True, language_config=text | {"eos_token_id": 3})
+    processor = LanguageProcessor.from_config(config, statistics_of(config), tokenizer=tokenizer)
+    processor.check_agreement(config)
+    config.language_config = text | {"eos_token_id": 2 if end == 2 else 5}
+    with pytest.raises(CheckpointError, match=r"ends a text with the id 3 \('<eos>'\).*it would ignore every"):
+        processor.check_agreement(config)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from manipulators.errors import CheckpointError
 from manipulators.processing.pi0 import PI0PolicyProcessor
@@ -92,3 +93,15 @@ def test_processor_of_another_policy(processor, tiny_pi0, field, value):
     other = tiny_pi0(CAMERAS, optional_cameras=("observation.images.above",), **fields)
     with pytest.raises(CheckpointError, match=f"{field} differ.*PI0PolicyProcessor.from_config"):
         processor.check_agreement(other)
+
+
+def test_a_mark_of_the_tokenizer_that_no_instruction_holds_needs_no_embedding(tiny_pi0, statistics_of):
+    """PaliGemma's own tokenizer has `<image>` right behind π0's vocabulary."""
+    config = tiny_pi0()
+    tokenizer = word_tokenizer([" ".join(f"word{i}" for i in range(config.vocabulary_size - 4))])
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
+    processor = PI0PolicyProcessor.from_config(config, statistics_of(config), tokenizer=tokenizer)
+    processor.check_agreement(config)
+    tokenizer.add_tokens(["one_more"])
+    with pytest.raises(CheckpointError, match="ids up to 33, the policy's language model 32 tokens"):
+        processor.check_agreement(config)

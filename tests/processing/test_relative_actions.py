@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manipulators import ACTConfig, ACTPolicy, PolicyPipeline, PolicyProcessor
-from manipulators.errors import InvalidConfigError, MissingFeatureError
+from manipulators.errors import InvalidConfigError, MissingFeatureError, MissingStatisticsError
 from manipulators.processing.relative_actions import match_dimensions, to_absolute, to_relative
 
 STATE = {"type": "STATE", "shape": [2]}
@@ -54,6 +54,26 @@ def test_decoding_needs_the_state():
 def test_impossible_references_are_refused(relative_to):
     with pytest.raises(InvalidConfigError, match="relative_to"):
         make_processor(relative_to)
+
+
+@pytest.mark.parametrize("relative_to", [[0], [0, 1, None, None], [0, 1, 2]])
+def test_impossible_references_are_refused_when_they_are_assigned_later(relative_to):
+    processor = make_processor()
+    with pytest.raises(InvalidConfigError, match="must name, for each of the 3 action dimensions"):
+        processor.relative_to = relative_to
+    assert processor.relative_to == [0, 1, None]
+    processor.relative_to = (None, None, 1)
+    assert processor.relative_to == [None, None, 1]
+
+
+def test_statistics_that_are_assigned_later_are_checked_and_used():
+    processor = make_processor(mode="MEAN_STD", statistics={"action": {"mean": [0.0] * 3, "std": [1.0] * 3}})
+    processor.relative_to = None
+    with pytest.raises(MissingStatisticsError, match="has 2 values"):
+        processor.statistics = {"action": {"mean": [1.0] * 2, "std": [1.0] * 2}}
+    assert processor.decode_actions(torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
+    processor.statistics = {"action": {"mean": [1.0] * 3, "std": [2.0] * 3}}
+    assert processor.decode_actions(torch.ones(1, 3)).tolist() == [[3.0, 3.0, 3.0]]
 
 
 def test_relative_dimensions_have_no_training_range():
