@@ -25,6 +25,11 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
 CONFIG_FILE = "config.json"
 # Arguments that say where a checkpoint is.
 LOCATION = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "variant")
+# Arguments of `save_pretrained(push_to_hub=True)` that say how it is published.
+PUBLISHING = (
+    *("repo_id", "private", "token", "revision", "create_pr"),
+    *("commit_message", "commit_description", "tags"),
+)
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "token")
 # Files at the top of a checkpoint, as patterns; weights are downloaded once the small files are known.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -232,6 +237,15 @@ def refuse_code(config: Mapping[str, Any], source: str) -> None:
                     )
         elif isinstance(value, Mapping):
             refuse_code(value, source)
+
+
+def split_publishing(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what `save_pretrained` itself takes, and the options of publishing; None where it is not asked for."""
+    rest = {name: value for name, value in kwargs.items() if name != "push_to_hub"}
+    if not kwargs.get("push_to_hub"):
+        return rest, None
+    options = {name: rest.pop(name) for name in list(rest) if name in PUBLISHING}
+    return rest, options
 
 
 def listing(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The command line: record | train | eval | benchmark | convert | convert-dataset | card.
+"""The command line: record | train | eval | benchmark | convert | convert-dataset | card | push.
 
 Heavy imports wait for a command.
 """
@@ -133,6 +133,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
     command.add_argument("--check", action="store_true", help="only list the problems of the card")
     command.set_defaults(command=card)
+
+    command = commands.add_parser(
+        "push", parents=[shared], help="publish a checkpoint, an adapter or a dataset on the Hub, in one commit"
+    )
+    command.add_argument("folder", type=Path, help="checkpoint folder, or folder of a LeRobot dataset")
+    command.add_argument("repo_id", help="org/name; created when it does not exist")
+    command.add_argument(
+        "--private", action=argparse.BooleanOptionalAction, default=None, help="make a new repository private"
+    )
+    command.add_argument("--revision", help="branch (default: main)")
+    command.add_argument("--message", help="of the commit")
+    command.add_argument("--tag", action="append", dest="tags", help="for the card; may be repeated")
+    command.set_defaults(command=push)
     return parser
 
 
@@ -219,7 +232,7 @@ def convert(options: argparse.Namespace) -> None:
         )
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_checkpoint_card(folder)
+        write_checkpoint_card(folder, base=options.source)
     print(f"{options.source} written to {options.output}")
 
 
@@ -247,6 +260,27 @@ def card(options: argparse.Namespace) -> None:
     if problems:
         raise InvalidCardError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
     print(f"{path} is fit to publish")
+
+
+def push(options: argparse.Namespace) -> None:
+    """Publish a checkpoint, an adapter or a dataset."""
+    from .hub_cards.publish import INFO_FILE, publish_dataset, publish_folder
+
+    is_dataset = (options.folder / INFO_FILE).is_file()
+    if is_dataset:
+        from .data.dataset import LeRobotDataset
+
+        LeRobotDataset(options.folder)  # what cannot be read is not published
+    publish = publish_dataset if is_dataset else publish_folder
+    url = publish(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        revision=options.revision,
+        commit_message=options.message,
+        tags=options.tags,
+    )
+    print(url)
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:

@@ -168,6 +168,15 @@ class OutputExistsError(ManipulatorsError, FileExistsError):
         super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
 
 
+class PublishingError(ManipulatorsError, OSError):
+    """A repository that the Hub does not let this account write to, or a Hub that cannot be reached."""
+
+    def __init__(self, repo_id: str, reason: object):
+        super().__init__(
+            f"{repo_id} could not be published: {reason} Log in with a token that may write there: hf auth login"
+        )
+
+
 # --- cards ------------------------------------------------------------------------------------------------
 
 

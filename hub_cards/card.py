@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 
 from .._files import write_text
 from . import statements, wording
 from .card_data import CardData, DatasetSummary, EvaluationSummary, Paper, TrainingSummary
-from .edits import keep_edited, sign
+from .edits import keep_edited, sign, was_edited
 from .learning_curve import draw_learning_curve, read_curves
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "EvaluationSummary",
     "Paper",
     "TrainingSummary",
+    "card_with_tags",
     "render_card",
     "save_card",
 ]
@@ -38,7 +40,13 @@ _jinja = Environment(
     autoescape=False,  # Markdown, not HTML; values in table cells pass through `cell`
 )
 _jinja.filters.update(
-    {name: getattr(wording, name) for name in ("cell", "code", "count", "dimension_table", "number", "size", "units")}
+    {
+        name: getattr(wording, name)
+        for name in (
+            *("cell", "code", "code_cell", "count", "dimension_table", "escaped", "fenced", "in_html", "number"),
+            *("size", "units"),
+        )
+    }
 )
 
 
@@ -69,7 +77,7 @@ def render_card(card: CardData) -> str:
         measured=statements.measured(card),
         video=statements.video(card),
         limits=statements.limits(card),
-        versions=", ".join(f"{name} {version}" for name, version in card.versions.items()),
+        versions=", ".join(wording.escaped(f"{name} {version}") for name, version in card.versions.items()),
     )
     body = re.sub(r"\n{3,}", "\n\n", body.strip())  # absent parts of the template leave blank lines
     return sign(f"---\n{_metadata(card).to_yaml()}\n---\n\n{body}\n")
@@ -144,10 +152,21 @@ def _metadata(card: CardData) -> ModelCardData:
         license_link=card.license_link,
         base_model=card.base_model if wording.is_hub_id(card.base_model) else None,
         datasets=[dataset] if wording.is_hub_id(dataset) else None,
-        tags=["robotics", card.model_type, "imitation-learning"],
+        tags=["robotics", wording.one_line(card.model_type), "imitation-learning"],
         model_name=card.repo_id.rpartition("/")[2] if card.repo_id else f"{card.policy_name} policy",
         eval_results=results,
     )
+
+
+def card_with_tags(text: str, tags: Sequence[str]) -> str:
+    """Return a card with further tags in its metadata; one of ours stays recognisable as unedited."""
+    if not tags:
+        return text
+    edited = was_edited(text)
+    changed = ModelCard(text, ignore_metadata_errors=True)
+    present = changed.data.tags or []
+    changed.data.tags = list(dict.fromkeys([*present, *map(wording.one_line, tags)]))
+    return str(changed) if edited else sign(str(changed))
 
 
 def _linked(name: str | None, folder: str = "") -> str:

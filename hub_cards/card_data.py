@@ -75,6 +75,7 @@ class EvaluationSummary:
         video_note (`str`, *optional*): what it shows, or why there is none.
         simulated (`bool`): False for episodes on a real robot.
         task (`str`, *optional*): the instruction that the policy was given.
+        date (`str`, *optional*): when, in ISO 8601.
         further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
     """
 
@@ -94,6 +95,7 @@ class EvaluationSummary:
     video_note: str | None = None
     simulated: bool = True
     task: str | None = None
+    date: str | None = None
     further: Sequence[EvaluationSummary] = ()
 
     def __post_init__(self):
@@ -138,6 +140,7 @@ class CardData:
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
         license (`str`): a licence id of the Hub; `other` needs `license_name`.
+        license_note (`str`): a sentence on why it is not this library's own.
         action_horizon, n_action_steps (`int`, *optional*): actions predicted at once, and executed of those.
         n_obs_steps (`int`): observations it looks at; the first predicted action belongs to the oldest of them.
         control_rate_hz (`float`, *optional*): actions per second in the training data.
@@ -147,6 +150,7 @@ class CardData:
         limits (`Sequence[str]`): sentences beside those that follow from the other values.
         base_model (`str`, *optional*): what it was fine-tuned from.
         components (`Mapping[str, str]`): of a composed policy, the types of its `backbone` and `action_head`.
+        is_adapter (`bool`): the weights are those of an adapter, without its base.
         versions (`Mapping[str, str]`): library name to version.
     """
 
@@ -163,6 +167,7 @@ class CardData:
     license: str = "apache-2.0"
     license_name: str | None = None
     license_link: str | None = None
+    license_note: str = ""
     action_horizon: int | None = None
     n_action_steps: int | None = None
     n_obs_steps: int = 1
@@ -175,6 +180,7 @@ class CardData:
     limits: Sequence[str] = ()
     base_model: str | None = None
     components: Mapping[str, str] = field(default_factory=dict)
+    is_adapter: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -10,49 +10,80 @@ from pathlib import Path
 from typing import Any
 
 from .._files import read_json
+from ..checkpoint import ADAPTER_CONFIG, CONFIG_FILE, base_of
 from ..configuration.contract import Contract
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from ..families import title_of
-from .card import save_card
+from .card import CARD_FILE, save_card
 from .card_data import CardData
+from .licenses import INHERITED, License, license_fields, license_of_card, metadata_of_card
 from .wording import is_hub_id
 
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
-BASE_FILE = "adapter_base.json"  # written by modeling/adapters.py
 
 
-def write_checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+def write_checkpoint_card(
+    folder: str | os.PathLike, repo_id: str | None = None, base: str | os.PathLike | None = None
+) -> Path:
     """Write README.md (and the learning curve) into a checkpoint folder; a card that a person edited is kept.
 
     Args:
         folder: with config.json and processor_config.json; training.json and evaluation.json where they exist.
         repo_id: where it is published, for the examples.
+        base: folder or Hub id of the checkpoint that the weights derive from, where no file here says it.
 
     Raises:
         MissingFileError, CorruptFileError: the folder is no checkpoint, or a file in it is not JSON.
     """
-    return save_card(checkpoint_card(folder, repo_id), folder)
+    return save_card(checkpoint_card(folder, repo_id, base), folder)
 
 
-def checkpoint_card(folder: str | os.PathLike, repo_id: str | None = None) -> CardData:
+def checkpoint_card(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    base: str | os.PathLike | None = None,
+    needs_processor: bool = True,
+) -> CardData:
     """Return what the card of a checkpoint folder states; see `write_checkpoint_card`."""
     folder = Path(folder)
-    config = _read(folder / "config.json", required=True)
-    processor = _read(folder / "processor_config.json", required=True)
+    config = _read(folder / CONFIG_FILE, required=True)
+    processor = _read(folder / "processor_config.json", required=needs_processor)
     record = _read(folder / TRAINING_FILE)
     evaluation = _read(folder / EVALUATION_FILE)
     if evaluation.get("video") and not (folder / evaluation["video"]).is_file():
         evaluation |= {"video": None, "video_note": None}  # the folder was copied without it
-    base = _read(folder / BASE_FILE).get("base")  # of an adapter
-    return describe_policy(
-        config,
-        processor,
-        _parameters(folder),
-        record=record,
-        evaluation=evaluation,
-        repo_id=repo_id,
-        base_model=base if is_hub_id(base) else None,
+    parameters, is_adapter = _parameters(folder), (folder / ADAPTER_CONFIG).is_file()
+    card = describe_policy(
+        config, processor, parameters, record=record, evaluation=evaluation, repo_id=repo_id, is_adapter=is_adapter
     )
+    text = (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).is_file() else ""
+    stated = metadata_of_card(text)
+    trained_from = (record.get("recipe") or {}).get("base")
+    base = base_of(folder)[0] if is_adapter else trained_from or base or stated.get("base_model")
+    if base is not None and (os.path.isdir(base) or not is_hub_id(str(base))):
+        base = Path(base)
+    card.base_model = base if isinstance(base, str) and base != repo_id else None
+    kept = license_of_card(text)
+    if kept is not None and kept.id != card.license:  # the card that is replaced knew it
+        card.license, card.license_name, card.license_link = kept
+        card.license_note = INHERITED
+        return card
+    from_scratch = base is None and bool(record.get("recipe"))
+    derived = True if base is not None else False if from_scratch else None
+    is_other = isinstance(base, Path) and base.is_dir() and base.resolve() != folder.resolve()
+    found = _license_of_folder(base) if is_other else None
+    for name, value in license_fields(card.model_type, card.policy_name, parameters, derived, found).items():
+        setattr(card, name, value)
+    return card
+
+
+def _license_of_folder(folder: Path) -> License | None:
+    """Return the licence of a checkpoint on this computer; None where nothing says it."""
+    stated = license_of_card((folder / CARD_FILE).read_text("utf-8") if (folder / CARD_FILE).is_file() else None)
+    if stated is not None or "model_type" not in _read(folder / CONFIG_FILE):
+        return stated
+    card = checkpoint_card(folder, needs_processor=False)
+    return License(card.license, card.license_name, card.license_link)
 
 
 def describe_policy(
@@ -63,6 +94,7 @@ def describe_policy(
     evaluation: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
     base_model: str | None = None,
+    is_adapter: bool = False,
 ) -> CardData:
     """Return what a card states about a policy, from its config, processor and records as plain values.
 
@@ -74,6 +106,7 @@ def describe_policy(
         evaluation: content of evaluation.json.
         repo_id: where it is published.
         base_model: what it was fine-tuned from.
+        is_adapter: whether its weights are those of an adapter.
     """
     record = record or {}
     for name in ("model_type", "input_features", "output_features"):
@@ -114,6 +147,7 @@ def describe_policy(
         versions=record.get("versions", {}),
         base_model=base_model,
         components={kind: str(part["type"]) for kind, part in parts.items() if part.get("type")},
+        is_adapter=is_adapter,
     )
 
 

@@ -13,11 +13,12 @@ from .card_data import CardData, EvaluationSummary
 
 def title(card: CardData) -> str:
     """Return the headline: the policy and what it is for."""
+    name = wording.escaped(card.policy_name)
     if card.evaluation:
-        return f"{card.policy_name} policy for {wording.one_line(card.evaluation.environment)}"
+        return f"{name} policy for {wording.escaped(card.evaluation.environment)}"
     if card.dataset:
-        return f"{card.policy_name} policy trained on {wording.public_name(card.dataset.name)}"
-    return f"{card.policy_name} policy"
+        return f"{name} policy trained on {wording.escaped(wording.public_name(card.dataset.name))}"
+    return f"{name} policy"
 
 
 def result(card: CardData) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -29,15 +30,39 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def escaped(text: object) -> str:
+    """Return text that cannot leave its line, become HTML or be read as Markdown."""
+    text = re.sub(r"[\\`*|~]|\](?=[(\[])", r"\\\g<0>", one_line(text))  # brackets alone are plain
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is plain
+    return re.sub(r"&(?=#|\w+;)", "&amp;", text).replace("<", "&lt;")
+
+
 def cell(text: object) -> str:
-    """Return text that cannot leave its table cell or become HTML."""
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+    """Return text for a table cell."""
+    return escaped(text)
 
 
 def code(text: object) -> str:
     """Return text as inline code, also when it holds backticks."""
     text = one_line(text)
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+
+
+def code_cell(text: object) -> str:
+    """Return text as inline code for a table cell."""
+    return code(text).replace("|", "\\|")
+
+
+def in_html(text: object) -> str:
+    """Return text for the inside of an HTML element or attribute."""
+    return html.escape(one_line(text))
+
+
+def fenced(text: str, language: str) -> str:
+    """Return a block of code that its own content cannot end."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text}\n{ticks}"
 
 
 def number(value: float) -> str:

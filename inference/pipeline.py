@@ -11,8 +11,10 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..auto import AutoPolicy, load_policy_and_processor, load_processor
+from ..checkpoint import split_publishing
 from ..configuration.features import ACTION
 from ..errors import CheckpointError, FeatureShapeError, MissingStatisticsError
+from ..hub_cards.publish import publish_saved
 from ..modeling.loading import require_device
 from ..modeling.policy import PolicyModel
 from ..processing.arrays import require_finite
@@ -195,9 +197,19 @@ class PolicyPipeline(Pipeline):
         return {name: self._to_policy(value) for name, value in self.processor(observation, task=task).items()}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save policy and processor: a folder that `from_pretrained` loads without any other file."""
+        """Save policy and processor: a folder that `from_pretrained` loads without any other file.
+
+        With `push_to_hub=True` it is published; `repo_id`, `private`, `revision`, … as in `push_to_hub`.
+        """
+        kwargs, publishing = split_publishing(kwargs)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if publishing is not None:
+            publish_saved(self.model, save_directory, **publishing)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload policy, processor, records and card in one commit; arguments as in `PolicyModel.push_to_hub`."""
+        return self.model.push_to_hub(repo_id, processor=self.processor, **kwargs)
 
     # --- inside ---------------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ def add_adapter(policy: PreTrainedModel, config: Any) -> None:
             parameter.data = parameter.data.float()  # small updates vanish in half precision
 
 
+def base_of_adapter(policy: PreTrainedModel) -> str | None:
+    """Return the folder or Hub id of what the policy's adapter is trained on; None where that is not recorded."""
+    return getattr(policy, "_adapter_base", {}).get("base")
+
+
 def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
     """Return digests of up to 4096 values of every parameter, as they are and rounded to half precision.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..checkpoint import LOCATION, Checkpoint, resolve
+from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
 from ..errors import UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
 from .loading import LOADING_ARGUMENTS, allowed_arguments, discard_index, load_weights, remove_other_weights
@@ -54,8 +54,10 @@ class Checkpointed:
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
 
-        Weights that the folder held before are replaced: it holds one set.
+        Weights that the folder held before are replaced: it holds one set. With `push_to_hub=True` the folder is
+        published, whole and with our card; then `repo_id`, `private`, `revision`, … are those of `push_to_hub`.
         """
+        kwargs, publishing = split_publishing(kwargs)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
         if is_main:
             discard_index(Path(save_directory), variant)
@@ -70,6 +72,28 @@ class Checkpointed:
         if has_adapter(self):
             save_base_record(self, save_directory)
         remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
+        if publishing is not None:
+            from ..hub_cards.publish import publish_saved
+
+            publish_saved(self, save_directory, **publishing)
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs: Any) -> str:
+        """Upload the policy, its processor, records and card in one commit; a card that a person edited is kept.
+
+        Args:
+            repo_id: `org/name`.
+            processor: the policy's processor, without which a checkpoint cannot run; by default the one in the
+                folder that the policy was loaded from.
+            card: text of README.md; by default rendered from the config and what is recorded.
+            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, `max_shard_size`, `tags`.
+
+        Returns:
+            The commit's address.
+        """
+        # The room of cards stands beside this one; only publishing looks into it.
+        from ..hub_cards.publish import publish_policy
+
+        return publish_policy(self, repo_id, processor=processor, card=card, **kwargs)
 
 
 def load_policy(

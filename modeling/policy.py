@@ -225,22 +225,3 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
 
     def _fuse(self) -> None:
         """Replace layers by fused ones; a policy that has some to join overrides this."""
-
-    # --- publishing -----------------------------------------------------------------------------------
-
-    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs) -> str:
-        """Upload the policy, its processor when given, and a model card; a card that a person edited is kept.
-
-        Args:
-            repo_id: `org/name`.
-            processor: the policy's processor, without which a checkpoint cannot run.
-            card: text of README.md; by default rendered from the config.
-            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, `max_shard_size`, `tags`.
-
-        Returns:
-            The commit's address.
-        """
-        # The room of cards stands beside this one; only publishing looks into it.
-        from ..hub_cards.publish import upload_checkpoint
-
-        return upload_checkpoint(self, repo_id, processor=processor, card=card, **kwargs)

@@ -6,11 +6,13 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from transformers import ProcessorMixin
 
+from ..checkpoint import CONFIG_FILE, split_publishing
 from ..configuration.features import PolicyFeature
 from ..configuration.policy import FORMAT_VERSION
 from ..errors import CheckpointError, MissingFileError, UnknownConfigFieldError
@@ -142,10 +144,39 @@ class PartHolder(ProcessorMixin):
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save_pretrained(self, save_directory, **kwargs) -> Any:
-        """Save processor_config.json and the tokenizer's files."""
+        """Save processor_config.json and the tokenizer's files.
+
+        With `push_to_hub=True` they are published, with what else of a checkpoint is in the folder; `repo_id`,
+        `private`, `revision`, … as in `push_to_hub`.
+        """
+        kwargs, publishing = split_publishing(kwargs)
         for name in ("is_local", "local_files_only"):  # how transformers loaded it, which is no part of it
             getattr(self.tokenizer, "init_kwargs", {}).pop(name, None)
-        return super().save_pretrained(save_directory, **kwargs)
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if publishing is not None:
+            from ..hub_cards.publish import publish_folder
+
+            repo_id = publishing.pop("repo_id", None) or Path(save_directory).absolute().name
+            if Path(save_directory, CONFIG_FILE).is_file():
+                publish_folder(save_directory, repo_id, **publishing)
+            else:
+                self.push_to_hub(repo_id, **publishing)
+        return saved
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the processor alone into the repository of its policy, whose card stays as it is.
+
+        Args:
+            repo_id: `org/name`.
+            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`.
+
+        Returns:
+            The commit's address. To publish a whole checkpoint: `policy.push_to_hub(repo_id, processor=processor)`.
+        """
+        # The room of cards stands beside this one; only publishing looks into it.
+        from ..hub_cards.publish import publish_processor
+
+        return publish_processor(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> PartHolder:

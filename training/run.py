@@ -71,6 +71,8 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     save_checkpoint(output, policy, processor, training)
     if recipe.evaluation is not None:
         evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
+    if arguments.push_to_hub:
+        trainer.publish(output)
     return output
 
 

@@ -14,7 +14,7 @@ from transformers.utils import PROCESSOR_NAME
 from ..auto import load_processor
 from ..errors import InvalidConfigError, InvalidTuningError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
-from ..modeling.adapters import add_adapter, has_adapter, is_adapter_parameter, merged
+from ..modeling.adapters import add_adapter, base_of_adapter, has_adapter, is_adapter_parameter, merged
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 
@@ -142,5 +142,5 @@ def merge_and_save(
     whole.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
-        write_checkpoint_card(Path(folder))
+        write_checkpoint_card(Path(folder), base=base_of_adapter(policy))
     return whole

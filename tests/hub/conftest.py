@@ -23,6 +23,8 @@ class Hub:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, int] = {}
         self.uploads: dict[str, bytes] = {}
+        self.private: set[str] = set()
+        self.tags: dict[str, dict[str, str]] = {}  # of a repository: tag → commit
         self.requests: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -79,6 +81,7 @@ class Hub:
         if key in self.repositories:
             return _json({"error": "exists", "url": f"{self.url}/{key.removeprefix('models/')}"}, 409)
         self.repositories[key] = {}
+        self.private |= {key} if wanted.get("private") or wanted.get("visibility") == "private" else set()
         name = key.partition("/")[2]
         return _json({"url": f"{self.url}/{key.removeprefix('models/')}", "name": name, "id": name})
 
@@ -97,6 +100,19 @@ class Hub:
     def _api(self, method, key, rest, body):
         if key not in self.repositories:
             return _json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        if rest and rest[0] == "branch":
+            branch = f"{key}@{rest[1]}"
+            known = branch in self.repositories
+            self.repositories.setdefault(branch, dict(self.repositories[key]))
+            return _json({"error": "exists"}, 409) if known else _json({}, 201)
+        if rest and rest[0] == "tag" and method == "DELETE":
+            known = self.tags.get(key, {}).pop(rest[1], None) is not None
+            return _json({}) if known else _json({"error": "no tag"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        if rest and rest[0] == "tag":
+            self.tags.setdefault(key, {})[json.loads(body)["tag"]] = rest[1]
+            return _json({}, 201)
+        if len(rest) > 1 and f"{key}@{rest[1]}" in self.repositories:
+            key = f"{key}@{rest[1]}"
         files = self.repositories[key]
         if rest and rest[0] == "preupload":
             rows = [
@@ -126,9 +142,9 @@ class Hub:
                 if path in files
             ]
             return _json(rows)
-        if rest and rest[0] == "revision" and rest[1] not in ("main", self.head(key)):
+        if rest and rest[0] == "revision" and rest[1] not in ("main", self.head(key), key.partition("@")[2]):
             return _json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
-        name = key.partition("/")[2]
+        name = key.partition("/")[2].partition("@")[0]
         siblings = [{"rfilename": path} for path in sorted(files)]
         return _json({"id": name, "modelId": name, "sha": self.head(key), "private": False, "siblings": siblings})
 
@@ -152,7 +168,9 @@ class Hub:
     def _resolve(self, key, revision, path):
         if key not in self.repositories:
             return _json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", self.head(key)):
+        if f"{key}@{revision}" in self.repositories:
+            key = f"{key}@{revision}"
+        elif revision not in ("main", self.head(key)):
             return _json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
         headers = {"X-Repo-Commit": self.head(key)}
         content = self.repositories[key].get(path)
@@ -178,7 +196,7 @@ class Hub:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
             def log_message(self, *args):
                 pass
