@@ -15,8 +15,8 @@ class Case(NamedTuple):
 
     `config` builds its config anew. `untrained` names the parameters that no gradient can reach by design.
     `complete` marks the one case per policy that has every kind of tensor: its checkpoint is broken tensor by tensor.
-    `graph` marks the cases that are compiled and exported: every operation and every form of input of a policy's
-    other cases (an absent state aside, which leaves operations out) is in the graphs of these.
+    `graph` marks the cases that are compiled and exported: those of every policy hold all operations and forms of
+    input of its others, which only leave some out.
     """
 
     config: Callable[[], Any]
@@ -361,6 +361,7 @@ CASES = {
         lambda: tiny_composed("act", "flow_matching", environment=4),
         ACT_EMPTY_LATENT | {name for name in GR00T_N1_KEY_BIAS if name.startswith("action_head.")},
         complete=True,
+        graph=True,
     ),
     "composed_eagle_diffusion": Case(
         lambda: tiny_composed("eagle", "diffusion"),

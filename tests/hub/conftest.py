@@ -212,7 +212,7 @@ def _git_oid(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     """A running Hub, empty."""
     server = Hub()
@@ -220,12 +220,43 @@ def hub():
     server.stop()
 
 
-@pytest.fixture
-def client(hub, tmp_path):
-    """Run Python code against the Hub, in a process of its own; returns the JSON that `report(...)` was given."""
-    url, home = hub.url, tmp_path / "hf_home"
+class Said(dict):
+    """What the parts of a process reported; looking at one that ended with an error fails with its traceback."""
 
-    def run(code):
+    def __getitem__(self, part):
+        said = super().__getitem__(part)
+        if isinstance(said, dict) and "failed" in said:
+            pytest.fail(said["failed"])
+        return said
+
+
+RUNNER = """
+import json, traceback
+begin, parts, output = json.load(open({job!r}))
+names = {{}}
+exec(begin, names)
+said = {{}}
+for part, code in parts.items():
+    own = dict(names, report=lambda value, part=part: said.update({{part: value}}))
+    try:
+        exec(code, own)
+    except Exception:
+        said[part] = {{"failed": traceback.format_exc()}}
+json.dump(said, open(output, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """Return a function that runs parts of Python code against the Hub, one after the other in one new process.
+
+    Importing takes most of a process's time. It takes the code that all parts begin with and the parts by name, and
+    returns by name what each gave to `report(...)`.
+    """
+    url, folder = hub.url, tmp_path_factory.mktemp("client")
+    home = folder / "hf_home"
+
+    def run(begin, **parts):
         environment = os.environ | {
             "HF_ENDPOINT": url,
             "HF_TOKEN": "any",
@@ -243,13 +274,14 @@ def client(hub, tmp_path):
             "HF_DATASETS_OFFLINE",
         ):
             environment.pop(name, None)
-        output = tmp_path / "report.json"
+        job, output = folder / "job.json", folder / "said.json"
         output.unlink(missing_ok=True)
-        head = f"import json\ndef report(value):\n    json.dump(value, open({str(output)!r}, 'w'))\n"
+        job.write_text(json.dumps([begin, parts, str(output)]))
+        code = RUNNER.format(job=str(job))
         done = subprocess.run(
-            [sys.executable, "-c", head + code], env=environment, cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(output.read_text())
+        return Said(json.loads(output.read_text()))
 
     return run

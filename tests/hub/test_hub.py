@@ -1,4 +1,8 @@
-"""Publishing to a Hub and loading from it by id, over HTTP."""
+"""Publishing to a Hub and loading from it by id, over HTTP.
+
+Three processes do what the tests look at: `online` publishes and loads; `later` loads again when a base has changed;
+`offline` loads from the cache when the Hub is gone. What each does for a test stands beside that test.
+"""
 
 import json
 
@@ -10,6 +14,7 @@ from manipulators.hub_cards.edits import was_edited
 from manipulators.hub_cards.lint import lint_card
 
 KEY = "models/your-lab/act-tiny"
+BASE = "models/your-lab/act-base"
 BUILD = """
 import torch
 from manipulators import ACTConfig, ACTPolicy, AutoPolicy, PolicyPipeline, PolicyProcessor
@@ -32,12 +37,58 @@ def answer(pipeline):
     return pipeline.predict_chunk(observation).tolist()
 expected = answer(PolicyPipeline(model=policy, processor=processor, device="cpu"))
 """
+LOAD = """
+import torch
+from manipulators import AutoPolicy, LeRobotDataset, PolicyPipeline
+observation = {"observation.state": torch.tensor([0.5, -1.0, 2.0])}
+"""
 
 
-def test_publishing_and_loading_by_id_and_then_from_the_cache(hub, client):
+@pytest.fixture(scope="module")
+def online(hub, client, shared):
+    """What the first process was told, and under `heads` where it left the repositories."""
+    hub.put("models/your-lab/edited", "README.md", EDITED)
+    hub.put("models/your-lab/other", ".gitattributes", b"")
+    hub.put("models/your-lab/empty", "README.md", b"nothing here")
+    hub.put("models/your-lab/weightless", "config.json", b'{"model_type": "act_policy"}')
+    hub.put_folder("models/someone/act-lerobot", shared / "golden" / "act_envstate" / "checkpoint")
+    hub.put("models/someone/act-lerobot", "pytorch_model.bin", b"never fetched")
+    put_run(hub, shared / "golden" / "act_envstate" / "checkpoint")
+    hub.put_folder("datasets/someone/tiny", shared / "data" / "lerobot_v3_tiny")
     said = client(
-        BUILD
-        + """
+        BUILD,
+        publishing=PUBLISHING,
+        cards=CARDS,
+        published=PUBLISHED.format(folder=str(shared / "golden" / "act_envstate" / "checkpoint")),
+        absent=ABSENT,
+        dataset=dataset_code(shared, DATASET_BY_ID),
+        adapter=ADAPTER,
+        files=FILES,
+        processors=PROCESSORS,
+        replacing=REPLACING,
+    )
+    said["heads"] = {key: hub.head(key) for key in hub.repositories}
+    return said
+
+
+@pytest.fixture(scope="module")
+def later(hub, client, online):
+    """What the second process was told: the base has gone on since."""
+    hub.put(BASE, "model.safetensors", b"another base")
+    return client(LOAD, adapter=LOAD_ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def offline(hub, client, shared, later):
+    """What the third process was told: there is no Hub any more."""
+    hub.stop()
+    adapter = LOAD_ADAPTER.replace('device="cpu"', 'device="cpu", local_files_only=True')
+    return client(
+        LOAD, publishing=FROM_THE_CACHE, dataset=dataset_code(shared, DATASET_FROM_THE_CACHE), adapter=adapter
+    )
+
+
+PUBLISHING = """
 url = policy.push_to_hub("your-lab/act-tiny", processor=processor)
 report({
     "url": url,
@@ -51,7 +102,19 @@ report({
     "mean": AutoProcessor.from_pretrained("your-lab/act-tiny").statistics["action"]["mean"],
 })
 """
-    )
+FROM_THE_CACHE = """
+pipeline = PolicyPipeline.from_pretrained("your-lab/act-tiny", device="cpu", local_files_only=True)
+auto = AutoPolicy.from_pretrained("your-lab/act-tiny", local_files_only=True)
+try:
+    PolicyPipeline.from_pretrained("your-lab/another", local_files_only=True)
+except Exception as error:
+    problem = type(error).__name__
+report([pipeline.predict_chunk(observation).tolist(), type(auto).__name__, problem])
+"""
+
+
+def test_publishing_and_loading_by_id_and_then_from_the_cache(hub, online, offline):
+    said = online["publishing"]
     assert said["url"] == f"{hub.url}/your-lab/act-tiny/commit/{hub.head(KEY)}"
     assert hub.commits[KEY] == 1  # everything in one commit: nobody downloads half of it
 
@@ -75,39 +138,22 @@ report({
     assert said["mean"] == [1.0, -1.0]
 
     # The Hub is gone; what was loaded before still loads.
-    hub.stop()
-    offline = client(
-        """
-import torch
-from manipulators import AutoPolicy, PolicyPipeline
-observation = {"observation.state": torch.tensor([0.5, -1.0, 2.0])}
-pipeline = PolicyPipeline.from_pretrained("your-lab/act-tiny", device="cpu", local_files_only=True)
-auto = AutoPolicy.from_pretrained("your-lab/act-tiny", local_files_only=True)
-try:
-    PolicyPipeline.from_pretrained("your-lab/another", local_files_only=True)
-except Exception as error:
-    problem = type(error).__name__
-report([pipeline.predict_chunk(observation).tolist(), type(auto).__name__, problem])
-"""
-    )
-    assert offline == [said["pipeline"], "ACTPolicy", "MissingFileError"]
+    assert offline["publishing"] == [said["pipeline"], "ACTPolicy", "MissingFileError"]
 
 
-def test_an_edited_card_is_kept_and_our_own_is_replaced(hub, client):
-    edited = b"---\nlibrary_name: manipulators\nlicense: mit\n---\n\nMeasured on my own arm.\n"
-    hub.put("models/your-lab/edited", "README.md", edited)
-    hub.put("models/your-lab/other", ".gitattributes", b"")
-    client(
-        BUILD
-        + """
+EDITED = b"---\nlibrary_name: manipulators\nlicense: mit\n---\n\nMeasured on my own arm.\n"
+CARDS = """
 policy.push_to_hub("your-lab/edited", processor=processor)
 policy.push_to_hub("your-lab/ours")  # without statistics
 policy.push_to_hub("your-lab/ours", processor=processor)
 policy.push_to_hub("your-lab/other", processor=processor, card="---\\nlicense: mit\\n---\\nMine.\\n")
-report(None)
+report("done")
 """
-    )
-    assert hub.repositories["models/your-lab/edited"]["README.md"] == edited
+
+
+def test_an_edited_card_is_kept_and_our_own_is_replaced(hub, online):
+    assert online["cards"] == "done"
+    assert hub.repositories["models/your-lab/edited"]["README.md"] == EDITED
     assert "model.safetensors" in hub.repositories["models/your-lab/edited"]
     ours = hub.repositories["models/your-lab/ours"]["README.md"].decode()
     assert "to mean 0, standard deviation 1" in ours  # the second card, with its statistics
@@ -116,37 +162,28 @@ report(None)
     assert b"Mine." in hub.repositories["models/your-lab/other"]["README.md"]
 
 
-def test_a_published_lerobot_checkpoint_loads_by_id(hub, client, shared):
-    folder = shared / "golden" / "act_envstate" / "checkpoint"
-    hub.put_folder("models/someone/act-lerobot", folder)
-    hub.put("models/someone/act-lerobot", "pytorch_model.bin", b"never fetched")
-    said = client(
-        f"""
-import torch
-from manipulators import AutoPolicy, PolicyPipeline
+PUBLISHED = """
 by_id = PolicyPipeline.from_pretrained("someone/act-lerobot", device="cpu")
-local = PolicyPipeline.from_pretrained({str(folder)!r}, device="cpu")
-observation = {{n: torch.linspace(-1, 1, f.shape[0]) for n, f in local.policy.config.input_features.items()}}
+local = PolicyPipeline.from_pretrained({folder!r}, device="cpu")
+raw = {{n: torch.linspace(-1, 1, f.shape[0]) for n, f in local.policy.config.input_features.items()}}
 cached = AutoPolicy.from_pretrained("someone/act-lerobot", local_files_only=True)
 report({{
-    "same": torch.equal(by_id.predict_chunk(observation), local.predict_chunk(observation)),
-    "size": by_id.predict_chunk(observation).numel(),
+    "same": torch.equal(by_id.predict_chunk(raw), local.predict_chunk(raw)),
+    "size": by_id.predict_chunk(raw).numel(),
     "cached": all(torch.equal(v, cached.state_dict()[n]) for n, v in local.policy.state_dict().items()),
 }})
 """
-    )
+
+
+def test_a_published_lerobot_checkpoint_loads_by_id(hub, online):
+    said = online["published"]
     assert said["same"] is True
     assert said["size"] > 0
     assert said["cached"] is True
     assert not any("pytorch_model.bin" in request for request in hub.requests)
 
 
-def test_what_is_not_there_is_one_of_our_errors(hub, client):
-    hub.put("models/your-lab/empty", "README.md", b"nothing here")
-    hub.put("models/your-lab/weightless", "config.json", b'{"model_type": "act_policy"}')
-    said = client(
-        BUILD
-        + """
+ABSENT = """
 from manipulators.errors import ManipulatorsError
 problems = {}
 for source in ("your-lab/nowhere", "your-lab/empty", "your-lab/weightless"):
@@ -156,7 +193,10 @@ for source in ("your-lab/nowhere", "your-lab/empty", "your-lab/weightless"):
         problems[source] = [type(error).__name__, isinstance(error, ManipulatorsError), source in str(error)]
 report(problems)
 """
-    )
+
+
+def test_what_is_not_there_is_one_of_our_errors(online):
+    said = online["absent"]
     assert said["your-lab/nowhere"] == ["MissingFileError", True, True]
     assert said["your-lab/empty"] == ["MissingFileError", True, True]
     assert said["your-lab/weightless"][1:] == [True, True]
@@ -175,38 +215,33 @@ def videos():
 """
 
 
-def test_a_dataset_loads_by_id_and_then_from_the_cache(hub, client, shared):
-    folder = shared / "data" / "lerobot_v3_tiny"
-    hub.put_folder("datasets/someone/tiny", folder)
-    start = DATASET.format(folder=str(folder))
-    said = client(
-        start
-        + """
+DATASET_BY_ID = """
 numbers = [name for name in local.features if name not in local.camera_names]
 chosen = LeRobotDataset("someone/tiny", action_horizon=2, features=numbers)
 before = [same(chosen, ["observation.state", "action", "action_is_pad"]), videos()]
 whole = LeRobotDataset("someone/tiny", action_horizon=2)
 report([*before, len(local.camera_names) > 0, same(whole, local.camera_names), videos() > 0])
 """
-    )
-    # Without cameras no video is fetched; with them, they are.
-    assert said == [True, 0, True, True, True]
-
-    hub.stop()
-    whole = """
+DATASET_FROM_THE_CACHE = """
 whole = LeRobotDataset("someone/tiny", action_horizon=2)
 report(same(whole, ["observation.state", "action", *local.camera_names]))
 """
-    assert client(start + whole) is True
 
 
-def test_an_adapter_and_its_base_load_by_id(hub, client):
-    said = client(
-        BUILD
-        + """
+def dataset_code(shared, code):
+    return DATASET.format(folder=str(shared / "data" / "lerobot_v3_tiny")) + code
+
+
+def test_a_dataset_loads_by_id_and_then_from_the_cache(online, offline):
+    # Without cameras no video is fetched; with them, they are.
+    assert online["dataset"] == [True, 0, True, True, True]
+    assert offline["dataset"] is True
+
+
+ADAPTER = """
 from manipulators.training.tuning import apply_tuning
-policy.push_to_hub("your-lab/act-tiny", processor=processor)
-tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+policy.push_to_hub("your-lab/act-base", processor=processor)
+tuned = AutoPolicy.from_pretrained("your-lab/act-base")
 apply_tuning(tuned, {"tune_projector": True, "tune_diffusion_model": "lora"}, r=2)
 with torch.no_grad():
     for name, parameter in tuned.named_parameters():
@@ -220,50 +255,52 @@ report({
     "base": expected,
 })
 """
-    )
+LOAD_ADAPTER = """
+pipeline = PolicyPipeline.from_pretrained("your-lab/act-adapter", device="cpu")
+report(pipeline.predict_chunk(observation).tolist())
+"""
+
+
+def test_an_adapter_and_its_base_load_by_id(hub, online, later, offline):
+    said = online["adapter"]
     files = hub.repositories["models/your-lab/act-adapter"]
     assert {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"} < set(files)
     assert "model.safetensors" not in files
-    assert json.loads(files["adapter_base.json"])["revision"] == hub.head(KEY)
-    assert "base_model: your-lab/act-tiny" in files["README.md"].decode()
+    assert json.loads(files["adapter_base.json"])["revision"] == online["heads"][BASE]
+    assert "base_model: your-lab/act-base" in files["README.md"].decode()
     assert said["pipeline"] == said["tuned"] != said["base"]
 
     # The base goes on; the adapter stays with the commit it was trained on, also without a network.
-    hub.put(KEY, "model.safetensors", b"another base")
-    load_again = """
-import torch
-from manipulators import PolicyPipeline
-pipeline = PolicyPipeline.from_pretrained("your-lab/act-adapter", device="cpu")
-report(pipeline.predict_chunk({"observation.state": torch.tensor([0.5, -1.0, 2.0])}).tolist())
-"""
-    assert client(load_again) == said["tuned"]
-    hub.stop()
-    assert client(load_again.replace('device="cpu")', 'device="cpu", local_files_only=True)', 1)) == said["tuned"]
+    assert hub.head(BASE) != online["heads"][BASE]
+    assert later["adapter"] == said["tuned"]
+    assert offline["adapter"] == said["tuned"]
 
 
-def test_only_the_files_of_one_checkpoint_are_downloaded(hub, client, shared):
-    """Neither checkpoints inside it nor states of an optimizer; of a subfolder, that subfolder alone."""
-    golden = shared / "golden" / "act_envstate" / "checkpoint"
+def put_run(hub, golden):
     hub.put_folder("models/someone/run", golden)
     for path in golden.iterdir():
         hub.put("models/someone/run", f"checkpoints/last/{path.name}", path.read_bytes())
     for name in ("optimizer.pt", "optimizer.safetensors", "ema.safetensors", "videos/a.mp4", "training_args.bin"):
         hub.put("models/someone/run", name, b"never fetched")
-    said = client(
-        """
+
+
+FILES = """
 import os
 from pathlib import Path
-from manipulators import PolicyPipeline
 def held():
-    return sorted(p.relative_to(root).as_posix() for root in Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*")
-                  for p in root.rglob("*") if p.is_file())
+    snapshots = Path(os.environ["HF_HOME"]).glob("hub/models--someone--run/snapshots/*")
+    return sorted(p.relative_to(root).as_posix() for root in snapshots for p in root.rglob("*") if p.is_file())
 root = PolicyPipeline.from_pretrained("someone/run", device="cpu")
 first = held()
 inner = PolicyPipeline.from_pretrained("someone/run", subfolder="checkpoints/last", device="cpu")
 commits = [root.policy.loaded_from.commit, inner.policy.loaded_from.commit]
 report([first, held(), commits, inner.policy.config._commit_hash])
 """
-    )
+
+
+def test_only_the_files_of_one_checkpoint_are_downloaded(hub, online, shared):
+    """Neither checkpoints inside it nor states of an optimizer; of a subfolder, that subfolder alone."""
+    said, golden = online["files"], shared / "golden" / "act_envstate" / "checkpoint"
     top = {path.name for path in golden.iterdir()}
     assert set(said[0]) <= top
     assert {"config.json", "model.safetensors", "policy_preprocessor.json"} <= set(said[0])
@@ -272,47 +309,44 @@ report([first, held(), commits, inner.policy.config._commit_hash])
     assert said[3] == said[2][0]
 
 
-def test_transformers_pipeline_of_an_adapter_takes_the_adapters_processor(hub, client):
-    """The one of its base has other statistics."""
-    said = client(
-        BUILD
-        + """
+PROCESSORS = """
 import transformers
 from manipulators.training.tuning import apply_tuning
-policy.push_to_hub("your-lab/act-tiny", processor=processor)
-tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+policy.push_to_hub("your-lab/other-base", processor=processor)
+tuned = AutoPolicy.from_pretrained("your-lab/other-base")
 apply_tuning(tuned, {"tune_diffusion_model": "lora"}, r=2)
 mine = PolicyProcessor.from_config(config, statistics | {"action": {"mean": [7.0, 7.0], "std": [1.0, 1.0]}})
-tuned.push_to_hub("your-lab/act-adapter", processor=mine)
-pipeline = transformers.pipeline("robotics", "your-lab/act-adapter", device="cpu")
-loaded = AutoModel.from_pretrained("your-lab/act-adapter")
+tuned.push_to_hub("your-lab/other-adapter", processor=mine)
+pipeline = transformers.pipeline("robotics", "your-lab/other-adapter", device="cpu")
+loaded = AutoModel.from_pretrained("your-lab/other-adapter")
 report([pipeline.processor.statistics["action"]["mean"], type(loaded).__name__])
 """
-    )
-    assert said == [[7.0, 7.0], "ACTPolicy"]
 
 
-def test_pushing_replaces_the_weights_that_were_there(hub, client):
-    client(
-        BUILD
-        + """
+def test_transformers_pipeline_of_an_adapter_takes_the_adapters_processor(online):
+    """The one of its base has other statistics."""
+    assert online["processors"] == [[7.0, 7.0], "ACTPolicy"]
+
+
+REPLACING = """
 from manipulators.training.tuning import apply_tuning
-policy.push_to_hub("your-lab/act-tiny", processor=processor)
-policy.push_to_hub("your-lab/other", processor=processor, max_shard_size=10_000)
+policy.push_to_hub("your-lab/whole", processor=processor)
+policy.push_to_hub("your-lab/tuned", processor=processor, max_shard_size=10_000)
 policy.push_to_hub("your-lab/again", processor=processor, max_shard_size=10_000)
 policy.push_to_hub("your-lab/again", processor=processor)
-tuned = AutoPolicy.from_pretrained("your-lab/act-tiny")
+tuned = AutoPolicy.from_pretrained("your-lab/whole")
 apply_tuning(tuned, {"tune_diffusion_model": "lora"}, r=2)
-tuned.push_to_hub("your-lab/other", processor=processor)
-tuned.push_to_hub("your-lab/act-tiny", processor=processor)
-policy.push_to_hub("your-lab/act-tiny", processor=processor)
-report(None)
+tuned.push_to_hub("your-lab/tuned", processor=processor)
+tuned.push_to_hub("your-lab/whole", processor=processor)
+policy.push_to_hub("your-lab/whole", processor=processor)
+report("done")
 """
-    )
 
+
+def test_pushing_replaces_the_weights_that_were_there(hub, online):
     def weights(name):
         return {file for file in hub.repositories[f"models/your-lab/{name}"] if file.startswith(("model", "adapter"))}
 
-    adapter = {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"}
-    assert weights("other") == adapter
-    assert weights("again") == weights("act-tiny") == {"model.safetensors"}
+    assert online["replacing"] == "done"
+    assert weights("tuned") == {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"}
+    assert weights("again") == weights("whole") == {"model.safetensors"}

@@ -67,3 +67,17 @@ def processor_of(statistics_of):
         return processor_class(config).from_config(config, statistics_of(config), **words)
 
     return build_processor
+
+
+@pytest.fixture(scope="session")
+def checkpoint(build, processor_of, tmp_path_factory):
+    """Return a function: case → its policy and the folder that holds it, saved once; tests change copies."""
+
+    @functools.cache
+    def save(case):
+        policy, folder = build(case), tmp_path_factory.mktemp("checkpoint")
+        policy.save_pretrained(folder)
+        processor_of(policy.config).save_pretrained(folder)
+        return policy, folder
+
+    return save

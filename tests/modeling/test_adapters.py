@@ -1,6 +1,7 @@
 """What every policy promises about its parts and about LoRA adapters in them."""
 
 import copy
+import itertools
 import json
 import shutil
 
@@ -58,12 +59,9 @@ def assert_same_weights(one, other):
 
 
 @pytest.fixture
-def base(complete_case, build, processor_of, tmp_path):
+def base(complete_case, checkpoint, tmp_path):
     """The folder of a policy that an adapter can be trained on."""
-    policy = build(complete_case)
-    policy.save_pretrained(tmp_path / "base")
-    processor_of(policy.config).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    return shutil.copytree(checkpoint(complete_case)[1], tmp_path / "base")
 
 
 @pytest.fixture
@@ -136,9 +134,8 @@ def test_nothing_changes_without_modes(policy):
     assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == before
 
 
-@pytest.mark.parametrize("mode", [False, True, "lora"])
-def test_a_part_that_is_absent_is_named(policy, mode):
-    for part in set(PARTS) - set(parts_of(policy)):
+def test_a_part_that_is_absent_is_named(policy):
+    for part, mode in itertools.product(set(PARTS) - set(parts_of(policy)), (False, True, "lora")):
         with pytest.raises(InvalidTuningError, match=rf"{part}={mode!r}, but \w+ has no such part.*tune_"):
             apply_tuning(policy, {part: mode})
 
@@ -240,36 +237,42 @@ def first_of(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("door", "change", "message"),
     [
-        (lambda tensors: tensors.pop(first_of(tensors)), "1 missing"),
-        (lambda tensors: tensors.update(stray=torch.zeros(1)), "1 unexpected:\n    stray"),
-        (lambda tensors: tensors.update({first_of(tensors): torch.zeros(1, 7)}), "1 of another shape"),
+        (AutoPolicy, lambda tensors: tensors.pop(first_of(tensors)), "1 missing"),
+        (AutoModel, lambda tensors: tensors.update(stray=torch.zeros(1)), "1 unexpected:\n    stray"),
+        (
+            PolicyPipeline,
+            lambda tensors: tensors.update({first_of(tensors): torch.zeros(1, 7)}),
+            "1 of another shape",
+        ),
     ],
 )
-def test_an_adapter_with_other_tensors_is_refused(adapter, change, message):
+def test_an_adapter_with_other_tensors_is_refused(adapter, door, change, message):
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     change(tensors)
     save_file(tensors, adapter / ADAPTER_WEIGHTS)
-    for door in (AutoPolicy, AutoModel, PolicyPipeline):
-        with pytest.raises(WeightsMismatchError, match=message):
-            door.from_pretrained(adapter)
+    with pytest.raises(WeightsMismatchError, match=message):
+        door.from_pretrained(adapter)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("door", "change", "message"),
     [
-        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("nan")), "1 with NaN or infinity:\n    .*lora_"),
-        (lambda tensor: tensor.to(torch.int32), "lora_.*: torch.int32"),
+        (
+            AutoModel,
+            lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("nan")),
+            "1 with NaN or infinity:\n    .*lora_",
+        ),
+        (PolicyPipeline, lambda tensor: tensor.to(torch.int32), "lora_.*: torch.int32"),
     ],
 )
-def test_an_adapter_with_values_that_are_no_numbers_is_refused(adapter, change, message):
+def test_an_adapter_with_values_that_are_no_numbers_is_refused(adapter, door, change, message):
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     name = next(name for name in tensors if "lora_" in name)
     save_file(tensors | {name: change(tensors[name])}, adapter / ADAPTER_WEIGHTS)
-    for door in (AutoPolicy, AutoModel, PolicyPipeline):
-        with pytest.raises(WeightsValueError, match=message):
-            door.from_pretrained(adapter)
+    with pytest.raises(WeightsValueError, match=message):
+        door.from_pretrained(adapter)
 
 
 def test_an_adapter_without_its_file_or_with_half_of_it(adapter):

@@ -357,15 +357,14 @@ def test_padded_steps_do_not_dilute_the_loss(policy):
 # --- refusals ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("change", ["horizon", "width", "no batch"])
-def test_labels_of_another_shape_are_refused(policy, change, training):
+def test_labels_of_another_shape_are_refused(policy):
     inputs = policy.config.example_inputs(2)
     actions = inputs["actions"]
-    actions = {"horizon": actions[:, 1:], "width": actions[:, :, 1:], "no batch": actions[0]}[change]
-    inputs["action_is_pad"] = torch.zeros(actions.shape[:2], dtype=torch.bool)
-    with pytest.raises(FeatureShapeError, match="actions has shape"):
-        policy.train(training)(**inputs | {"actions": actions})
+    for wrong in (actions[:, 1:], actions[:, :, 1:], actions[0]):  # horizon, width, no batch
+        inputs |= {"actions": wrong, "action_is_pad": torch.zeros(wrong.shape[:2], dtype=torch.bool)}
+        for training in (False, True):
+            with pytest.raises(FeatureShapeError, match="actions has shape"):
+                policy.train(training)(**inputs)
 
 
 def test_padding_of_another_shape_is_refused(policy):
@@ -404,7 +403,7 @@ def test_another_number_of_cameras_is_refused(policy):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_reload_equals_to_the_bit(policy, processor_of, tmp_path, shards):
+def test_reload_equals_to_the_bit(case, policy, processor_of, tmp_path, shards):
     weights = sum(tensor.nbytes for tensor in policy.state_dict().values())
     policy.save_pretrained(tmp_path, max_shard_size=weights // (2 * shards - 1) + 1)
     processor_of(policy.config).save_pretrained(tmp_path)
@@ -417,6 +416,8 @@ def test_reload_equals_to_the_bit(policy, processor_of, tmp_path, shards):
         "AutoModel": AutoModel.from_pretrained,
         "PolicyPipeline": lambda folder: PolicyPipeline.from_pretrained(folder, device="cpu").policy,
     }
+    if shards > 1 and not case.complete:
+        doors = {"AutoPolicy": doors["AutoPolicy"]}
     for door, load in doors.items():
         loaded = load(tmp_path)
         assert type(loaded) is type(policy), door

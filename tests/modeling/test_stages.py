@@ -16,6 +16,7 @@ from manipulators.modeling.policy import PolicyModel
 from manipulators.modeling.stages import CompiledStage, example_observation, observed_stages, stages_of
 
 CASES = runpy.run_path(str(Path(__file__).parent.parent / "policy_cases.py"))["CASES"]
+COMPLETE = [name for name, case in CASES.items() if case.complete]
 
 
 def all_inputs(policy, batch_size=1):
@@ -36,7 +37,7 @@ def recorder(graphs):
     return backend
 
 
-@pytest.fixture(scope="module", params=[name for name, case in CASES.items() if case.complete])
+@pytest.fixture(scope="module", params=COMPLETE)
 def compiled(request, build):
     """A compiled policy, what it predicted before, and what the compiler was given; no test changes the policy."""
     torch._dynamo.reset()
@@ -108,7 +109,7 @@ def test_compiled_for_cuda_graphs(compiled, monkeypatch):
 
 def test_other_shapes_are_compiled_when_they_come(build):
     """What warm-up compiled serves its own; test_policies.py compares compiled batches of every policy."""
-    policy, graphs = build(CASES["act_two_cameras"]), []
+    policy, graphs = build(CASES[COMPLETE[0]]), []
     one, three = chunk(policy), chunk(policy, 3)
     policy.compile(batch_size=3, backend=recorder(graphs))
     warmed_up = len(graphs)
@@ -118,12 +119,10 @@ def test_other_shapes_are_compiled_when_they_come(build):
     assert len(graphs) == 2 * warmed_up
 
 
-def test_fused_policies_are_traced_through_aot(build):
+def test_fused_policy_is_traced_through_aot(complete_case, build):
     """Where there is something to fuse: the others are compiled above as they are."""
-    policies = [build(case) for case in CASES.values() if case.complete]
-    joining = [policy for policy in policies if type(policy)._fuse is not PolicyModel._fuse]
-    assert joining
-    for policy in joining:
+    policy = build(complete_case)
+    if type(policy)._fuse is not PolicyModel._fuse:
         expected = chunk(policy)
         torch.testing.assert_close(chunk(policy.fuse().compile(backend="aot_eager")), expected, atol=1e-5, rtol=1e-5)
 

@@ -29,29 +29,15 @@ DOORS = {
     "AutoModel": lambda folder, policy, **kwargs: AutoModel.from_pretrained(folder, **kwargs),
     "PolicyPipeline": lambda folder, policy, **kwargs: PolicyPipeline.from_pretrained(folder, **kwargs).policy,
 }
+COMPLETE = [name for name, case in CASES.items() if case.complete]
 # Every policy through its class, and one policy through each other door.
-ENTRANCES = [(name, "class") for name, case in CASES.items() if case.complete]
-ENTRANCES += [("act_two_cameras", door) for door in DOORS if door != "class"]
+ENTRANCES = [(name, "class") for name in COMPLETE] + [(COMPLETE[0], door) for door in DOORS if door != "class"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(build, processor_of, tmp_path_factory):
-    """Return a function: name of a case → its policy and the folder that holds it, of which tests break copies."""
-
-    @functools.cache
-    def save(name):
-        policy, folder = build(CASES[name]), tmp_path_factory.mktemp(name)
-        policy.save_pretrained(folder)
-        processor_of(policy.config).save_pretrained(folder)
-        return policy, folder
-
-    return save
-
-
-@pytest.fixture(params=[name for name, case in CASES.items() if case.complete])
+@pytest.fixture(params=COMPLETE)
 def saved(request, checkpoint, tmp_path):
     """A policy and the folder that holds it."""
-    policy, folder = checkpoint(request.param)
+    policy, folder = checkpoint(CASES[request.param])
     return policy, shutil.copytree(folder, tmp_path / "saved")
 
 
@@ -59,7 +45,7 @@ def saved(request, checkpoint, tmp_path):
 def entrance(request, checkpoint, tmp_path):
     """A policy, the folder that holds it, and a function that loads a folder by one door."""
     name, door = request.param
-    policy, folder = checkpoint(name)
+    policy, folder = checkpoint(CASES[name])
     return policy, shutil.copytree(folder, tmp_path / "saved"), functools.partial(DOORS[door], policy=policy)
 
 
@@ -218,7 +204,7 @@ def test_truncated_file(entrance):
 
 @pytest.mark.parametrize("length", [0, 4, 100, -1])
 def test_file_truncated_elsewhere(checkpoint, tmp_path, length):
-    policy, folder = checkpoint("act_two_cameras")
+    policy, folder = checkpoint(CASES[COMPLETE[0]])
     cut(shutil.copytree(folder, tmp_path / "saved") / "model.safetensors", length)
     with pytest.raises(CorruptFileError):
         type(policy).from_pretrained(tmp_path / "saved")

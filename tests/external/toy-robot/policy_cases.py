@@ -9,4 +9,4 @@ def tiny_toy():
     return ToyConfig(input_features={"observation.state": STATE}, output_features={"action": ACTION}, chunk_size=8)
 
 
-CASES = {"toy_policy": {"config": tiny_toy, "complete": True}}
+CASES = {"toy_policy": {"config": tiny_toy, "complete": True, "graph": True}}
