@@ -42,7 +42,6 @@ MODES: dict[str, Mode] = {
     "MIN_MAX": Mode("ends", "training range to [-1, 1]", ("min", "max"), of_part="min_max"),
     "QUANTILES": Mode("ends", "1st–99th percentile to [-1, 1]", ("q01", "q99"), of_part="q99"),
     "QUANTILE10": Mode("ends", "10th–90th percentile to [-1, 1]", ("q10", "q90")),
-    "QUANTILE90": Mode("ends", "1st–90th percentile to [-1, 1]", ("q01", "q90")),
     "identity": Mode("identity", "none"),
     "mean_std": Mode("spread", "to mean 0, standard deviation 1", ("mean", "std"), constant="keep"),
     "min_max": Mode("ends", "training range to [-1, 1]", ("min", "max"), constant="zero"),
