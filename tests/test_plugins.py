@@ -162,7 +162,7 @@ def test_a_simulator_of_the_users_own_stays(own_registries, monkeypatch):
     """Registered before anything is looked up, under the name of one that comes with the library."""
     monkeypatch.setattr(environment_registry, "_FAMILIES", {})
     environment_registry.register_environment("metaworld", print, tasks=["mine"])
-    assert available_environments() == ["metaworld/mine"]
+    assert [name for name in available_environments() if name.startswith("metaworld/")] == ["metaworld/mine"]
 
 
 def test_cameras_reach_the_factory_as_names_and_pixels(own_registries):

@@ -24,7 +24,8 @@ def test_names_are_known_without_the_simulator():
         "import sys; sys.modules['metaworld'] = None\n"
         "from manipulators.evaluation.environments import available_environments, make_environment\n"
         "from manipulators.errors import MissingSimulatorError\n"
-        "assert len(available_environments()) == 50 and 'gymnasium' not in sys.modules\n"
+        "names = [name for name in available_environments() if name.startswith('metaworld/')]\n"
+        "assert len(names) == 50 and 'gymnasium' not in sys.modules\n"
         "try: make_environment('metaworld/pick-place-v3')\n"
         "except MissingSimulatorError as error: sys.stdout.write(str(error))\n"
     )
