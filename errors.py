@@ -321,11 +321,22 @@ class MissingFeatureError(ProcessingError, KeyError):
         missing, given, expected = sorted(missing), sorted(given), sorted(expected)
         super().__init__(
             f"The observation lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
-            f"The policy expects: {', '.join(expected)}."
+            f"The policy expects: {', '.join(expected)}." + _renaming(missing, set(given) - set(expected))
         )
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+def _renaming(missing: list[str], unknown: Iterable[str]) -> str:
+    """Return the line that gives a feature its name, where one is given under another."""
+    others = sorted(name for name in unknown if name.startswith("observation."))
+    if not others:
+        return ""
+    return (
+        f" If {others[0]} is {missing[0]}: PolicyPipeline.from_pretrained(source, "
+        f"rename_map={{{others[0]!r}: {missing[0]!r}}})"
+    )
 
 
 class UnknownFeatureError(ProcessingError, KeyError):

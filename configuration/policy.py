@@ -176,6 +176,7 @@ class PolicyConfig(StrictConfig):
                 raise InvalidConfigError(
                     f"Input feature {name!r} has type {feature.type.value}; "
                     + (f"features of this type are named {expected!r}." if expected else "actions are outputs.")
+                    + (f" Name it so here, and give the processor rename_map={{{name!r}: …}}." if expected else "")
                 )
             if len(feature.shape) != (3 if feature.type is FeatureType.VISUAL else 1):
                 raise InvalidConfigError(f"Input feature {name!r} must be a vector; its shape is {feature.shape}.")

@@ -42,27 +42,37 @@ def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
     return x
 
 
-def channels_first(name: str, x: torch.Tensor, feature: PolicyFeature) -> torch.Tensor:
+def channels_first(name: str, x: torch.Tensor, feature: PolicyFeature, any_size: bool = False) -> torch.Tensor:
     """Return pictures (…, c, h, w), from HWC or CHW, as a view.
 
+    Args:
+        any_size: of a policy that resizes its pictures.
+
     Raises:
-        FeatureShapeError: another size than the policy was trained with.
+        FeatureShapeError: another size than the policy was trained with, or another number of channels.
     """
     channels, height, width = feature.shape
+    if any_size and x.ndim >= 3 and channels in (x.shape[-3], x.shape[-1]):
+        is_first = x.shape[-3] == channels and (x.shape[-1] != channels or tuple(x.shape[-3:]) == feature.shape)
+        height, width = x.shape[-2:] if is_first else x.shape[-3:-1]
     if x.ndim < 3 or tuple(x.shape[-3:]) not in ((channels, height, width), (height, width, channels)):
         expected = f"(…, {channels}, {height}, {width}) or (…, {height}, {width}, {channels})"
+        expected = f"{expected}; of any height and width" if any_size else expected
         raise FeatureShapeError(name, tuple(x.shape), expected)
     return x if tuple(x.shape[-3:]) == (channels, height, width) else x.movedim(-1, -3)
 
 
-def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
+def read_image(name: str, value: Any, feature: PolicyFeature, any_size: bool = False) -> torch.Tensor:
     """Return (…, c, h, w) float32 in [0, 1], from HWC or CHW, uint8 or float in [0, 1].
 
+    Args:
+        any_size: of a policy that resizes its pictures.
+
     Raises:
-        FeatureShapeError: another size than the policy was trained with.
+        FeatureShapeError: another size than the policy was trained with, or another number of channels.
         FeatureValueError: pixels outside [0, 1], NaN, or another integer type than uint8.
     """
-    x = channels_first(name, to_tensor(name, value), feature)
+    x = channels_first(name, to_tensor(name, value), feature, any_size)
     if x.dtype == torch.uint8:
         return x.to(torch.float32).div_(255)
     if not x.is_floating_point():

@@ -176,8 +176,8 @@ def _check_sizes(config: GR00TConfig, weights: Weights, source: str) -> None:
     projection = ("backbone.eagle_linear.weight", "backbone.linear.weight")
     if config.projects_features and not any(name in weights for name in projection):
         raise InvalidConfigError(
-            f"The features are to be projected from {config.hidden_size} to {config.features_width}, but {source} holds "
-            f"no weights for that: leave project_to_dim as published."
+            f"The features are to be projected from {config.hidden_size} to {config.features_width}, but {source} "
+            f"holds no weights for that: leave project_to_dim as published."
         )
 
 

@@ -243,6 +243,18 @@ def test_camera_map(saved, yours, theirs):
     assert "observation.images.hand" in pipeline.observation_names
 
 
+@pytest.mark.parametrize("option", ["camera_map", "rename_map"])
+def test_camera_with_a_name_of_another_form(saved, option):
+    expected = PolicyPipeline.from_pretrained(saved, device="cpu").predict_chunk(observation())
+    raw = observation()
+    raw["observation.rgb"] = raw.pop("observation.images.wrist")
+    with pytest.raises(MissingFeatureError, match=r"rename_map=\{'observation\.rgb': 'observation\.images\.wrist'\}"):
+        PolicyPipeline.from_pretrained(saved, device="cpu")(raw)
+    name = {"observation.rgb": "observation.images.wrist"}
+    pipeline = PolicyPipeline.from_pretrained(saved, device="cpu", **{option: name})
+    assert torch.equal(pipeline.predict_chunk(raw), expected)
+
+
 def test_cameras_can_be_swapped(saved):
     raw = observation()
     swapped = raw | {

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -232,6 +233,26 @@ def test_instructions_are_not_ignored(policy, processor_of, caplog, monkeypatch)
     with pytest.raises(CheckpointError, match=r"has ids up to 7\d, the policy's language model \d\d tokens"):
         processor.tokenizer = tokenizer
         processor.check_agreement(policy.config)
+
+
+def test_pictures_of_another_size(policy, processor_of):
+    """They are resized where the policy does so with every picture, and refused elsewhere."""
+    cameras, processor = policy.config.image_features, processor_of(policy.config)
+    if not cameras:
+        pytest.skip("sees nothing")
+    pipeline = PolicyPipeline(model=policy, processor=processor, device="cpu")
+    observation, task = example_request(pipeline, 1)
+    name = next(iter(cameras))
+    task = task and ["push the red button"]
+    for shape in ((1, 3, 20, 46), (1, 46, 20, 3)):
+        bigger = observation | {name: np.full(shape, 90, dtype=np.uint8)}
+        if processor.pictures.resizes:
+            pixels = processor(bigger, task=task)["pixel_values"]
+            assert pixels.shape == processor(observation, task=task)["pixel_values"].shape
+            assert torch.isfinite(pipeline.predict_chunk(bigger, task)).all()
+        else:
+            with pytest.raises(FeatureShapeError, match=name):
+                pipeline.predict_chunk(bigger, task)
 
 
 def test_inputs_are_not_changed(policy):
