@@ -10,6 +10,9 @@ import torch
 from ..configuration.features import PolicyFeature
 from ..errors import FeatureShapeError, FeatureValueError
 
+# Modes of PIL in which numbers mean other colours than red, green, blue and opacity, or a place in a palette.
+_OTHER_COLOURS = frozenset(("YCbCr", "HSV", "LAB", "CMYK", "P", "PA", "RGBX", "RGBa", "La"))
+
 
 def to_tensor(name: str, value: Any) -> torch.Tensor:
     """Return `value` as a tensor on its own device, without copying where possible.
@@ -19,12 +22,17 @@ def to_tensor(name: str, value: Any) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor):
         return value.detach()
+    if (mode := getattr(value, "mode", None)) in _OTHER_COLOURS and hasattr(value, "getbands"):
+        raise FeatureValueError(
+            f"{name} is a PIL picture of mode {mode}, whose channels are not red, green and blue. "
+            f'Pass picture.convert("RGB").'
+        )
     try:
         if isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]):
             return torch.stack([to_tensor(name, item) for item in value])
         array = np.ascontiguousarray(value)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # OSError: a truncated picture
         raise FeatureValueError(
             f"{name} is a {type(value).__name__} that cannot be read as numbers: {error}"
         ) from error

@@ -138,6 +138,8 @@ class ObservationReader(ProcessorPart):
             )
         renamed: dict[str, Any] = {}
         for name, value in observation.items():
+            if not isinstance(name, str):
+                raise FeatureValueError(f"An observation's features have names, such as {STATE!r}; got {name!r}.")
             feature = self.rename_map.get(name, name)
             if feature in renamed:
                 names = [given for given in observation if self.rename_map.get(given, given) == feature]

@@ -11,7 +11,13 @@ import torch
 from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline
-from manipulators.errors import CheckpointError, FeatureShapeError, FeatureValueError, MissingFeatureError
+from manipulators.errors import (
+    CheckpointError,
+    FeatureShapeError,
+    FeatureValueError,
+    InvalidConfigError,
+    MissingFeatureError,
+)
 from manipulators.inference.speed import example_request
 from manipulators.processing.word_tokenizer import word_tokenizer
 
@@ -253,6 +259,18 @@ def test_pictures_of_another_size(policy, processor_of):
         else:
             with pytest.raises(FeatureShapeError, match=name):
                 pipeline.predict_chunk(bigger, task)
+
+
+def test_executed_actions_are_by_default_all_that_can_be(case):
+    config = case.config()
+    if config.model_type == "diffusion_policy":  # whose number has no such default
+        with pytest.raises(InvalidConfigError, match="n_action_steps"):
+            config.n_action_steps = None
+        return
+    config.n_action_steps = 1
+    config.n_action_steps = None
+    assert config.n_action_steps == config.action_horizon
+    config.validate()
 
 
 def test_inputs_are_not_changed(policy):
