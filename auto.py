@@ -68,7 +68,8 @@ def load_policy_and_processor(
         tokenizer: of a policy that reads instructions, in place of its own: a tokenizer, or a folder or Hub id that
             holds one. Published checkpoints may name one that is gated.
         embodiment: which robot it is for, where a checkpoint knows several.
-        camera_map: your camera's name → the policy's, with or without `observation.images.`.
+        camera_map: your camera's name → the policy's, with or without `observation.images.`; one such as
+            `observation.rgb` is a whole name.
         kwargs: config fields and processor fields, such as `relative_to` and `rename_map`, to override. A mapping that
             is overridden in part keeps the rest of what is saved.
 
@@ -176,7 +177,10 @@ def _camera_names(camera_map: Mapping[str, str], cameras: Mapping[str, Any]) -> 
     """Return a camera map under the full names of features."""
     renamed = {}
     for yours, theirs in camera_map.items():
-        full = {name: name if is_camera_name(name) else IMAGE_PREFIX + name for name in (yours, theirs)}
+        # `observation.rgb` is a whole name, too: some datasets call their cameras so.
+        full = {
+            n: n if is_camera_name(n) or n.startswith("observation.") else IMAGE_PREFIX + n for n in (yours, theirs)
+        }
         if full[theirs] not in cameras:
             raise InvalidConfigError(
                 f"camera_map names the policy's camera {theirs!r}. {nearest(full[theirs], cameras)}"

@@ -337,7 +337,7 @@ class MissingFeatureError(ProcessingError, KeyError):
         reader = "The policy expects" if holder == "The observation" else "Expected"
         super().__init__(
             f"{holder} lacks {', '.join(missing)}. Given: {', '.join(given) or 'nothing'}. "
-            f"{reader}: {', '.join(expected)}."
+            f"{reader}: {', '.join(expected)}." + _renaming(missing, set(given) - set(expected))
         )
 
     def __str__(self) -> str:
@@ -353,6 +353,17 @@ class UnknownInputError(ProcessingError, TypeError):
 
 class PredictionError(ManipulatorsError, ValueError):
     """A prediction that is no action chunk."""
+
+
+def _renaming(missing: list[str], unknown: Iterable[str]) -> str:
+    """Return the line that gives a feature its name, where one is given under another."""
+    others = sorted(name for name in unknown if name.startswith("observation."))
+    if not others:
+        return ""
+    return (
+        f" If {others[0]} is {missing[0]}: PolicyPipeline.from_pretrained(source, "
+        f"rename_map={{{others[0]!r}: {missing[0]!r}}})"
+    )
 
 
 class UnknownFeatureError(ProcessingError, KeyError):

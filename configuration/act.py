@@ -87,6 +87,12 @@ class ACTConfig(PolicyConfig):
             raise InvalidConfigError(
                 f"n_action_steps={self.n_action_steps} must lie between 1 and chunk_size={self.chunk_size}."
             )
+        coefficient = self.temporal_ensemble_coeff
+        if coefficient is not None and not (math.isfinite(coefficient) and -coefficient * self.chunk_size < 80):
+            raise InvalidConfigError(
+                f"temporal_ensemble_coeff={coefficient} gives no finite weights for {self.chunk_size} steps. "
+                f"The paper's value is 0.01; None switches the average off."
+            )
         if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
             raise InvalidConfigError(
                 f"temporal_ensemble_coeff={self.temporal_ensemble_coeff} averages a prediction of every step, so "

@@ -9,6 +9,7 @@ from ..errors import InvalidConfigError, nearest
 from .features import ACTION, IMAGE_PREFIX, STATE, FeatureType, PolicyFeature
 from .policy import PolicyConfig
 from .resnet import RESNETS
+from .strict import part_config
 
 # What transformers writes into a config beside the network's sizes.
 _NOT_OF_THE_NETWORK = frozenset(("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"))
@@ -153,9 +154,11 @@ class DiffusionConfig(PolicyConfig):
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
-        if name == "language_config" and value is not None:
-            value = value.to_diff_dict() if isinstance(value, PreTrainedConfig) else dict(value)
-            value = dict(value.get("text_config", value))  # of a whole CLIP, only the text encoder is used
+        value = value.to_diff_dict() if isinstance(value, PreTrainedConfig) else value
+        if name == "language_config" and isinstance(value, Mapping):
+            value = value.get("text_config", value)  # of a whole CLIP, only the text encoder is used
+            if not isinstance(value, Mapping):
+                raise InvalidConfigError(f"language_config has text_config={value!r}; it is a mapping of its fields.")
             return {key: item for key, item in value.items() if key not in _NOT_OF_THE_NETWORK}
         return super()._completed(name, value)
 
@@ -202,7 +205,7 @@ class DiffusionConfig(PolicyConfig):
     def _clip(self) -> Any:
         from transformers import CLIPTextConfig
 
-        return CLIPTextConfig(**(self.language_config or {}))
+        return part_config("language_config", CLIPTextConfig, **(self.language_config or {}))
 
     @property
     def denoising_steps(self) -> int:

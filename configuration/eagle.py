@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ..errors import InvalidConfigError, UnknownConfigFieldError, nearest
+from .strict import part_config
 
 # The sizes of the published models: both see through SigLIP 2 at 224 pixels; N1 reads with SmolLM2-1.7B, N1.5 with
 # Qwen3-1.7B.
@@ -111,10 +112,7 @@ def _part(
         fields = {name: value for name, value in default.items() if name not in ("model_type", *rope)} | fields
     if classes is VISION:
         fields["vision_use_head"] = False  # it pools the patches into one vector, which nothing here reads
-    try:
-        return config_class(**fields)
-    except (StrictDataclassError, ValueError) as error:
-        raise InvalidConfigError(f"{title}: {error.__cause__ or error}") from error
+    return part_config(title, config_class, **fields)
 
 
 def _plain_part(config: PreTrainedConfig) -> dict[str, Any]:
@@ -204,9 +202,9 @@ class EagleBaseConfig(PreTrainedConfig):
             InvalidConfigError: it has not so many, or none are asked for.
         """
         whole = self.language_config
-        if not 1 <= layers <= whole.num_hidden_layers:
+        if not isinstance(layers, int) or not 1 <= layers <= whole.num_hidden_layers:
             raise InvalidConfigError(
-                f"select_layer={layers}: the language model's first layers are kept, 1 to {whole.num_hidden_layers}. "
+                f"select_layer={layers!r}: the language model's layers are kept, 1 to {whole.num_hidden_layers}. "
                 f"Pass select_layer={whole.num_hidden_layers} for all of them."
             )
         fields = _plain_part(whole) | {"num_hidden_layers": layers}

@@ -130,6 +130,9 @@ class GR00TConfig(VisionLanguageActionConfig):
         }
         return ["hidden_size", *(n for n, v in own.items() if isinstance(v, property) and v.fset is not None)]
 
+    def _whole_chunk(self) -> int | None:
+        return (self.__dict__.get("action_head_cfg") or {}).get("action_horizon")
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NESTED and "_post_init_done" in self.__dict__:
             value = self._whole(name, value)

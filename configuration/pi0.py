@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GemmaConfig, PaliGemmaConfig, PreTrainedConfig
 
 from ..errors import InvalidConfigError, UnknownConfigFieldError
+from .strict import part_config
 from .vision_language_action import VisionLanguageActionConfig
 
 # The sizes of the published model: PaliGemma-3B at 224 pixels, and the action expert of 300 M parameters.
@@ -44,6 +45,10 @@ ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention", "flex_a
 
 def _completed(default: Mapping[str, Any], given: Mapping[str, Any] | PreTrainedConfig | None) -> dict[str, Any]:
     """Return the given values, and the default's where there are none; nested mappings alike."""
+    if not isinstance(given, (Mapping, PreTrainedConfig, type(None))):
+        raise InvalidConfigError(
+            f"{given!r} stands where a part's fields do; write a mapping, such as {dict(default)}."
+        )
     values = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given or {})
     for name, value in default.items():
         values[name] = _completed(value, values.get(name)) if isinstance(value, Mapping) else values.get(name, value)
@@ -79,8 +84,12 @@ class PaliGemmaWithExpertConfig(PreTrainedConfig):
         for name in kwargs:
             if not name.startswith("_") and name not in PreTrainedConfig.__dataclass_fields__ | {"model_type": None}:
                 raise UnknownConfigFieldError(type(self).__name__, name, PaliGemmaWithExpertConfig.__annotations__)
-        self.paligemma_config = PaliGemmaConfig.from_dict(_completed(PALIGEMMA, self.paligemma_config))
-        self.gemma_expert_config = GemmaConfig.from_dict(_completed(GEMMA_EXPERT, self.gemma_expert_config))
+        self.paligemma_config = part_config(
+            "paligemma_config", PaliGemmaConfig.from_dict, _completed(PALIGEMMA, self.paligemma_config)
+        )
+        self.gemma_expert_config = part_config(
+            "gemma_expert_config", GemmaConfig.from_dict, _completed(GEMMA_EXPERT, self.gemma_expert_config)
+        )
         super().__post_init__(**kwargs)
         self._check_attention()
         self._check_streams()
@@ -201,7 +210,7 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
     def backbone_config(self) -> PaliGemmaWithExpertConfig:
         """Return the config of `PaliGemmaWithExpertModel`, for pictures of `image_resolution`."""
         paligemma = dict(self.paligemma_config or {})
-        vision = dict(paligemma.get("vision_config") or {})
+        vision = _completed({}, paligemma.get("vision_config"))
         vision.setdefault("image_size", self.image_resolution[0])
         if (vision["image_size"],) * 2 != self.image_resolution:
             raise InvalidConfigError(

@@ -88,15 +88,21 @@ class PolicyConfig(StrictConfig):
             )
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
         if self.horizon_field is not None and self.n_action_steps is None:
-            self.n_action_steps = getattr(self, self.horizon_field)
+            self.n_action_steps = self._whole_chunk()
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__
+        if name == "n_action_steps" and value is None and self.__dict__.get("format_version") is not None:
+            value = self._whole_chunk()
         executed_whole = name == self.horizon_field and held.get("n_action_steps") == held.get(name) is not None
         super().__setattr__(name, value)
         if executed_whole:
             self.n_action_steps = held[name]
+
+    def _whole_chunk(self) -> int | None:
+        """Return the default of `n_action_steps`; None where the policy has another, or does not know it yet."""
+        return None if self.horizon_field is None else self.__dict__.get(self.horizon_field)
 
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
@@ -179,6 +185,7 @@ class PolicyConfig(StrictConfig):
                 raise InvalidConfigError(
                     f"Input feature {name!r} has type {feature.type.value}; "
                     + (f"features of this type are named {expected!r}." if expected else "actions are outputs.")
+                    + (f" Name it so here, and give the processor rename_map={{{name!r}: …}}." if expected else "")
                 )
             if len(feature.shape) != (3 if feature.type is FeatureType.VISUAL else 1):
                 raise InvalidConfigError(f"Input feature {name!r} must be a vector; its shape is {feature.shape}.")

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import (
     StrictDataclassClassValidationError,
+    StrictDataclassError,
     StrictDataclassFieldValidationError,
 )
 from transformers import PreTrainedConfig
@@ -60,6 +61,24 @@ def completed(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
             value = completed(before, value)
         merged[name] = value
     return merged
+
+
+def part_config(title: str, build: Callable[..., Any], *args: Any, **fields: Any) -> Any:
+    """Return the config of a part that transformers describes, such as a vision tower.
+
+    Args:
+        title: the field that holds it, for messages.
+        build: its class, or another constructor of it; called with the rest.
+
+    Raises:
+        InvalidConfigError: a field has a value that no such part can be built from.
+    """
+    try:
+        return build(*args, **fields)
+    except ManipulatorsError:
+        raise
+    except (StrictDataclassError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InvalidConfigError(f"{title}: {error.__cause__ or error}") from error
 
 
 class StrictConfig(PreTrainedConfig):

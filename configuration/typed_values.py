@@ -83,8 +83,11 @@ def parse_text(text: str, annotation: Any) -> Any:
     if text.lower() in ("null", "none", "~") and types.NoneType in options:
         return None
     for option in options:
-        if get_origin(option) is Literal and text in get_args(option):
-            return text
+        if get_origin(option) is Literal:
+            if text.lower() in ("true", "false") and True in get_args(option):
+                return text.lower() == "true"
+            if text in get_args(option):
+                return text
         if option is bool:
             if text.lower() in ("true", "false"):
                 return text.lower() == "true"

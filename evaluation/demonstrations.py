@@ -81,7 +81,7 @@ def record_demonstrations(
         MissingExpertError: the environment has no expert.
         UnreliableExpertError: more than half of the episodes fail.
         InvalidActionError: the expert's action has another shape, or is not finite.
-        InvalidEvaluationError: no episodes are asked for, or the environments' features differ.
+        InvalidEvaluationError: no episodes are asked for, the seed is negative, or the environments' features differ.
     """
     # Imported here: the writer imports pyarrow and PyAV, which an evaluation does not need.
     from tqdm.auto import tqdm
@@ -90,6 +90,8 @@ def record_demonstrations(
 
     if episodes < 1:
         raise InvalidEvaluationError(f"episodes = {episodes} leaves nothing to record; expected at least 1.")
+    if seed < 0:
+        raise InvalidEvaluationError(f"seed {seed} is negative; simulators take 0 and above.")
     began = perf_counter()
     names = [environment] if isinstance(environment, str) else list(environment)
     experts = [expert or make_expert(name) for name in names]  # raises before anything is written

@@ -112,7 +112,7 @@ def evaluate(
             decides what success is, so another instruction shows whether the policy follows it.
 
     Raises:
-        InvalidEvaluationError: no seeds, a seed twice, `num_envs` or `horizon` below 1.
+        InvalidEvaluationError: no seeds, a seed twice, a negative one, `num_envs` or `horizon` below 1.
         InvalidActionError: the pipeline returned another shape, NaN or infinity for an episode still running.
         UnknownEnvironmentError, MissingSimulatorError, InvalidEnvironmentError: as `make_environment`.
     """
@@ -122,6 +122,8 @@ def evaluate(
             f"An evaluation needs at least one seed and each of them once; got {len(seeds)} seeds, "
             f"{len(set(seeds))} different. For example: seeds=range(10_000, 10_050)."
         )
+    if min(seeds) < 0:
+        raise InvalidEvaluationError(f"seed {min(seeds)} is negative; simulators take 0 and above.")
     if num_envs < 1:
         raise InvalidEvaluationError(f"num_envs = {num_envs}; expected at least 1.")
     environments = make_environments(environment, min(num_envs, len(seeds)), horizon)

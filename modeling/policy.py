@@ -139,6 +139,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             inputs: as in `forward`, labels among them are ignored; for samplers that draw at every step `step_noise`.
         """
         draws = Draws(noise, step_noise=inputs.pop("step_noise", None), generator=generator, num_steps=num_steps)
+        draws.checked()
         observation = {name: value for name, value in inputs.items() if name not in LABELS}
         if not self._components() and type(self).sample is PolicyModel.sample:
             return self(**observation).actions  # a policy that writes its own forward

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from ..errors import InvalidConfigError
+
 
 class PolicyInputs(NamedTuple):
     """Hold an observation as the network reads it, normalised; None where the policy has no such input.
@@ -92,6 +94,18 @@ class Draws(NamedTuple):
     crop_offsets: torch.Tensor | None = None
     generator: torch.Generator | None = None
     num_steps: int | None = None
+
+    def checked(self) -> Draws:
+        """Return them, once every one is of its type.
+
+        Raises:
+            InvalidConfigError: one is of another.
+        """
+        for name, value in self._asdict().items():
+            kind = {"generator": torch.Generator, "num_steps": int}.get(name, torch.Tensor)
+            if value is not None and not isinstance(value, kind):
+                raise InvalidConfigError(f"{name}={value!r} is a {type(value).__name__}; expected {kind.__name__}.")
+        return self
 
 
 class Features(NamedTuple):

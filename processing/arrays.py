@@ -10,6 +10,9 @@ import torch
 from ..configuration.features import PolicyFeature
 from ..errors import FeatureShapeError, FeatureValueError
 
+# Modes of PIL in which numbers mean other colours than red, green, blue and opacity, or a place in a palette.
+_OTHER_COLOURS = frozenset(("YCbCr", "HSV", "LAB", "CMYK", "P", "PA", "RGBX", "RGBa", "La"))
+
 
 def to_tensor(name: str, value: Any) -> torch.Tensor:
     """Return `value` as a tensor on its own device, without copying where possible.
@@ -19,12 +22,17 @@ def to_tensor(name: str, value: Any) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor):
         return value.detach()
+    if (mode := getattr(value, "mode", None)) in _OTHER_COLOURS and hasattr(value, "getbands"):
+        raise FeatureValueError(
+            f"{name} is a PIL picture of mode {mode}, whose channels are not red, green and blue. "
+            f'Pass picture.convert("RGB").'
+        )
     try:
         if isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]):
             return torch.stack([to_tensor(name, item) for item in value])
         array = np.ascontiguousarray(value)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # OSError: a truncated picture
         raise FeatureValueError(
             f"{name} is a {type(value).__name__} that cannot be read as numbers: {error}"
         ) from error
@@ -42,27 +50,37 @@ def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
     return x
 
 
-def channels_first(name: str, x: torch.Tensor, feature: PolicyFeature) -> torch.Tensor:
+def channels_first(name: str, x: torch.Tensor, feature: PolicyFeature, any_size: bool = False) -> torch.Tensor:
     """Return pictures (…, c, h, w), from HWC or CHW, as a view.
 
+    Args:
+        any_size: of a policy that resizes its pictures.
+
     Raises:
-        FeatureShapeError: another size than the policy was trained with.
+        FeatureShapeError: another size than the policy was trained with, or another number of channels.
     """
     channels, height, width = feature.shape
+    if any_size and x.ndim >= 3 and channels in (x.shape[-3], x.shape[-1]):
+        is_first = x.shape[-3] == channels and (x.shape[-1] != channels or tuple(x.shape[-3:]) == feature.shape)
+        height, width = x.shape[-2:] if is_first else x.shape[-3:-1]
     if x.ndim < 3 or tuple(x.shape[-3:]) not in ((channels, height, width), (height, width, channels)):
         expected = f"(…, {channels}, {height}, {width}) or (…, {height}, {width}, {channels})"
+        expected = f"{expected}; of any height and width" if any_size else expected
         raise FeatureShapeError(name, tuple(x.shape), expected)
     return x if tuple(x.shape[-3:]) == (channels, height, width) else x.movedim(-1, -3)
 
 
-def read_image(name: str, value: Any, feature: PolicyFeature) -> torch.Tensor:
+def read_image(name: str, value: Any, feature: PolicyFeature, any_size: bool = False) -> torch.Tensor:
     """Return (…, c, h, w) float32 in [0, 1], from HWC or CHW, uint8 or float in [0, 1].
 
+    Args:
+        any_size: of a policy that resizes its pictures.
+
     Raises:
-        FeatureShapeError: another size than the policy was trained with.
+        FeatureShapeError: another size than the policy was trained with, or another number of channels.
         FeatureValueError: pixels outside [0, 1], NaN, or another integer type than uint8.
     """
-    x = channels_first(name, to_tensor(name, value), feature)
+    x = channels_first(name, to_tensor(name, value), feature, any_size)
     if x.dtype == torch.uint8:
         return x.to(torch.float32).div_(255)
     if not x.is_floating_point():

@@ -60,7 +60,8 @@ class PartHolder(ProcessorMixin):
             if name not in known:
                 raise UnknownConfigFieldError(type(self).__name__, name, known)
         self.robots = self._built(self.robots_class, fields)
-        self.reader = self._built(self.reader_class, fields, robots=self.robots)
+        any_size = self.pictures_class.resizes
+        self.reader = self._built(self.reader_class, fields, robots=self.robots, any_size=any_size)
         self.pictures = self._built(self.pictures_class, fields, robots=self.robots)
         self.vectors = self._built(self.vectors_class, fields, robots=self.robots)
         if self.instruction_class is None:

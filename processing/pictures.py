@@ -29,6 +29,8 @@ class Pictures(ProcessorPart):
 
     robots: Robots
 
+    resizes: ClassVar[bool] = False  # whether pictures of any size become those that the network sees
+
     @property
     def cameras(self) -> list[str]:
         """The cameras, in the order in which the network sees them."""
@@ -83,6 +85,7 @@ class PaddedPictures(Pictures):
     image_padding: str = "centered"
 
     config_fields: ClassVar[tuple[str, ...]] = ("image_resolution", "image_padding")
+    resizes: ClassVar[bool] = True
 
     def __post_init__(self):
         self.image_resolution = list(self.image_resolution)
@@ -110,6 +113,8 @@ class CroppedPictures(Pictures):
 
     image_size: int = 224
     image_crop_scale: float = 0.95
+
+    resizes: ClassVar[bool] = True
 
     config_fields: ClassVar[tuple[str, ...]] = ("image_size", "image_crop_scale")
 

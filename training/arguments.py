@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
+from ..configuration.typed_values import read_as
 from ..errors import InvalidConfigError
 
+# Words too, because a command line has no others; `__post_init__` makes truth values of them.
+TuneMode = Literal[True, False, "lora", "true", "false"]
+_NUMBERS = (float, int, float | None, int | None)
 PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 
 
@@ -31,19 +35,18 @@ class PolicyTrainingArguments(TrainingArguments):
         ema_update_after_step (`int`, *optional*, defaults to 0): steps before, whose weights are not averaged.
 
     Raises:
-        InvalidConfigError: a decay outside [0, 1), a power or inv_gamma that is not positive, a negative step.
+        InvalidConfigError: a decay outside [0, 1), a power or inv_gamma that is not positive, a negative step or
+            seed.
     """
 
     learning_rate_visual: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision backbone; by default learning_rate."}
     )
 
-    tune_llm: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
-    tune_visual: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
-    tune_projector: bool | Literal["lora"] | None = field(default=None, metadata={"help": "false, true or lora."})
-    tune_diffusion_model: bool | Literal["lora"] | None = field(
-        default=None, metadata={"help": "false, true or lora."}
-    )
+    tune_llm: TuneMode | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_visual: TuneMode | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_projector: TuneMode | None = field(default=None, metadata={"help": "false, true or lora."})
+    tune_diffusion_model: TuneMode | None = field(default=None, metadata={"help": "false, true or lora."})
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA layers."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA layers are multiplied by lora_alpha / lora_rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA layers."})
@@ -61,16 +64,25 @@ class PolicyTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = False
     logging_steps: float = 50
     save_strategy: str = "no"
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036  (HfArgumentParser takes the second type)
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     max_grad_norm: float = 10.0
     weight_decay: float = 1e-4
 
     def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for name, value in vars(self).items():
+            if isinstance(value, str) and hints.get(name) in _NUMBERS:  # YAML reads 1e-4 as text
+                setattr(self, name, read_as(value, hints[name]))
         super().__post_init__()
+        for part, mode in self.tuning.items():
+            setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)
         for part, mode in self.tuning.items():
             if mode not in (None, True, False, "lora"):
                 raise InvalidConfigError(f"{part}={mode!r} must be None, False, True or 'lora'.")
+        for name in ("seed", "data_seed"):
+            if not 0 <= (getattr(self, name) or 0) < 2**32:
+                raise InvalidConfigError(f"{name}={getattr(self, name)} must lie between 0 and {2**32 - 1}.")
         if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
             raise InvalidConfigError(
                 f"lora_rank={self.lora_rank} must be at least 1, and lora_dropout={self.lora_dropout} in [0, 1)."

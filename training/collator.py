@@ -30,6 +30,7 @@ class PolicyCollator:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
+        samples = [self._renamed(sample) for sample in samples]
         names = [
             n for n in self.processor.input_features if n in samples[0] or n not in self.processor.optional_cameras
         ]
@@ -44,11 +45,15 @@ class PolicyCollator:
         tasks = [sample["task"] for sample in samples] if "task" in samples[0] else None
         return dict(self.processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))
 
+    def _renamed(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a sample under the names of the policy's features, as an observation on the robot is read."""
+        return {self.processor.rename_map.get(name, name): value for name, value in sample.items()}
+
     def _augment(self, observation: dict[str, torch.Tensor]) -> None:
         """Replace the pictures of a batch by varied ones."""
         features = {name: self.processor.input_features[name] for name in observation}
         cameras = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
         generator = draws_for(observation[cameras[0]], self.seed) if cameras else None
         for name in cameras:
-            pictures = channels_first(name, observation[name], features[name])
+            pictures = channels_first(name, observation[name], features[name], self.processor.pictures.resizes)
             observation[name] = self.augmentation(pictures, generator)

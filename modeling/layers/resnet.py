@@ -7,6 +7,7 @@ from transformers import ResNetConfig, ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from ...configuration.resnet import RESNETS
+from ...configuration.strict import part_config
 from ...errors import InvalidConfigError, nearest
 
 VISION_NORMS = ("batch", "frozen_batch", "group")
@@ -97,7 +98,7 @@ def build_resnet(
             f"The start weights {pretrained!r} were trained with batch norm; with group norm they mean nothing. Start "
             f"from random weights (None), or keep the batch norm: norm='frozen_batch'."
         )
-    config = ResNetConfig(**(RESNETS.get(name, {}) | (overrides or {})))
+    config = part_config("vision_config", ResNetConfig, **(RESNETS.get(name, {}) | (overrides or {})))
     if pretrained is None or torch.get_default_device().type == "meta":
         resnet = ResNetModel(config)
     else:

@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.utils import logging
 
+from ...configuration.strict import part_config
 from ...errors import InvalidConfigError
 
 logger = logging.get_logger(__name__)
@@ -32,7 +33,7 @@ def build_text_encoder(name: str | None, fields: dict[str, Any] | None) -> CLIPT
                 "language_config without language_model_name: the frozen text encoder is random until weights are "
                 "loaded into it."
             )
-        encoder = CLIPTextModelWithProjection(CLIPTextConfig(**fields))
+        encoder = part_config("language_config", lambda: CLIPTextModelWithProjection(CLIPTextConfig(**fields)))
     else:
         encoder = _load_start_weights(name, fields)
     return encoder.requires_grad_(False).eval()
@@ -44,7 +45,10 @@ def _load_start_weights(name: str, fields: dict[str, Any] | None) -> CLIPTextMod
         "by language_config={…} and language_model_name=None."
     )
     try:
-        config = CLIPTextConfig.from_pretrained(name) if fields is None else CLIPTextConfig(**fields)
+        if fields is None:
+            config = CLIPTextConfig.from_pretrained(name)
+        else:
+            config = part_config("language_config", CLIPTextConfig, **fields)
         encoder, info = CLIPTextModelWithProjection.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )

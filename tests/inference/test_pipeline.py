@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoProcessor
 
 from manipulators import PolicyPipeline
@@ -222,6 +223,55 @@ def test_predict_chunk_takes_history_or_repeats(last_two):
     assert pipeline.predict_chunk({"observation.state": [[[1.0], [2.0]]]})[0, 0].tolist() == [1, 2]
 
 
+# --- what nobody should pass ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, [1.0], "state", 3, np.zeros(3), [{"observation.state": [0.0]}]])
+def test_observation_that_is_no_mapping(last_two, given):
+    pipeline = PolicyPipeline(**last_two())
+    for call in (pipeline, pipeline.predict_chunk):
+        with pytest.raises(FeatureValueError, match="An observation is a mapping of feature names to arrays"):
+            call(given)
+
+
+@pytest.mark.parametrize("name", [1, None, ("observation.state",)])
+def test_feature_without_a_name(last_two, name):
+    with pytest.raises(FeatureValueError, match="features have names"):
+        PolicyPipeline(**last_two())({name: [1.0]})
+
+
+@pytest.mark.parametrize("value", [np.array("text"), np.array(["a"]), None, b"1", {}, object(), [[1.0], [2.0, 3.0]]])
+def test_state_that_is_no_number(last_two, value):
+    with pytest.raises(FeatureValueError, match=r"observation\.state is a .* that cannot be read as numbers"):
+        PolicyPipeline(**last_two())({"observation.state": value})
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "CMYK", "P"])
+def test_pictures_in_other_colours(act, mode):
+    raw = observation() | {"observation.images.wrist": Image.new("RGB", (32, 32)).convert("RGB")}
+    pipeline = PolicyPipeline(**act())
+    pipeline.predict_chunk(raw)
+    with pytest.raises(FeatureValueError, match=rf'mode {mode}, whose channels are not red.*convert\("RGB"\)'):
+        pipeline.predict_chunk(raw | {"observation.images.wrist": Image.new(mode, (32, 32))})
+
+
+def test_truncated_picture(act, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-1000])
+    raw = observation() | {"observation.images.wrist": Image.open(tmp_path / "half.png")}
+    with pytest.raises(FeatureValueError, match=r"wrist is a PngImageFile that cannot be read.*truncated"):
+        PolicyPipeline(**act())(raw)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"num_steps": "3"}, {"num_steps": 2.5}, {"noise": 3}, {"generator": 3}, {"step_noise": [1.0]}]
+)
+def test_sampling_arguments_of_another_type(act, sampling):
+    with pytest.raises(InvalidConfigError, match=r"is a .*; expected"):
+        PolicyPipeline(**act())(observation(), **sampling)
+
+
 # --- names ------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +291,18 @@ def test_camera_map(saved, yours, theirs):
     assert torch.equal(pipeline.predict_chunk(raw), expected)
     assert pipeline(raw).shape == (2,)
     assert "observation.images.hand" in pipeline.observation_names
+
+
+@pytest.mark.parametrize("option", ["camera_map", "rename_map"])
+def test_camera_with_a_name_of_another_form(saved, option):
+    expected = PolicyPipeline.from_pretrained(saved, device="cpu").predict_chunk(observation())
+    raw = observation()
+    raw["observation.rgb"] = raw.pop("observation.images.wrist")
+    with pytest.raises(MissingFeatureError, match=r"rename_map=\{'observation\.rgb': 'observation\.images\.wrist'\}"):
+        PolicyPipeline.from_pretrained(saved, device="cpu")(raw)
+    name = {"observation.rgb": "observation.images.wrist"}
+    pipeline = PolicyPipeline.from_pretrained(saved, device="cpu", **{option: name})
+    assert torch.equal(pipeline.predict_chunk(raw), expected)
 
 
 def test_cameras_can_be_swapped(saved):

@@ -5,12 +5,19 @@ import inspect
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline
-from manipulators.errors import CheckpointError, FeatureShapeError, FeatureValueError, MissingFeatureError
+from manipulators.errors import (
+    CheckpointError,
+    FeatureShapeError,
+    FeatureValueError,
+    InvalidConfigError,
+    MissingFeatureError,
+)
 from manipulators.inference.speed import example_request
 from manipulators.processing.word_tokenizer import word_tokenizer
 
@@ -234,6 +241,38 @@ def test_instructions_are_not_ignored(policy, processor_of, caplog, monkeypatch)
     with pytest.raises(CheckpointError, match=r"has ids up to 7\d, the policy's language model \d\d tokens"):
         processor.tokenizer = tokenizer
         processor.check_agreement(policy.config)
+
+
+def test_pictures_of_another_size(policy, processor_of):
+    """They are resized where the policy does so with every picture, and refused elsewhere."""
+    cameras, processor = policy.config.image_features, processor_of(policy.config)
+    if not cameras:
+        pytest.skip("sees nothing")
+    pipeline = PolicyPipeline(model=policy, processor=processor, device="cpu")
+    observation, task = example_request(pipeline, 1)
+    name = next(iter(cameras))
+    task = task and ["push the red button"]
+    for shape in ((1, 3, 20, 46), (1, 46, 20, 3)):
+        bigger = observation | {name: np.full(shape, 90, dtype=np.uint8)}
+        if processor.pictures.resizes:
+            pixels = processor(bigger, task=task)["pixel_values"]
+            assert pixels.shape == processor(observation, task=task)["pixel_values"].shape
+            assert torch.isfinite(pipeline.predict_chunk(bigger, task)).all()
+        else:
+            with pytest.raises(FeatureShapeError, match=name):
+                pipeline.predict_chunk(bigger, task)
+
+
+def test_executed_actions_are_by_default_all_that_can_be(case):
+    config = case.config()
+    if config.model_type == "diffusion_policy":  # whose number has no such default
+        with pytest.raises(InvalidConfigError, match="n_action_steps"):
+            config.n_action_steps = None
+        return
+    config.n_action_steps = 1
+    config.n_action_steps = None
+    assert config.n_action_steps == config.action_horizon
+    config.validate()
 
 
 def test_inputs_are_not_changed(policy):
