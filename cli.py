@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not train:
+    may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))
+    if rest and not may_override:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest, options.arguments = rest, arguments
     try:
@@ -81,16 +82,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=train)
 
-    command = commands.add_parser("eval", parents=[shared], help="measure a policy in closed loop")
+    command = commands.add_parser(
+        "eval",
+        parents=[shared],
+        help="measure a policy in closed loop",
+        description="Fields of config and processor can be overridden: --config.n_action_steps 8",
+    )
     command.add_argument("source", help="checkpoint: folder or Hub id, ours or LeRobot's")
     command.add_argument("--env", required=True, help=ENVIRONMENT_HELP)
     command.add_argument(
         "--episodes", type=int, default=50, help="episodes to run, on consecutive seeds (default: 50)"
     )
     command.add_argument("--seed", type=int, default=10_000, help="seed of the first episode (default: 10000)")
+    command.add_argument("--seeds", type=int, nargs="+", help="of every episode, in place of --episodes and --seed")
     command.add_argument("--num-envs", type=int, default=10, help="environments that step together (default: 10)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
     command.add_argument("--device", help="such as cpu or cuda (default: the first accelerator, else cpu)")
+    command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: as saved)")
+    command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, in place of its own")
+    command.add_argument("--embodiment", help="the robot, where a checkpoint knows several")
+    command.add_argument(
+        "--camera-map", nargs="+", default=[], metavar="YOURS=POLICY", help="the environment's cameras → the policy's"
+    )
+    command.add_argument("--clamp-actions", action="store_true", help="keep actions inside the training range")
+    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    command.add_argument("--subfolder", help="of the folder or repository")
     command.add_argument("--task", help="the instruction (default: the environment's own)")
     command.add_argument("--output", type=Path, help="write the result to this JSON file")
     command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, if a renderer works")
@@ -184,8 +200,16 @@ def evaluate(options: argparse.Namespace) -> None:
     from .evaluation.rollout import evaluate as run_evaluation
     from .inference.pipeline import PolicyPipeline
 
-    pipeline = PolicyPipeline.from_pretrained(options.source, device=options.device)
-    seeds = range(options.seed, options.seed + options.episodes)
+    names = ("dtype", "tokenizer", "embodiment", "revision", "subfolder")
+    loading = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    pipeline = PolicyPipeline.from_pretrained(
+        options.source,
+        device=options.device,
+        camera_map=_camera_map(options.camera_map),
+        clamp_actions=options.clamp_actions,
+        **loading | _fields(options.rest),
+    )
+    seeds = options.seeds or range(options.seed, options.seed + options.episodes)
     result = run_evaluation(
         pipeline,
         options.env,
@@ -281,6 +305,38 @@ def push(options: argparse.Namespace) -> None:
         tags=options.tags,
     )
     print(url)
+
+
+def _camera_map(pairs: Sequence[str]) -> dict[str, str] | None:
+    """Read `yours=theirs` for every camera."""
+    from .errors import InvalidConfigError
+
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise InvalidConfigError(f"--camera-map {pair!r} is no pair; write your_camera=policy_camera")
+    return {yours: theirs for yours, _, theirs in (pair.partition("=") for pair in pairs)} or None
+
+
+def _is_field(word: str) -> bool:
+    return word.startswith("--config.")
+
+
+def _fields(rest: Sequence[str]) -> dict[str, object]:
+    """Read `--config.field value`; the value is YAML."""
+    import yaml
+
+    from .errors import InvalidConfigError
+
+    fields: dict[str, object] = {}
+    for key, text in _overrides(rest):
+        section, _, name = key.partition(".")
+        if section != "config" or not name:
+            raise InvalidConfigError(f"--{key} is no option of eval; fields are written --config.{name or key} value")
+        try:
+            fields[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidConfigError(f"--{key}: {text!r} is not valid YAML: {error}") from error
+    return fields
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
 
@@ -46,6 +47,11 @@ class EvaluationResult:
         versions (`dict[str, str]`): of `manipulators`, `torch` and the `simulator`.
         video (`str`, *optional*): name of the file that shows the first episodes.
         video_note (`str`, *optional*): what it shows, or why there is none although one was asked for.
+        date (`str`): when it ended, in ISO 8601.
+        checkpoint, commit (`str`, *optional*): folder or Hub id of the policy, and the commit of the latter.
+        n_action_steps, temporal_ensemble_coeff, sampling_steps, clamp_actions: how the policy predicted and acted.
+        dtype, device (`str`, *optional*): of its weights, and where it ran.
+        tokenizer, embodiment, camera_map, overrides: arguments that it was loaded with, where there were some.
     """
 
     environment: str
@@ -65,6 +71,19 @@ class EvaluationResult:
     versions: dict[str, str]
     video: str | None = None
     video_note: str | None = None
+    date: str | None = None
+    checkpoint: str | None = None
+    commit: str | None = None
+    n_action_steps: int | None = None
+    temporal_ensemble_coeff: float | None = None
+    sampling_steps: int | None = None
+    clamp_actions: bool = False
+    dtype: str | None = None
+    device: str | None = None
+    tokenizer: str | None = None
+    embodiment: str | None = None
+    camera_map: dict[str, str] = field(default_factory=dict)
+    overrides: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Return plain JSON values."""
@@ -234,7 +253,10 @@ def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tq
 def _summarise(episodes: list[_Episode], driver: _Driver, num_envs: int) -> EvaluationResult:
     count, steps = len(episodes), sum(episode.length for episode in episodes)
     successes = sum(episode.success for episode in episodes)
+    settings = getattr(driver.pipeline, "settings", {})  # any callable may act
     return EvaluationResult(
+        **settings,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=driver.spec.name,
         task=driver.task,
         episodes=count,

@@ -76,6 +76,8 @@ class EvaluationSummary:
         simulated (`bool`): False for episodes on a real robot.
         task (`str`, *optional*): the instruction that the policy was given.
         date (`str`, *optional*): when, in ISO 8601.
+        n_action_steps, sampling_steps (`int`, *optional*): actions executed of a prediction, and steps of making it.
+        dtype, device (`str`, *optional*): of the weights, and where it ran.
         further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
     """
 
@@ -96,6 +98,10 @@ class EvaluationSummary:
     simulated: bool = True
     task: str | None = None
     date: str | None = None
+    n_action_steps: int | None = None
+    sampling_steps: int | None = None
+    dtype: str | None = None
+    device: str | None = None
     further: Sequence[EvaluationSummary] = ()
 
     def __post_init__(self):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from ..families import title_of
 from .card import CARD_FILE, save_card
 from .card_data import CardData
-from .licenses import INHERITED, License, license_fields, license_of_card, metadata_of_card
-from .wording import is_hub_id
+from .commands import evaluation_command
+from .licenses import License, license_fields, license_of_card, metadata_of_card
+from .wording import PLACEHOLDER, is_hub_id
 
 TRAINING_FILE, EVALUATION_FILE, VIDEO_FILE = "training.json", "evaluation.json", "rollout.mp4"
 
@@ -65,16 +66,14 @@ def checkpoint_card(
     card.base_model = base if isinstance(base, str) and base != repo_id else None
     kept = license_of_card(text)
     if kept is not None and kept.id != card.license:  # the card that is replaced knew it
-        card.license, card.license_name, card.license_link = kept
-        card.license_note = INHERITED
-        return card
+        fields = license_fields(card.model_type, card.policy_name, parameters, True)
+        fields = fields if fields.get("license") == kept.id else license_fields("", "", 0, True, kept)
+        return replace(card, **fields)
     from_scratch = base is None and bool(record.get("recipe"))
     derived = True if base is not None else False if from_scratch else None
     is_other = isinstance(base, Path) and base.is_dir() and base.resolve() != folder.resolve()
     found = _license_of_folder(base) if is_other else None
-    for name, value in license_fields(card.model_type, card.policy_name, parameters, derived, found).items():
-        setattr(card, name, value)
-    return card
+    return replace(card, **license_fields(card.model_type, card.policy_name, parameters, derived, found))
 
 
 def _license_of_folder(folder: Path) -> License | None:
@@ -112,21 +111,18 @@ def describe_policy(
     for name in ("model_type", "input_features", "output_features"):
         if name not in config:
             raise InvalidCardError(f"config.json has no {name}, so it is not that of a policy of this library.")
+    features = {name: config[name] for name in ("input_features", "output_features")}
+    contract = Contract.from_fields({**processor, **features})
     if evaluation:
         absent = [name for name in ("environment", "episodes", "success_rate", "seeds") if not evaluation.get(name)]
         if absent and absent != ["success_rate"]:
             raise InvalidCardError(f"evaluation.json lacks {', '.join(absent)}. Measure again: manipulators eval …")
-        seed = evaluation["seeds"][0]
-        environment = shlex.quote(evaluation["environment"])  # options hold characters that shells read
-        command = f"manipulators eval {repo_id or 'path/to/this/folder'} --env {environment}"
-        command += f" --episodes {evaluation['episodes']} --seed {seed}"
-        for option in ("num_envs", "horizon"):
-            if evaluation.get(option):
-                command += f" --{option.replace('_', '-')} {evaluation[option]}"
-        evaluation = {**evaluation, "command": command}
+        source = repo_id or PLACEHOLDER
+        evaluation = {
+            **evaluation,
+            "command": evaluation_command(evaluation, source, config, contract.reads_instruction),
+        }
     parts = {kind: config[kind] for kind in ("backbone", "action_head") if isinstance(config.get(kind), Mapping)}
-    features = {name: config[name] for name in ("input_features", "output_features")}
-    contract = Contract.from_fields({**processor, **features})
     return CardData(
         policy_name=title_of(config["model_type"]),
         model_type=config["model_type"],

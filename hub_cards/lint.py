@@ -45,7 +45,9 @@ _PLACEHOLDERS = re.compile(
     r"path/to/this/folder|\[?more information needed\]?|\bTODO\b|\b(?:TBD|FIXME|lorem ipsum)\b|<your[^>]*>",
     re.IGNORECASE,
 )
-_FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(
+    r"^(?P<ticks>`{3,})(?P<language>\w*)[^`\n]*\n(?P<code>.*?)^(?P=ticks)[ \t]*$", re.MULTILINE | re.DOTALL
+)
 # Two or more components after a slash that starts a word: not a web address, a fraction, an HTML end tag or
 # the target of a Markdown link, which the Hub reads relative to itself.
 _LOCAL_PATH = re.compile(
@@ -108,7 +110,7 @@ def _body_problems(body: str) -> Iterator[str]:
     for section in SECTIONS:
         if section not in headings:
             yield f"The section “{section}” is missing."
-    for language, code in _FENCED.findall(body):
+    for _, language, code in _FENCED.findall(body):
         if language == "python":
             try:
                 compile(code, "README.md", "exec")
@@ -120,7 +122,7 @@ def _leftovers(text: str) -> Iterator[str]:
     for placeholder in dict.fromkeys(match.group() for match in _PLACEHOLDERS.finditer(text)):
         yield f"The placeholder “{placeholder}” is left."
     # BibTeX writes {{Title}} to keep capital letters.
-    without_bibtex = _FENCED.sub(lambda fence: "" if fence[1] == "bibtex" else fence[0], text)
+    without_bibtex = _FENCED.sub(lambda fence: "" if fence["language"] == "bibtex" else fence[0], text)
     for mark in ("{{", "{%"):
         if mark in without_bibtex:
             yield f"The template mark “{mark}” is left."

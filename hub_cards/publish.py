@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -342,8 +342,7 @@ def _write_card(
     origin = described.base_model or (repo_id if str(base) == repo_id else None)
     if origin and (found := license_of_card(_published_card(api, origin, None))):
         fields = license_fields(described.model_type, described.policy_name, described.parameters, True, found)
-        for name, value in fields.items():
-            setattr(described, name, value)
+        described = replace(described, **fields)
     for name in (CARD_FILE, LEARNING_CURVE_FILE):  # links: writing would reach the folder
         (staged / name).unlink(missing_ok=True)
     if described.evaluation:

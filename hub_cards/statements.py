@@ -62,8 +62,11 @@ def eval_command(card: CardData) -> str:
     """Return the command line that evaluates the policy in the environment it was evaluated in."""
     if not card.evaluation:
         return ""
-    source = card.repo_id or wording.PLACEHOLDER
-    return f"manipulators eval {source} --env {shlex.quote(wording.one_line(card.evaluation.environment))}"
+    words = ["manipulators", "eval", card.repo_id or wording.PLACEHOLDER]
+    words += ["--env", wording.one_line(card.evaluation.environment)]
+    if card.instruction and card.evaluation.task:
+        words += ["--task", wording.one_line(card.evaluation.task)]
+    return shlex.join(words)
 
 
 def training_rows(card: CardData) -> list[tuple[str, str]]:
@@ -113,6 +116,12 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
         rows.append(("Time per action", f"{wording.number(evaluation.milliseconds_per_action)} ms{served}"))
     if wording.is_number(evaluation.clipped_fraction):
         rows.append(("Actions clipped to the action space", f"{wording.percent(evaluation.clipped_fraction)} %"))
+    if evaluation.n_action_steps:
+        rows.append(("Actions executed of each prediction", wording.count(evaluation.n_action_steps)))
+    if evaluation.sampling_steps:
+        rows.append(("Sampling steps", wording.count(evaluation.sampling_steps)))
+    if evaluation.dtype and evaluation.device:
+        rows.append(("Numbers", f"{evaluation.dtype} on {evaluation.device}"))
     return rows
 
 

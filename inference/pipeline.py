@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,9 @@ from ..processing.observation import Observation
 from ..processing.processor import PolicyProcessor
 from .action_sources import action_source
 from .modes import evaluating, ordinary_tensors
+
+# What configs call the steps of a prediction; `denoising_steps` is the diffusion config's effective number.
+SAMPLING_STEPS = ("denoising_steps", "num_inference_steps", "num_inference_timesteps")
 
 
 class PolicyPipeline(Pipeline):
@@ -66,6 +70,8 @@ class PolicyPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **{"task": "robotics"} | kwargs)
         self.model.eval()
         self.clamp_actions = clamp_actions
+        given = {"tokenizer": tokenizer, "embodiment": embodiment, "camera_map": camera_map}
+        self._loaded_with = {name: value for name, value in given.items() if value is not None}
         if clamp_actions:
             self._limits()
         self.reset()
@@ -103,7 +109,33 @@ class PolicyPipeline(Pipeline):
             source, embodiment=embodiment, camera_map=camera_map, **overrides
         )
         processor.normalizer(ACTION)  # several embodiments and none chosen: better said now than on the robot
-        return cls(model=policy, processor=processor, clamp_actions=clamp_actions, device=device)
+        pipeline = cls(model=policy, processor=processor, clamp_actions=clamp_actions, device=device)
+        given = {"embodiment": embodiment, "camera_map": camera_map, **overrides}
+        pipeline._loaded_with = {name: value for name, value in given.items() if value is not None}
+        return pipeline
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its actions depend on beside the observation, as plain values: for records that can be repeated."""
+        config, source = self.model.config, self.model.loaded_from
+        given = dict(self._loaded_with)
+        tokenizer, camera_map = given.pop("tokenizer", None), given.pop("camera_map", None)
+        fields = {*config.field_names(), *self.processor.field_names()} - {"embodiment"}
+        overrides = {name: value for name, value in given.items() if name in fields}
+        return {
+            "checkpoint": source and source.source,
+            "commit": source and source.commit,
+            "n_action_steps": config.n_action_steps,
+            "temporal_ensemble_coeff": getattr(config, "temporal_ensemble_coeff", None),
+            "sampling_steps": next((getattr(config, n) for n in SAMPLING_STEPS if getattr(config, n, None)), None),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "clamp_actions": self.clamp_actions,
+            "tokenizer": None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
+            "embodiment": given.get("embodiment"),
+            "camera_map": dict(camera_map or {}),
+            "overrides": json.loads(json.dumps(overrides, default=str)),
+        }
 
     @property
     def policy(self) -> PolicyModel:

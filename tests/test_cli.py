@@ -1,6 +1,8 @@
 """The command line: what each command does, and that every error is one message and exit status 1."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,7 +89,7 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "HEAVY [] True" in done.stdout
-    for command in ("record", "train", "eval", "benchmark", "convert", "card"):
+    for command in ("record", "train", "eval", "benchmark", "convert", "card", "push"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -228,6 +230,52 @@ def test_eval(trained, tmp_path, capsys):
     measured = json.loads(result.read_text())
     assert measured["seeds"] == [7, 8, 9]
     assert (measured["episodes"], measured["num_envs"], measured["horizon"]) == (3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--episodes", "3", "--seed", "7"],
+        ["--seeds", "7", "12", "9", "--dtype", "float64", "--clamp-actions", "--config.n_action_steps", "1"],
+        ["--episodes", "2", "--config.temporal_ensemble_coeff=0.01", "--config.n_action_steps=1"],
+    ],
+)
+def test_the_cards_command_repeats_the_evaluation(trained, tmp_path, options):
+    folder, again = tmp_path / "policy", tmp_path / "again.json"
+    shutil.copytree(trained, folder)
+    first = ["eval", str(folder), "--env", ENVIRONMENT, "--num-envs", "2", "--horizon", "5", "--device", "cpu"]
+    assert main([*first, *options, "--output", str(folder / "evaluation.json")]) == 0
+    assert main(["card", str(folder), "--repo-id", "your-lab/act"]) == 0
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    command = shlex.split(re.search(r"To repeat the evaluation:\n\n```bash\n(.+)\n```", card)[1])
+    assert command[:3] == ["manipulators", "eval", "your-lab/act"]
+    assert main(["eval", str(folder), *command[3:], "--output", str(again)]) == 0
+    measured = [json.loads(path.read_text()) for path in (folder / "evaluation.json", again)]
+    for result in measured:
+        for changing in ("milliseconds_per_action", "date"):
+            assert result.pop(changing)
+    assert measured[0] == measured[1]
+    assert measured[0]["checkpoint"] == str(folder)
+    assert (measured[0]["device"], measured[0]["commit"], measured[0]["sampling_steps"]) == ("cpu", None, None)
+    assert measured[0]["n_action_steps"] == (1 if "n_action_steps" in str(options) else 4)
+    assert measured[0]["dtype"] == ("float64" if "float64" in options else "float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--camera-map", "front"], "--camera-map 'front' is no pair; write your_camera=policy_camera"),
+        (["--camera-map", "front=top"], "camera_map names the policy's camera 'top'"),
+        (["--tokenizer", "somewhere"], "tokenizer"),
+        (["--embodiment", "gr2"], "gr2"),
+        (["--config.n_action_stepz", "1"], "n_action_steps"),
+        (["--config.n_action_steps"], "lacks its value"),
+        (["--config.n_action_steps", "{"], "is not valid YAML"),
+        (["--config.n_action_steps", "1", "--training.max_steps", "2"], "--training.max_steps is no option of eval"),
+    ],
+)
+def test_eval_refuses_options_that_do_not_fit(trained, fails, options, message):
+    assert message in fails("eval", trained, "--env", ENVIRONMENT, "--episodes", 1, *options)
 
 
 @pytest.mark.parametrize(

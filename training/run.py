@@ -140,6 +140,7 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
     common = {"num_envs": section.num_envs, "horizon": section.horizon}
     video = output / VIDEO_FILE if section.video else None
     result = evaluate(pipeline, section.environment, section.seeds, video=video, **common).to_dict()
+    result |= {"checkpoint": str(output), "commit": None}  # the policy may remember the base it was loaded from
     if section.further:
         further = [(other.environment or section.environment, other.task) for other in section.further]
         result["further"] = [

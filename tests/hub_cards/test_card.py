@@ -21,7 +21,7 @@ ROOT = Path(card_module.__file__).parent.parent
 
 
 def python_block(text: str) -> str:
-    return re.search(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
+    return re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.MULTILINE | re.DOTALL)[2]
 
 
 def section(text: str, name: str) -> str:
@@ -230,6 +230,44 @@ def test_hostile_names_cannot_break_the_tables(make_card):
     text = render_card(make_card(inputs=[row]))
     assert "| 0 | a\\|b | m\\|s | not recorded | not recorded |\n" in text
     assert "| 1 | c d&lt;br> | m\\|s |" in text
+    compile(python_block(text), "README.md", "exec")
+
+
+HOSTILE = "[click](https://evil.example) ![x](y) <img src=x> `a` **b** __c__ \n```\n# d | e &lt;"
+
+
+def test_nothing_that_a_card_states_becomes_markdown(make_card, evaluation):
+    """Names of dimensions, units, tasks, data sets, environments and hardware come from files of strangers."""
+    row = vector_entry("observation.state", PolicyFeature("STATE", (2,)), names=["a", HOSTILE], units=HOSTILE)
+    hostile = {
+        **evaluation,
+        "environment": HOSTILE,
+        "task": HOSTILE,
+        "video": 'a" onload="b.mp4',
+        "video_note": HOSTILE,
+    }
+    hostile |= {"command": f"manipulators eval x --task '{HOSTILE}'", "further": [dict(hostile)]}
+    card = make_card(
+        policy_name=HOSTILE,
+        inputs=[row],
+        evaluation=hostile,
+        instruction=HOSTILE,
+        dataset={"name": HOSTILE},
+        base_model=HOSTILE,
+        embodiment=HOSTILE,
+        training={"steps": 1, "hardware": HOSTILE, "losses": {HOSTILE: 1.0}, "command": f"train '{HOSTILE}'"},
+        versions={HOSTILE: HOSTILE},
+    )
+    text = render_card(card)
+    assert ModelCard(text).data.library_name == "manipulators"  # the metadata end where they should
+    body = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", text.split("---\n", 2)[2], flags=re.MULTILINE | re.DOTALL)
+    body = re.sub(r"(?<![\\`])(`+)(?!`).*?(?<!`)\1(?!`)", "", body)  # inline code
+    assert "](https://evil" not in body.replace("\\](https://evil", "")
+    assert "](y)" not in body.replace("\\](y)", "")
+    assert "<img" not in body and 'onload="' not in body
+    assert not re.search(r"^# d", body, re.MULTILINE) and "**b**" not in body and "__c__" not in body
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
     compile(python_block(text), "README.md", "exec")
 
 
