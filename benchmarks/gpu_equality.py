@@ -65,14 +65,14 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) ->
 
 def statistics_of(config: Any) -> dict[str, dict[str, list[float]]]:
     """Return statistics of every kind for each feature, other ones per dimension but for the same deviation."""
-    starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
-    return {
-        name: {
-            kind: [start + 0.25 * i * (kind != "std") for i in range(feature.shape[0])]
-            for kind, start in starts.items()
-        }
-        for name, feature in (config.input_features | config.output_features).items()
-    }
+    starts = {"mean": 0.1, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
+
+    def of(width: int) -> dict[str, list[float]]:
+        rising = {kind: [start + 0.25 * i for i in range(width)] for kind, start in starts.items()}
+        return rising | {"std": [0.5] * width}
+
+    features = config.input_features | config.output_features
+    return {name: of(feature.shape[0]) for name, feature in features.items()}
 
 
 def processor_of(config: Any) -> PolicyProcessor:
