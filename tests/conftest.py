@@ -3,6 +3,7 @@
 import os
 import runpy
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -70,6 +71,46 @@ def tiny_gr00t_n1_5():
 def tiny_gr00t_n1():
     """Return the function that builds a tiny `GR00TN1Config`; see policy_cases.py."""
     return POLICY_CASES["tiny_gr00t_n1"]
+
+
+class Broken(NamedTuple):
+    """Weights that are all broken, and what must be reported: names, and for another shape the two shapes too."""
+
+    found: dict
+    missing: list
+    unexpected: list
+    mismatched: list
+
+    def check(self, error):
+        assert error.missing == self.missing
+        assert error.unexpected == self.unexpected
+        assert error.mismatched == self.mismatched
+        for name in (self.missing[0], self.unexpected[0], self.mismatched[0][0]):
+            assert name in str(error)
+
+
+@pytest.fixture(scope="session")
+def break_all():
+    """Return a function: weights → each of them broken in one of four ways, in another one every turn.
+
+    Where they are loaded under other names, `ours` gives them.
+    """
+
+    def broken(weights, turn=0, ours=lambda name: name):
+        found, missing, unexpected, mismatched = {}, [], [], []
+        for i, (name, value) in enumerate(sorted(weights.items())):
+            way = ("dropped", "renamed", "reshaped", "shortened")[(i + turn) % 4]
+            if way in ("dropped", "renamed"):
+                missing.append(ours(name))
+            if way == "renamed":
+                found[name + "_old"] = value
+                unexpected.append(ours(name + "_old"))
+            elif way != "dropped":
+                found[name] = value.new_zeros(*value.shape, 2) if way == "reshaped" else value.flatten()[1:].clone()
+                mismatched.append((ours(name), tuple(found[name].shape), tuple(value.shape)))
+        return Broken(found, sorted(missing), sorted(unexpected), sorted(mismatched))
+
+    return broken
 
 
 @pytest.fixture(scope="session")

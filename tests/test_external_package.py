@@ -73,30 +73,36 @@ def test_record_and_train(trained):
     assert "# Toy" in (trained / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_other_commands(trained, workplace):
+@pytest.fixture(scope="module")
+def printed(trained, workplace):
+    """What one process prints in which transformers looks for the policy, and then the other commands are run."""
+    doors = (
+        "from manipulators import PolicyFeature\n"  # any public name
+        "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline\n"
+        "print(type(AutoConfig.for_model('toy_policy')).__name__)\n"
+        "from manipulators import AutoPolicy\n"
+        "loaded = [auto.from_pretrained('trained') for auto in (AutoConfig, AutoModel, AutoProcessor, AutoPolicy)]\n"
+        "print(*(type(one).__name__ for one in loaded))\n"
+        "robot = pipeline('robotics', model='trained', device='cpu')\n"
+        "print(tuple(robot({'observation.state': [1.0]}).shape))\n"
+    )
     lines = (
         "eval trained --env toy_line/right --episodes 1 --device cpu",
         "convert trained converted",
         "card converted --repo-id your-lab/toy",
         "benchmark converted --rounds 1 --warmup 0 --device cpu",
     )
-    printed = workplace(
-        f"from manipulators.cli import main\nfor line in {lines!r}:\n    assert main(line.split()) == 0, line"
-    )
+    commands = f"from manipulators.cli import main\nfor line in {lines!r}:\n    assert main(line.split()) == 0, line"
+    return workplace(doors + commands)
+
+
+def test_transformers_own_doors(printed):
+    assert printed.startswith("ToyConfig\nToyConfig ToyPolicy ToyProcessor ToyPolicy\n(1,)\n")
+
+
+def test_the_other_commands(printed, workplace):
     assert "toy_line/right: success " in printed
     assert (workplace.place / "converted" / "model.safetensors").is_file()
-
-
-def test_transformers_own_doors(trained, workplace):
-    printed = workplace(
-        "import manipulators\n"  # nothing of it is named
-        "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline\n"
-        "loaded = [auto.from_pretrained('trained') for auto in (AutoConfig, AutoModel, AutoProcessor)]\n"
-        "print(*(type(one).__name__ for one in loaded))\n"
-        "robot = pipeline('robotics', model='trained', device='cpu')\n"
-        "print(tuple(robot({'observation.state': [1.0]}).shape))"
-    )
-    assert printed == "ToyConfig ToyPolicy ToyProcessor\n(1,)\n"
 
 
 def test_the_policy_passes_the_generic_suite(workplace):

@@ -195,16 +195,22 @@ def test_an_unknown_name_is_an_attribute_error():
         from manipulators import nothing_of_this_name  # noqa: F401
 
 
-def test_taking_any_public_name_registers_everything():
+def test_taking_any_public_name_registers_everything_but_a_claimed_name():
+    """Transformers brings its own `act_policy` one day: importing still works, and it keeps its name."""
     code = (
+        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING\n"
+        "CONFIG_MAPPING._mapping['act_policy'] = 'BertConfig'\n"
         "from manipulators import PolicyFeature\n"
         "from transformers import AutoConfig, AutoModel\n"
         "from transformers.pipelines import PIPELINE_REGISTRY\n"
-        "config = AutoConfig.for_model('act_policy')\n"
+        "config = AutoConfig.for_model('diffusion_policy')\n"
         "print(type(config).__name__, AutoModel._model_mapping[type(config)].__name__,"
-        " 'robotics' in PIPELINE_REGISTRY.get_supported_tasks())"
+        " 'robotics' in PIPELINE_REGISTRY.get_supported_tasks())\n"
+        "from manipulators import AutoPolicy, PolicyPipeline\n"
+        "from manipulators.modeling.registry import policy_class\n"
+        "print('act_policy' in CONFIG_MAPPING._extra_content, policy_class('act_policy').__name__)"
     )
-    assert run(code) == "ACTConfig ACTPolicy True"
+    assert run(code) == "DiffusionConfig DiffusionPolicy True\nFalse ACTPolicy"
 
 
 TINY = {
@@ -272,18 +278,6 @@ def test_registering_a_policy_twice_takes_the_second(own_registries, tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is second.config_class
     assert type(AutoModel.from_pretrained(tmp_path)) is second
     assert type(manipulators.AutoPolicy.from_pretrained(tmp_path)) is second
-
-
-def test_import_survives_a_claimed_name():
-    """Transformers brings its own `act_policy` one day: importing still works, and it keeps its name."""
-    code = (
-        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING\n"
-        "CONFIG_MAPPING._mapping['act_policy'] = 'BertConfig'\n"
-        "from manipulators import AutoPolicy, PolicyPipeline\n"
-        "from manipulators.modeling.registry import policy_class\n"
-        "print('act_policy' in CONFIG_MAPPING._extra_content, policy_class('act_policy').__name__)"
-    )
-    assert run(code) == "False ACTPolicy"
 
 
 # --- who imports whom -------------------------------------------------------------------------------------

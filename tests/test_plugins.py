@@ -4,7 +4,6 @@ test_external_package.py does the same with a package that is installed by pip.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -127,18 +126,6 @@ def test_a_plugin_that_is_imported_by_hand_is_not_loaded_from_within(install):
     assert own_robot.done == []
     plugins.load_entry_points()
     assert own_robot.done == [1]
-
-
-def test_transformers_knows_installed_policies_once_a_public_name_is_taken(install):
-    site = install("toy_plugin", SOURCE.read_text()).parent
-    code = (
-        "from manipulators import PolicyFeature\n"
-        "from transformers import AutoConfig\n"
-        "print(type(AutoConfig.for_model('linear_policy')).__name__)"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout == "LinearConfig\n", done.stderr
 
 
 def test_a_broken_plugin_is_named_with_its_cause_each_time(install):
