@@ -4,6 +4,7 @@ import ast
 import configparser
 import functools
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import AutoConfig, AutoModel, BertConfig
@@ -126,6 +128,14 @@ def test_everything_imported_is_required(setup):
                 if distribution.get(top, top).lower() not in required:
                     missing.setdefault(top, []).append(name)
     assert missing == {}
+
+
+def test_changelog_and_citation_are_of_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[:2] == ["Unreleased", manipulators.__version__]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["version"], citation["license"]) == (manipulators.__version__, "Apache-2.0")
 
 
 # --- the wheel --------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from manipulators import (
     record_demonstrations,
 )
 from manipulators.cli import _overrides, build_parser, train
-from manipulators.configuration.composed import ACTION_HEADS, BACKBONES
+from manipulators.configuration import composed
 from manipulators.evaluation import registry
 from manipulators.evaluation.environments import available_environments
+from manipulators.modeling import components
+from manipulators.modeling import registry as policy_registry
 from manipulators.training.recipe import load_recipe
 
 ROOT = Path(manipulators.__file__).parent
@@ -105,6 +107,12 @@ def workplace(tmp_path_factory):
 def test_the_python_examples_run_in_order(workplace, monkeypatch):
     available_environments()  # what registers itself does so before the table is copied
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(policy_registry, "_POLICIES", dict(policy_registry._POLICIES))
+    for kind in ("BACKBONES", "ACTION_HEADS"):
+        known = dict(getattr(composed, kind))
+        monkeypatch.setattr(composed, kind, known)
+        monkeypatch.setattr(components, kind, known)
+        monkeypatch.setattr(components, f"_{kind}", dict(getattr(components, f"_{kind}")))
     examples = blocks("python")
     assert len(examples) >= 3
     namespace = {}
@@ -178,12 +186,30 @@ def test_files_and_folders_exist():
     spans = set(re.findall(r"`([^`\s]+)`", prose))
     folders = {span for span in spans if span.endswith("/") and not span.startswith("outputs/")}
     assert {"configuration/", "modeling/", "tests/", "recipes/", "tests/parity/"} <= folders
-    assert sorted(folder for folder in folders if not (ROOT / folder).is_dir()) == []
+    # A row of the map names the rooms inside its own without it.
+    assert sorted(f for f in folders if not (ROOT / f).is_dir() and not [*ROOT.glob(f"*/{f}")]) == []
 
 
-def test_the_map_names_every_room():
-    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests"}
-    assert sorted(room for room in rooms if f"`{room}/`" not in README) == []
+def test_the_map_names_every_room_and_file():
+    layout = README.split("## Find your way")[1]
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests", "benchmarks"}
+    files = {path.name for path in ROOT.glob("*.py") if not path.name.startswith("_")}
+    assert sorted(room for room in rooms if f"`{room}/`" not in layout) == []
+    assert sorted(file for file in files if f"`{file}`" not in layout) == []
+    inner = re.findall(r"`(\w+)/`", layout)
+    assert sorted(room for room in inner if not [*ROOT.glob(room), *ROOT.glob(f"*/{room}")]) == []
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = {
+        span for span in re.findall(r"`([\w./-]+)`", text) if "/" in span or span.endswith((".py", ".cfg", ".md"))
+    }
+    paths = {path for path in paths if not re.search(r"(?<!\w)x\.|^\.", path)}
+    assert len(paths) > 10
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+    for folder in re.findall(r"`([\w/]+)/x\.\w+`", text):
+        assert (ROOT / folder).is_dir(), folder
 
 
 def test_the_table_of_composition_names_every_backbone_and_head():
@@ -191,8 +217,8 @@ def test_the_table_of_composition_names_every_backbone_and_head():
     header = next(number for number, row in enumerate(rows) if "action head →" in row[0])
     heads = re.findall(r"`(\w+)`", "".join(rows[header][1:]))
     backbones = [name for row in rows[header + 1 : header + 4] for name in re.findall(r"`(\w+)`", row[0])]
-    assert set(heads) == {name for name, complete in ACTION_HEADS.items() if complete}
-    assert set(backbones) == {name for name, complete in BACKBONES.items() if complete}
+    assert set(heads) == {name for name, complete in composed.ACTION_HEADS.items() if complete}
+    assert set(backbones) == {name for name, complete in composed.BACKBONES.items() if complete}
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
