@@ -2,7 +2,8 @@
 
 A component (backbone, action head) may declare, by names inside itself: `parameter_parts`, the modules of each part
 that can be tuned apart; `lora_targets`, where LoRA layers go in each; `modules_to_save`, what is trained whole beside
-LoRA; `stages`, the methods that sampling consists of; `no_split_modules`, classes of layers that stay on one device.
+LoRA; `stages`, the methods that sampling consists of; `no_split_modules`, classes of layers that stay on one device;
+`input_embeddings`, the embedding of its language model.
 """
 
 from __future__ import annotations
@@ -72,6 +73,15 @@ class Parts(nn.Module):
             with suppress(AttributeError):
                 found[name] = self.get_submodule(name)
         return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of the policy's language model, which NEFTune and peft ask for.
+
+        Raises:
+            NotImplementedError: the policy has none.
+        """
+        found = [getattr(module, "input_embeddings", None) for module in self._components().values()]
+        return next((module for module in found if module is not None), None) or super().get_input_embeddings()
 
     def freeze_parts(self) -> None:
         """Mark the parameters that the config says are not trained; called again after loading, which forgets it."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..configuration.features import ACTION, FeatureType
-from ..errors import MissingFeatureError
+from ..errors import InvalidConfigError, MissingFeatureError
 from ..processing.arrays import channels_first
 from ..processing.processor import PolicyProcessor
 from .augmentation import Augmentation, draws_for
@@ -35,6 +35,12 @@ class PolicyCollator:
             n for n in self.processor.input_features if n in samples[0] or n not in self.processor.optional_cameras
         ]
         missing = {name for name in (*names, ACTION) if name not in samples[0]}
+        if missing and not any(name in samples[0] for name in names):
+            raise InvalidConfigError(
+                f"The samples hold no observation, only {', '.join(sorted(samples[0])) or 'nothing'}. "
+                f"transformers.Trainer removes every column that forward does not name: pass "
+                f"TrainingArguments(remove_unused_columns=False), or use PolicyTrainingArguments."
+            )
         if missing:
             raise MissingFeatureError(missing, samples[0], (*names, ACTION))
         observation = {name: torch.stack([sample[name] for sample in samples]) for name in names}

@@ -61,6 +61,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     config_class = registry.policy_class(recipe.policy).config_class
     dataset = open_dataset(recipe, config_class(**recipe.config))
     policy, processor = build_policy(recipe, dataset)
+    dataset = open_dataset(recipe, policy.config)  # a base has a horizon and a history of its own
 
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()

@@ -96,6 +96,11 @@ class PI0FlowMatching(nn.Module):
         self.freeze()
 
     @property
+    def input_embeddings(self) -> nn.Module:
+        """The embedding of PaliGemma's tokens."""
+        return self.paligemma_with_expert.embed_tokens
+
+    @property
     def parameter_parts(self) -> dict[str, tuple[str, ...]]:
         """Modules of each part; what no loss depends on is in none."""
         layers = [f"{BACKBONE}layers.{i}." for i in range(len(self.paligemma_with_expert.layers))]

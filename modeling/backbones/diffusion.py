@@ -69,6 +69,11 @@ class DiffusionBackbone(PartlyFrozen):
             self.language_dropout = nn.Dropout(config.language_dropout_prob)
         self.width = config.features_width
 
+    @property
+    def input_embeddings(self) -> nn.Module | None:
+        """The embedding of the text encoder's tokens; None without one."""
+        return self.language_encoder.get_input_embeddings() if self.config.reads_instruction else None
+
     def frozen_modules(self) -> list[nn.Module]:
         """Return the text encoder, of which only the projection after it is trained."""
         return [self.language_encoder] if self.config.reads_instruction else []

@@ -163,6 +163,11 @@ class EagleBackboneBase(PartlyFrozen):
         raise NotImplementedError
 
     @property
+    def input_embeddings(self) -> nn.Module:
+        """The embedding of the language model's tokens."""
+        return self.vision_language_model.language_model.embed_tokens
+
+    @property
     def width(self) -> int:
         """Width of the features."""
         if isinstance(self.projection, nn.Identity):

@@ -86,6 +86,11 @@ def test_no_episodes_is_refused(line, tmp_path):
         record_demonstrations(line, 0, tmp_path / "line", progress=False)
 
 
+def test_a_negative_seed_is_refused(line, tmp_path):
+    with pytest.raises(InvalidEvaluationError, match="seed -1 is negative"):
+        record_demonstrations(line, 1, tmp_path / "line", seed=-1, progress=False)
+
+
 def test_several_environments_make_a_dataset_of_several_instructions(tmp_path):
     root = tmp_path / "faucet"
     names = [f"metaworld/faucet-{word}-v3?goal=hidden" for word in ("open", "close")]

@@ -117,7 +117,9 @@ def test_an_environment_that_hides_success_is_refused(line, monkeypatch):
         run(always(1.0), line, [0])
 
 
-@pytest.mark.parametrize("arguments", [{"seeds": []}, {"seeds": [1, 1]}, {"seeds": [1], "num_envs": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"seeds": []}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"seeds": [1], "num_envs": 0}]
+)
 def test_bad_arguments_raise(line, arguments):
     with pytest.raises(InvalidEvaluationError):
         evaluate(always(1.0), line, progress=False, **arguments)

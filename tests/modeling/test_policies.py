@@ -263,6 +263,16 @@ def test_pictures_of_another_size(policy, processor_of):
                 pipeline.predict_chunk(bigger, task)
 
 
+def test_embedding_of_the_language_model(policy):
+    if policy.config.reads_instruction:
+        embedding = policy.get_input_embeddings()
+        assert embedding.num_embeddings == policy.config.vocabulary_size
+        assert any(module is embedding for module in policy.modules())
+    else:
+        with pytest.raises(NotImplementedError):
+            policy.get_input_embeddings()
+
+
 def test_executed_actions_are_by_default_all_that_can_be(case):
     config = case.config()
     if config.model_type == "diffusion_policy":  # whose number has no such default

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from manipulators import LeRobotWriter, PolicyFeature, PolicyPipeline
+from manipulators import AutoPolicy, LeRobotWriter, PolicyFeature, PolicyPipeline
 from manipulators.errors import InvalidRecipeError
 from manipulators.modeling import registry
 from manipulators.training.build import build_policy, open_dataset
@@ -48,6 +48,28 @@ def recipe(tmp_path, monkeypatch):
     path.write_text(json.dumps(info))
     (tmp_path / "tiny.yaml").write_text(RECIPE.format(folder=tmp_path))
     return load_recipe(tmp_path / "tiny.yaml")
+
+
+PI0 = """
+policy: pi0_policy
+base: {folder}/base
+tokenizer: words
+data: {{dataset: {folder}/chw}}
+output: {folder}/tuned
+training: {{max_steps: 1, per_device_train_batch_size: 2, logging_steps: 1, use_cpu: true, disable_tqdm: true}}
+"""
+
+
+def test_a_base_keeps_its_horizon_and_its_empty_cameras(recipe, tiny_pi0, statistics_of, tmp_path):
+    """The recipe names neither; another robot's cameras take the place of the base's."""
+    config = tiny_pi0({"wrist": (3, 32, 32)}, state=2, empty_cameras=1, chunk_size=7)
+    AutoPolicy.from_config(config).save_pretrained(tmp_path / "base")
+    (tmp_path / "tune.yaml").write_text(PI0.format(folder=tmp_path))
+    pipeline = PolicyPipeline.from_pretrained(run_recipe(load_recipe(tmp_path / "tune.yaml")), device="cpu")
+    assert list(pipeline.policy.config.image_features) == [CAMERA, "observation.images.empty_camera_0"]
+    assert pipeline.policy.config.optional_cameras == ("observation.images.empty_camera_0",)
+    observation = {CAMERA: np.zeros((32, 48, 3), dtype=np.uint8), "observation.state": np.zeros(2)}
+    assert pipeline.predict_chunk(observation, task="push").shape == (7, 2)
 
 
 def recipe_config(recipe):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manipulators.errors import FeatureShapeError, MissingFeatureError
+from manipulators.errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
 from manipulators.training.collator import PolicyCollator
 
 
@@ -48,6 +48,19 @@ def test_leaves_out_what_the_policy_does_not_use(collator, make_dataset):
     extended = collator(samples)
     assert extended.keys() == plain.keys()
     assert all(torch.equal(extended[name], plain[name]) for name in plain)
+
+
+def test_samples_whose_columns_trainer_has_removed(collator):
+    with pytest.raises(InvalidConfigError, match=r"only action_is_pad\..*remove_unused_columns=False"):
+        collator([{"action_is_pad": torch.zeros(4, dtype=torch.bool)}])
+
+
+def test_samples_are_renamed_as_observations_are(collator, make_dataset):
+    samples = make_dataset(2, camera=True).samples
+    plain = collator(samples)
+    collator.processor.rename_map = {"observation.rgb": "observation.images.top"}
+    renamed = [{n.replace("images.top", "rgb"): value for n, value in sample.items()} for sample in samples]
+    assert torch.equal(collator(renamed)["pixel_values"], plain["pixel_values"])
 
 
 def test_samples_without_a_task(collator, make_dataset):
