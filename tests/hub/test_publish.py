@@ -230,6 +230,30 @@ output: trained
 """
 
 
+def test_a_hub_that_is_away_ends_no_training_and_is_one_of_our_errors(hub, client):
+    said = client(
+        TRAIN
+        + """
+import huggingface_hub.constants
+from huggingface_hub import HfApi
+from manipulators.errors import PublishingError
+run = trainer(hub_model_id="your-lab/run", save_strategy="steps", save_steps=2, hub_always_push=True)
+HfApi.upload_folder = lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("The cable is out."))
+run.train()
+try:
+    run.push_to_hub()
+except PublishingError as error:
+    problem = str(error)
+report([problem, sorted(path.name for path in Path("run").iterdir()), run.state.global_step])
+"""
+    )
+    assert "your-lab/run could not be published: The cable is out." in said[0]
+    assert {"checkpoint-2", "checkpoint-4", "config.json"} < set(said[1])
+    assert not any(name.startswith(".publishing") for name in said[1])
+    assert said[2] == 4
+    assert "models/your-lab/run" not in hub.commits
+
+
 def test_a_training_run_publishes_what_it_has_made(hub, client, shared):
     recipe = RECIPE.format(dataset=shared / "data" / "lerobot_v3_tiny")
     client(
