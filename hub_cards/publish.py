@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from .dataset_card import INFO_FILE, dataset_card
 from .edits import keep_edited, was_edited
 from .eval_results import EVAL_RESULTS_FILE, eval_results
 from .licenses import license_fields, license_of_card
-from .wording import is_hub_id
+from .wording import is_hub_id, public_name
 
 logger = logging.get_logger(__name__)
 
@@ -187,13 +188,16 @@ def publish_processor(
     create_pr: bool = False,
     commit_message: str | None = None,
     commit_description: str | None = None,
+    tags: str | Sequence[str] | None = None,
 ) -> str:
-    """Upload a processor alone, into the repository of its policy, whose card stays as it is."""
+    """Upload a processor alone, into the repository of its policy, whose card stays as it is but for `tags`."""
     with (
         tempfile.TemporaryDirectory() as folder,
         _repository(repo_id, "model", private, token, revision, create_pr) as (api, repo_id),
     ):
         processor.save_pretrained(folder)
+        if tags and (text := _published_card(api, repo_id, revision)):
+            write_text(Path(folder, CARD_FILE), card_with_tags(text, _listed(tags)))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -351,6 +355,7 @@ def _write_card(
         described = replace(described, **fields)
     (staged / CARD_FILE).unlink(missing_ok=True)  # a link, as all else there; the folder keeps its own
     if described.evaluation:
+        _hide_path_of_checkpoint(staged / EVALUATION_FILE)
         (staged / EVAL_RESULTS_FILE).parent.mkdir(exist_ok=True)
         write_text(staged / EVAL_RESULTS_FILE, eval_results(described.evaluation))
     rendered = save_card(described, staged).read_text(encoding="utf-8")
@@ -358,6 +363,14 @@ def _write_card(
     if published and was_edited(published) and chosen.strip() != published.strip():
         logger.warning(f"The edited card of {repo_id} is replaced by yours; it stays in the repository's history.")
     write_text(staged / CARD_FILE, card_with_tags(chosen, _listed(tags)))
+
+
+def _hide_path_of_checkpoint(path: Path) -> None:
+    """Leave of a folder of this computer its name; the record in the folder itself stays as it is."""
+    record = read_json(path)
+    name = record.get("checkpoint")
+    if isinstance(name, str) and public_name(name) != name:
+        write_text(path, json.dumps(record | {"checkpoint": public_name(name)}, indent=2) + "\n")
 
 
 def _text(path: Path) -> str:

@@ -39,6 +39,7 @@ EVALUATION = {
     "clipped_fraction": 0.0,
     "horizon": 200,
     "versions": {},
+    "checkpoint": "/home/alice/runs/reach",
 }
 SAVED = (
     BUILD
@@ -106,6 +107,7 @@ report(None)
         [entry] = yaml.safe_load(files_of(hub, name)[".eval_results/manipulators.yaml"])
         assert entry["dataset"] == {"id": "metaworld/reach-v3", "task_id": "reach-v3"}
         assert entry["value"] == 75.0
+        assert json.loads(files_of(hub, name)["evaluation.json"])["checkpoint"] == "reach"
     assert files_of(hub, "command")["notes.txt"] == b"a person's"
     assert hub.private == {"models/your-lab/pipeline"}
 
@@ -119,7 +121,7 @@ with torch.no_grad():
 loaded.push_to_hub("your-lab/tuned")
 again = AutoPolicy.from_pretrained("saved", n_action_steps=1)
 again.push_to_hub("your-lab/other-use")
-processor.push_to_hub("your-lab/other-use")
+processor.push_to_hub("your-lab/other-use", tags="my-arm")
 report(None)
 """
     )
@@ -127,6 +129,7 @@ report(None)
         assert "evaluation.json" not in files_of(hub, name)
         assert "has not been evaluated" in card_of(hub, name)
         assert not was_edited(card_of(hub, name))
+    assert "my-arm" in metadata_of(card_of(hub, "other-use"))["tags"]
 
 
 def test_cards_branches_and_refusals(hub, client):
