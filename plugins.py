@@ -28,6 +28,7 @@ from .errors import PluginError
 GROUP = "manipulators.plugins"
 
 _lock = RLock()
+_requested: dict[str, None] = {}  # modules that were named, in their order
 _loaded: set[EntryPoint] = set()
 _complete_for: list[str] | None = None  # the sys.path of which every plugin is loaded
 
@@ -51,6 +52,12 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
             import_module(module)
         except Exception as error:
             raise PluginError(module, error) from error
+        _requested[module] = None
+
+
+def requested_plugins() -> list[str]:
+    """Return the modules that have been named as plugins; those of installed packages need no naming."""
+    return list(_requested)
 
 
 def load_entry_points() -> None:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .._files import write_text
 from .._version import __version__
 from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
+from ..plugins import requested_plugins
 from .environments import make_environments
 from .intervals import wilson_interval
 from .rollout_video import Film, filming
@@ -52,6 +53,7 @@ class EvaluationResult:
         n_action_steps, temporal_ensemble_coeff, sampling_steps, clamp_actions: how the policy predicted and acted.
         dtype, device (`str`, *optional*): of its weights, and where it ran.
         tokenizer, embodiment, camera_map, overrides: arguments that it was loaded with, where there were some.
+        plugins (`list[str]`): modules that were named as plugins.
     """
 
     environment: str
@@ -84,6 +86,7 @@ class EvaluationResult:
     embodiment: str | None = None
     camera_map: dict[str, str] = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Return plain JSON values."""
@@ -256,6 +259,7 @@ def _summarise(episodes: list[_Episode], driver: _Driver, num_envs: int) -> Eval
     settings = getattr(driver.pipeline, "settings", {})  # any callable may act
     return EvaluationResult(
         **settings,
+        plugins=requested_plugins(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=driver.spec.name,
         task=driver.task,

@@ -25,6 +25,7 @@ def evaluation_command(
         reads_instruction: whether the policy does; otherwise the instruction makes no difference.
     """
     words = ["manipulators", "eval", source, "--env", one_line(evaluation["environment"])]
+    words += [word for module in evaluation.get("plugins") or () for word in ("--plugin", module)]
     words += _seeds(evaluation["seeds"])
     for name in ("num_envs", "horizon", "device", "tokenizer", "embodiment"):
         if evaluation.get(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 from transformers.utils import logging
 
 from .._files import read_json, write_text
 from ..checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, CONFIG_FILE, base_of
-from ..errors import MissingFileError, PublishingError
+from ..errors import ManipulatorsError, MissingFileError, PublishingError
 from .card import CARD_FILE, LEARNING_CURVE_FILE, card_with_tags, save_card
 from .checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, checkpoint_card
 from .dataset_card import INFO_FILE, dataset_card
 from .edits import keep_edited, was_edited
 from .eval_results import EVAL_RESULTS_FILE, eval_results
 from .licenses import license_fields, license_of_card
-from .wording import is_hub_id
+from .wording import is_hub_id, public_name
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +35,7 @@ RECORDS = (TRAINING_FILE, EVALUATION_FILE, LEARNING_CURVE_FILE, VIDEO_FILE)
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", *ADAPTER_FILES)
 _PROCESSOR = (PROCESSOR_FILE, "tokenizer*", "*.model", "*.jinja", "vocab.*", "merges.txt", "*_tokens*.json")
 # What is published of a checkpoint folder: neither Trainer's states nor checkpoints inside it.
-_PUBLISHED = (CONFIG_FILE, *_WEIGHTS, *_PROCESSOR, *RECORDS, CARD_FILE, "LICENSE*", "NOTICE*")
+_PUBLISHED = (CONFIG_FILE, *_WEIGHTS, *_PROCESSOR, *RECORDS, "*.mp4", CARD_FILE, "LICENSE*", "NOTICE*")
 # Deleted from the repository unless they are uploaded again: a repository holds one checkpoint.
 _STALE = [*_WEIGHTS, *RECORDS, EVAL_RESULTS_FILE, "pytorch_model*", "policy_p*processor*", "training_args.bin"]
 _DATASET = ("meta/*", "data/*", "videos/*", "images/*")
@@ -81,14 +82,20 @@ def prepare_folder(
     folder: str | os.PathLike,
     beside: Mapping[str, str | os.PathLike] | None = None,
     base: str | os.PathLike | None = None,
+    near: str | os.PathLike | None = None,
 ) -> Prepared:
-    """Return what is to be uploaded of a checkpoint folder, which may be renamed or deleted from then on.
+    """Return what is to be uploaded of a checkpoint folder.
 
-    Arguments and errors as in `publish_folder`.
+    Args:
+        folder, beside, base: as in `publish_folder`.
+        near: a folder on the same file system, if `folder` may be renamed or deleted before the upload.
+
+    Raises:
+        MissingFileError: the folder is no checkpoint.
     """
     folder, beside = Path(folder), beside or {}
     _require_checkpoint(folder)
-    temporary = tempfile.TemporaryDirectory()
+    temporary = tempfile.TemporaryDirectory(prefix=".publishing-", dir=near)
     staged = Path(temporary.name, "checkpoint")
     _link(folder, staged, _PUBLISHED)
     for name, other in beside.items():
@@ -181,13 +188,16 @@ def publish_processor(
     create_pr: bool = False,
     commit_message: str | None = None,
     commit_description: str | None = None,
+    tags: str | Sequence[str] | None = None,
 ) -> str:
-    """Upload a processor alone, into the repository of its policy, whose card stays as it is."""
+    """Upload a processor alone, into the repository of its policy, whose card stays as it is but for `tags`."""
     with (
         tempfile.TemporaryDirectory() as folder,
         _repository(repo_id, "model", private, token, revision, create_pr) as (api, repo_id),
     ):
         processor.save_pretrained(folder)
+        if tags and (text := _published_card(api, repo_id, revision)):
+            write_text(Path(folder, CARD_FILE), card_with_tags(text, _listed(tags)))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -314,7 +324,7 @@ def _require_checkpoint(folder: Path) -> None:
 
 
 def _link(folder: Path, target: Path, patterns: Sequence[str]) -> None:
-    """Fill a folder with links to the files of another that fit patterns; later changes there do not show here."""
+    """Fill a folder with links to the files of another that fit patterns; nothing is copied."""
     target.mkdir(parents=True)
     deep = any("/" in pattern or pattern == "*" for pattern in patterns)
     for path in folder.rglob("*") if deep else folder.iterdir():
@@ -324,7 +334,7 @@ def _link(folder: Path, target: Path, patterns: Sequence[str]) -> None:
             try:
                 os.link(path.resolve(), target / name)
             except OSError:  # another file system
-                shutil.copyfile(path, target / name)
+                os.symlink(path.resolve(), target / name)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -340,12 +350,12 @@ def _write_card(
     own, published = _text(staged / CARD_FILE), _published_card(api, repo_id, revision)
     described = checkpoint_card(staged, repo_id, base, needs_processor=False)
     origin = described.base_model or (repo_id if str(base) == repo_id else None)
-    if origin and (found := license_of_card(_published_card(api, origin, None))):
+    if origin and (found := license_of_card(_card_of_base(api, origin))):
         fields = license_fields(described.model_type, described.policy_name, described.parameters, True, found)
         described = replace(described, **fields)
-    for name in (CARD_FILE, LEARNING_CURVE_FILE):  # links: writing would reach the folder
-        (staged / name).unlink(missing_ok=True)
+    (staged / CARD_FILE).unlink(missing_ok=True)  # a link, as all else there; the folder keeps its own
     if described.evaluation:
+        _hide_path_of_checkpoint(staged / EVALUATION_FILE)
         (staged / EVAL_RESULTS_FILE).parent.mkdir(exist_ok=True)
         write_text(staged / EVAL_RESULTS_FILE, eval_results(described.evaluation))
     rendered = save_card(described, staged).read_text(encoding="utf-8")
@@ -353,6 +363,14 @@ def _write_card(
     if published and was_edited(published) and chosen.strip() != published.strip():
         logger.warning(f"The edited card of {repo_id} is replaced by yours; it stays in the repository's history.")
     write_text(staged / CARD_FILE, card_with_tags(chosen, _listed(tags)))
+
+
+def _hide_path_of_checkpoint(path: Path) -> None:
+    """Leave of a folder of this computer its name; the record in the folder itself stays as it is."""
+    record = read_json(path)
+    name = record.get("checkpoint")
+    if isinstance(name, str) and public_name(name) != name:
+        write_text(path, json.dumps(record | {"checkpoint": public_name(name)}, indent=2) + "\n")
 
 
 def _text(path: Path) -> str:
@@ -393,13 +411,33 @@ def _repository(
         if revision not in (None, "main") and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=kind)
         yield api, repo_id
-    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
+    except ManipulatorsError:
+        raise
+    except Exception as error:
+        if not _is_the_clients(error):
+            raise
         raise PublishingError(repo_id, error) from error
 
 
+def _is_the_clients(error: Exception) -> bool:
+    """Tell whether an error comes from the Hub, the way to it or the files; the client's HTTP library may change."""
+    return isinstance(error, (OSError, HFValidationError)) or type(error).__module__.startswith("httpx")
+
+
 def _published_card(api: HfApi, repo_id: str, revision: str | None, kind: str = "model") -> str | None:
+    """Return the README.md of a repository that exists; None where it has none."""
     try:
         path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=kind)
-    except (EntryNotFoundError, HfHubHTTPError, OSError):
+    except (RemoteEntryNotFoundError, RevisionNotFoundError):
         return None
     return Path(path).read_text(encoding="utf-8")
+
+
+def _card_of_base(api: HfApi, repo_id: str) -> str | None:
+    """Return the README.md of another repository, if it can be read."""
+    try:
+        return _published_card(api, repo_id, None)
+    except Exception as error:
+        if not _is_the_clients(error):
+            raise
+        return None

@@ -165,11 +165,11 @@ class PartHolder(ProcessorMixin):
         return saved
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the processor alone into the repository of its policy, whose card stays as it is.
+        """Upload the processor alone into the repository of its policy, whose card stays as it is but for `tags`.
 
         Args:
             repo_id: `org/name`.
-            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`.
+            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, `tags`.
 
         Returns:
             The commit's address. To publish a whole checkpoint: `policy.push_to_hub(repo_id, processor=processor)`.

@@ -141,7 +141,7 @@ def test_the_examples_import_only_public_names():
 def test_there_are_command_lines():
     assert len(command_lines()) >= 6
     named = {line.split()[1] for line in command_lines()}
-    assert named == {"record", "train", "eval", "benchmark", "convert", "convert-dataset", "card"}
+    assert named == {"record", "train", "eval", "benchmark", "convert", "convert-dataset", "card", "push"}
 
 
 @pytest.mark.parametrize("line", command_lines())

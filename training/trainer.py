@@ -419,9 +419,8 @@ class PolicyTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(folder).name
         whole = strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
-        prepared = prepare_folder(
-            folder, beside={name: folder} if whole else None, base=origin_of(self._saved_policy, folder)
-        )
+        beside, origin = {name: folder} if whole else None, origin_of(self._saved_policy, folder)
+        prepared = prepare_folder(folder, beside, origin, near=Path(folder).parent)
         message = f"Training in progress, step {self.state.global_step}"
         options = self._publishing_options() | {"commit_message": message}
         self.push_in_progress = PushInProgress([HfApi().run_as_future(prepared.publish, **options)])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 from torch import nn
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, logging
 
 from ..auto import load_processor
 from ..errors import InvalidConfigError, InvalidTuningError
@@ -17,6 +17,8 @@ from ..hub_cards.checkpoint_card import write_checkpoint_card
 from ..modeling.adapters import add_adapter, base_of_adapter, has_adapter, is_adapter_parameter, merged
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
+
+logger = logging.get_logger(__name__)
 
 Mode = bool | Literal["lora"] | None
 
@@ -143,4 +145,8 @@ def merge_and_save(
     if processor is not None:
         processor.save_pretrained(folder)
         write_checkpoint_card(Path(folder), base=base_of_adapter(policy))
+    else:
+        logger.warning(
+            f"{folder} has no processor, without which a policy cannot run: merge_and_save(policy, folder, processor)."
+        )
     return whole

@@ -39,6 +39,7 @@ EVALUATION = {
     "clipped_fraction": 0.0,
     "horizon": 200,
     "versions": {},
+    "checkpoint": "/home/alice/runs/reach",
 }
 SAVED = (
     BUILD
@@ -106,6 +107,7 @@ report(None)
         [entry] = yaml.safe_load(files_of(hub, name)[".eval_results/manipulators.yaml"])
         assert entry["dataset"] == {"id": "metaworld/reach-v3", "task_id": "reach-v3"}
         assert entry["value"] == 75.0
+        assert json.loads(files_of(hub, name)["evaluation.json"])["checkpoint"] == "reach"
     assert files_of(hub, "command")["notes.txt"] == b"a person's"
     assert hub.private == {"models/your-lab/pipeline"}
 
@@ -119,7 +121,7 @@ with torch.no_grad():
 loaded.push_to_hub("your-lab/tuned")
 again = AutoPolicy.from_pretrained("saved", n_action_steps=1)
 again.push_to_hub("your-lab/other-use")
-processor.push_to_hub("your-lab/other-use")
+processor.push_to_hub("your-lab/other-use", tags="my-arm")
 report(None)
 """
     )
@@ -127,6 +129,7 @@ report(None)
         assert "evaluation.json" not in files_of(hub, name)
         assert "has not been evaluated" in card_of(hub, name)
         assert not was_edited(card_of(hub, name))
+    assert "my-arm" in metadata_of(card_of(hub, "other-use"))["tags"]
 
 
 def test_cards_branches_and_refusals(hub, client):
@@ -228,6 +231,30 @@ config: {{chunk_size: 4, dim_model: 16, n_heads: 2, dim_feedforward: 32, n_encod
 training: {{max_steps: 1, per_device_train_batch_size: 2, logging_steps: 1, use_cpu: true, disable_tqdm: true}}
 output: trained
 """
+
+
+def test_a_hub_that_is_away_ends_no_training_and_is_one_of_our_errors(hub, client):
+    said = client(
+        TRAIN
+        + """
+import huggingface_hub.constants
+from huggingface_hub import HfApi
+from manipulators.errors import PublishingError
+run = trainer(hub_model_id="your-lab/run", save_strategy="steps", save_steps=2, hub_always_push=True)
+HfApi.upload_folder = lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("The cable is out."))
+run.train()
+try:
+    run.push_to_hub()
+except PublishingError as error:
+    problem = str(error)
+report([problem, sorted(path.name for path in Path("run").iterdir()), run.state.global_step])
+"""
+    )
+    assert "your-lab/run could not be published: The cable is out." in said[0]
+    assert {"checkpoint-2", "checkpoint-4", "config.json"} < set(said[1])
+    assert not any(name.startswith(".publishing") for name in said[1])
+    assert said[2] == 4
+    assert "models/your-lab/run" not in hub.commits
 
 
 def test_a_training_run_publishes_what_it_has_made(hub, client, shared):

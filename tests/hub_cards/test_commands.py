@@ -39,12 +39,14 @@ def test_what_the_evaluation_changed_is_an_option():
         "camera_map": {"corner2": "top", "wrist": "hand"},
         "clamp_actions": True,
         "overrides": {"relative_to": [0, None]},
+        "plugins": ["my_robot"],
     }
     words = shlex.split(command(used))
     options, rest = build_parser().parse_known_args(words[1:])
     assert (options.seeds, options.task, options.dtype) == ([5, 9], 'open "it"\nnow', "bfloat16")
     assert (options.tokenizer, options.embodiment, options.device) == ("org/tokenizer", "gr1", "cuda")
     assert (options.camera_map, options.clamp_actions) == (["corner2=top", "wrist=hand"], True)
+    assert options.plugins == ["my_robot"]
     assert dict(zip(rest[::2], map(yaml.safe_load, rest[1::2]), strict=True)) == {
         "--config.relative_to": [0, None],
         "--config.n_action_steps": 1,
