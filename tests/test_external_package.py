@@ -77,7 +77,7 @@ def test_record_and_train(trained):
 def printed(trained, workplace):
     """What one process prints in which transformers looks for the policy, and then the other commands are run."""
     doors = (
-        "from manipulators import PolicyFeature\n"  # any public name
+        "import manipulators\n"  # no name of it is taken
         "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline\n"
         "print(type(AutoConfig.for_model('toy_policy')).__name__)\n"
         "from manipulators import AutoPolicy\n"
