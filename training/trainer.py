@@ -49,23 +49,30 @@ class PolicyTrainer(Trainer):
     Args:
         model (`PolicyModel`): the policy.
         args (`PolicyTrainingArguments`): the training arguments.
-        processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint.
+        processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint; Trainer's
+            name for it, `processing_class`, is understood too.
         train_dataset, eval_dataset (`Dataset`): of samples under the dataset's names, such as `LeRobotDataset`.
         augmentation (`Augmentation`, *optional*): variation of the pictures of training batches.
         kwargs: other arguments of `transformers.Trainer`.
+
+    Raises:
+        InvalidConfigError: model, arguments or processor are absent, or of another kind.
     """
 
     def __init__(
         self,
-        model: PolicyModel,
-        args: PolicyTrainingArguments,
-        processor: PolicyProcessor,
+        model: PolicyModel | None = None,
+        args: PolicyTrainingArguments | None = None,
+        processor: PolicyProcessor | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         augmentation: Augmentation | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        processing_class: PolicyProcessor | None = None,
         **kwargs: Any,
     ):
+        processor = processing_class if processor is None else processor
+        _require(model, args, processor)
         processor.check_agreement(model.config)
         if augmentation is not None and "data_collator" in kwargs:
             raise InvalidConfigError(
@@ -450,6 +457,24 @@ class PolicyTrainer(Trainer):
             super()._load_best_model()
         if self._average is not None:
             self._average.load(self.state.best_model_checkpoint)
+
+
+def _require(model: Any, args: Any, processor: Any) -> None:
+    """Check what a trainer cannot do without."""
+    if model is None:
+        raise InvalidConfigError(
+            "PolicyTrainer needs a policy: PolicyTrainer(model=policy, …). model_init= is not supported; build the "
+            "policy anew for every trial."
+        )
+    if not isinstance(processor, PolicyProcessor):
+        raise InvalidConfigError(
+            f"PolicyTrainer needs the policy's processor, not {processor!r}: PolicyTrainer(…, processor=processor)."
+        )
+    if not isinstance(args, PolicyTrainingArguments):
+        raise InvalidConfigError(
+            f"PolicyTrainer takes PolicyTrainingArguments, which has every field of TrainingArguments; got "
+            f"{type(args).__name__}."
+        )
 
 
 class _Steps(TrainerCallback):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
-from manipulators import PolicyTrainingArguments
+from manipulators import PolicyTrainer, PolicyTrainingArguments
 from manipulators.errors import InvalidConfigError
 
 
@@ -30,6 +30,19 @@ def test_json_and_yaml(tmp_path):
     ):
         assert list(arguments.tuning.values()) == ["lora", False, None, None]
         assert arguments.learning_rate_visual == 1e-5
+
+
+def test_what_a_trainer_needs(make_policy, make_processor, make_dataset, tmp_path):
+    policy = make_policy()
+    processor, arguments = make_processor(policy), PolicyTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = PolicyTrainer(policy, arguments, processing_class=processor, train_dataset=make_dataset(2))
+    assert trainer.processor is processor and trainer.processing_class is None
+    with pytest.raises(InvalidConfigError, match=r"takes PolicyTrainingArguments.*got TrainingArguments"):
+        PolicyTrainer(policy, TrainingArguments(output_dir=str(tmp_path), use_cpu=True), processor)
+    with pytest.raises(InvalidConfigError, match="needs the policy's processor, not None"):
+        PolicyTrainer(policy, arguments)
+    with pytest.raises(InvalidConfigError, match="model_init= is not supported"):
+        PolicyTrainer(args=arguments, processor=processor, model_init=make_policy)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
