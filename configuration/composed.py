@@ -144,7 +144,7 @@ class ComposedConfig(PolicyConfig):
     # --- what follows from the components -------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:  # only asked when nothing else has the name
-        if not name.startswith("_") and "_post_init_done" in self.__dict__:
+        if not name.startswith("_") and {"backbone", "action_head", "n_action_steps"} <= self.__dict__.keys():
             backbone = self.backbone_config
             if backbone is not None:
                 return getattr(backbone, name)

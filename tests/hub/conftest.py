@@ -253,7 +253,26 @@ def client(hub, tmp_path_factory):
     Importing takes most of a process's time. It takes the code that all parts begin with and the parts by name, and
     returns by name what each gave to `report(...)`.
     """
-    url, folder = hub.url, tmp_path_factory.mktemp("client")
+    return runner(hub.url, tmp_path_factory.mktemp("client"))
+
+
+@pytest.fixture
+def new_hub():
+    """A running Hub, empty, for one test."""
+    server = Hub()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_client(new_hub, tmp_path):
+    """Return a function that runs code against the Hub of one test, in a process of its own; see `client`."""
+    run = runner(new_hub.url, tmp_path)
+    return lambda code: run("", code=code)["code"]
+
+
+def runner(url, folder):
+    """Return the function that `client` describes, for processes that work in a folder."""
     home = folder / "hf_home"
 
     def run(begin, **parts):

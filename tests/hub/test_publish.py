@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 import yaml
 
 from manipulators.hub_cards.edits import was_edited
@@ -55,6 +56,17 @@ Path("saved/training_args.bin").write_bytes(b"private")
 loaded = AutoPolicy.from_pretrained("saved")
 """
 )
+
+
+@pytest.fixture
+def hub(new_hub):
+    """A Hub of its own for every test: all publish under the same names."""
+    return new_hub
+
+
+@pytest.fixture
+def client(new_client):
+    return new_client
 
 
 def files_of(hub, name):
