@@ -111,8 +111,6 @@ class GR00TConfig(VisionLanguageActionConfig):
                 f"hidden_size={hidden_size}, but the language model in eagle_config has {self.hidden_size}, and it is "
                 f"that model's width. Leave hidden_size out."
             )
-        if self.n_action_steps is None:
-            self.n_action_steps = self.action_horizon
 
     def _check_repeated(self, name: str, given: Mapping[str, Any]) -> None:
         """Check a value that stands both at the top and in `action_head_cfg`; the head's `hidden_size` is its own."""

@@ -87,8 +87,9 @@ class PolicyConfig(StrictConfig):
                 f"{FORMAT_VERSION}); fields that do not exist here are left out: {', '.join(unknown)}."
             )
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
-        if self.horizon_field is not None and self.n_action_steps is None:
-            self.n_action_steps = self._whole_chunk()
+        whole = self._whole_chunk()
+        if whole is not None and self.n_action_steps is None:
+            self.n_action_steps = whole
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

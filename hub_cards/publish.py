@@ -44,37 +44,23 @@ _DATASET = ("meta/*", "data/*", "videos/*", "images/*")
 def publish_folder(
     folder: str | os.PathLike,
     repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    tags: str | Sequence[str] | None = None,
-    card: str | None = None,
     base: str | os.PathLike | None = None,
     beside: Mapping[str, str | os.PathLike] | None = None,
+    **options: Any,
 ) -> str:
     """Upload a checkpoint folder of a policy or an adapter in one commit; return the commit's address.
 
     Args:
         folder: with config.json and weights; processor, records and card where there are some.
         repo_id: `org/name`; created when it does not exist.
-        private: whether a new repository is private.
-        token, create_pr, commit_message, commit_description: as in huggingface_hub.
-        revision: branch; created when it does not exist.
-        tags: for the card, beside its own.
-        card: text of README.md; by default the folder's or the repository's if a person edited it, else rendered.
         base: folder or Hub id of the checkpoint that the weights derive from, where no file says it.
         beside: name in the repository → another folder that is uploaded with it, whole.
+        options: see `Prepared.publish`.
 
     Raises:
         MissingFileError: the folder is no checkpoint.
         PublishingError: the Hub refuses.
     """
-    options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr, "tags": tags}
-    options |= {"commit_message": commit_message, "commit_description": commit_description, "card": card}
     return prepare_folder(folder, beside, base).publish(repo_id, **options)
 
 
@@ -125,7 +111,19 @@ class Prepared:
         tags: str | Sequence[str] | None = None,
         card: str | None = None,
     ) -> str:
-        """Upload it, once, and return the commit's address; arguments as in `publish_folder`."""
+        """Upload it, once, and return the commit's address.
+
+        Args:
+            repo_id: `org/name`; created when it does not exist.
+            private: whether a new repository is private.
+            token, create_pr, commit_message, commit_description: as in huggingface_hub.
+            revision: branch; created when it does not exist.
+            tags: for the card, beside its own.
+            card: text of README.md; by default the folder's or the repository's if a person edited it, else rendered.
+
+        Raises:
+            PublishingError: the Hub refuses.
+        """
         with (
             self.temporary,
             _repository(repo_id, "model", private, token, revision, create_pr) as (api, repo_id),

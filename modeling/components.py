@@ -21,21 +21,12 @@ from .backbones.diffusion import DiffusionBackbone
 from .backbones.eagle import EagleBackbone
 from .backbones.eagle_1_5 import EagleBackbone1_5
 
-
-def _eagle(backbone_class: type[nn.Module]) -> Callable[..., nn.Module]:
-    def build(config) -> nn.Module:
-        kernel = config.attention_implementation or config._attn_implementation or "sdpa"
-        return backbone_class(**config.backbone_cfg, eagle_config=config.eagle_config, attention_implementation=kernel)
-
-    return build
-
-
 # Type → what builds the component from its complete config; a head is given the features' width too.
 _BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "act": ACTBackbone,
     "diffusion": DiffusionBackbone,
-    "eagle": _eagle(EagleBackbone),
-    "eagle_1_5": _eagle(EagleBackbone1_5),
+    "eagle": EagleBackbone.from_config,
+    "eagle_1_5": EagleBackbone1_5.from_config,
 }
 _ACTION_HEADS: dict[str, Callable[..., nn.Module]] = {
     "act": lambda config, width: ACTActionHead(config),

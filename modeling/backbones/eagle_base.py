@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModel, BatchFeature, PreTrainedConfig
 
 from ...configuration.eagle import EagleBaseConfig
+from ...configuration.gr00t import GR00TConfig
 from ...errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
 from ..freezing import PartlyFrozen
 from ..layers.image_tokens import pixel_shuffle, place_pictures, real_pictures
@@ -151,6 +152,12 @@ class EagleBackboneBase(PartlyFrozen):
     tune_visual: bool
     reproject_vision: bool = False
     image_token_id: int
+
+    @classmethod
+    def from_config(cls, config: GR00TConfig) -> EagleBackboneBase:
+        """Build the backbone that the config of a GR00T describes."""
+        kernel = config.attention_implementation or config._attn_implementation or "sdpa"
+        return cls(**config.backbone_cfg, eagle_config=config.eagle_config, attention_implementation=kernel)
 
     @property
     def vision_language_model(self) -> EagleModel:

@@ -27,11 +27,7 @@ class GR00TPolicy(VisionLanguageActionPolicy):
     def __init__(self, config: GR00TConfig):
         config.require_features()
         super().__init__(config)
-        self.backbone = self.backbone_class(
-            **config.backbone_cfg,
-            eagle_config=config.eagle_config,
-            attention_implementation=config.attention_implementation or config._attn_implementation or "sdpa",
-        )
+        self.backbone = self.backbone_class.from_config(config)
         self.action_head = self.head_class(config.head_config())
         self.post_init()
 
