@@ -36,13 +36,24 @@ def mean_over(
     """
     if over not in OVER:
         raise InvalidConfigError(f"loss_over={over!r} is not known. {nearest(over, OVER)}")
+    valid = counted(error, action_is_pad, action_mask, over)
+    # Zero times NaN is NaN: padding may hold anything, so it is replaced, not multiplied away.
+    return torch.where(valid > 0, error, 0).sum() / valid.sum().clamp(min=1)
+
+
+def counted(
+    error: torch.Tensor,
+    action_is_pad: torch.Tensor | None = None,
+    action_mask: torch.Tensor | None = None,
+    over: str = "real",
+) -> torch.Tensor:
+    """Return 1 where a value of an error (b, h, a) counts and 0 elsewhere; arguments as in `mean_over`."""
     valid = torch.ones_like(error)
     if action_is_pad is not None and over == "real":
         valid = valid * ~action_is_pad[:, :, None]
     if action_mask is not None and over != "all":
         valid = valid * action_mask
-    # Zero times NaN is NaN: padding may hold anything, so it is replaced, not multiplied away.
-    return torch.where(valid > 0, error, 0).sum() / valid.sum().clamp(min=1)
+    return valid
 
 
 def fill_padded(actions: torch.Tensor, action_is_pad: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, Un
 from .adapters import has_adapter
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
-from .losses import fill_padded, mean_over
+from .losses import counted, fill_padded, mean_over
 from .output import PolicyOutput
 from .parts import Parts
 from .seam import SHARED_INPUTS, Draws, Features, Labels, PolicyInputs
@@ -37,6 +37,9 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
     base_model_prefix = ""
     accepts_loss_kwargs = False  # forward returns a mean; Trainer must not rescale it
     _supports_sdpa = True
+
+    # Named losses that are means over the samples of a batch, as ACT's KL divergence is; others are over actions.
+    per_sample_losses: ClassVar[tuple[str, ...]] = ()
 
     is_fused = False  # see `fuse`
 
@@ -87,11 +90,26 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             raise FeatureShapeError("action_is_pad", tuple(is_pad.shape), f"{tuple(actions.shape[:2])}")
         if mask is not None and mask.shape != actions.shape:
             raise FeatureShapeError("action_mask", tuple(mask.shape), f"{tuple(actions.shape)}")
-        if mask is None and self.config.output_features and self.config.robot_action_dim < width:
-            mask = torch.arange(width, device=actions.device) < self.config.robot_action_dim
+        mask = self._action_mask(labels)
         if is_pad is not None and self.config.loss_over == "real":
             actions = fill_padded(actions, is_pad)
         return Labels(actions, is_pad, mask)
+
+    def _action_mask(self, labels: Labels) -> torch.Tensor | None:
+        """Return which dimensions of the actions are the robot's: as given, or those of its width."""
+        actions, _, mask = labels
+        if mask is None and self.config.output_features and self.config.robot_action_dim < actions.shape[-1]:
+            return torch.arange(actions.shape[-1], device=actions.device) < self.config.robot_action_dim
+        return mask
+
+    def loss_counts(self, labels: Labels) -> tuple[torch.Tensor, int]:
+        """Return over how many action values, and over how many samples, the losses of a batch are means.
+
+        A trainer needs both to make one mean of several batches.
+        """
+        mask = self._action_mask(labels)
+        valid = counted(torch.ones_like(labels.actions), labels.action_is_pad, mask, self.config.loss_over)
+        return valid.sum(), len(labels.actions)
 
     # --- forward and prediction -----------------------------------------------------------------------
 
@@ -117,7 +135,8 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
         losses, predicted = self.losses(inputs, labels, draws)
         weights = self.config.loss_weights
         loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
-        losses = {name: value.detach() for name, value in losses.items()}
+        # Without a graph, except for those that a trainer weights apart from the others.
+        losses = {n: value if n in self.per_sample_losses else value.detach() for n, value in losses.items()}
         return PolicyOutput(loss=loss, losses=losses, actions=predicted)
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
 from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
 from .collator import PolicyCollator
+from .global_mean import GlobalMean, MeanOfEvaluation
 from .publishing import Publishing
 from .tuning import apply_tuning, parameter_table
 
@@ -103,7 +104,8 @@ class PolicyTrainer(Publishing, Trainer):
         self._last_step: dict[str, torch.Tensor | float | None] = {}
         self._average: WeightAverage | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
-        self._steps, self._batches_of_step = 0, 1
+        self._steps, self._step_mean = 0, GlobalMean(self.accelerator)
+        self._evaluation_mean: MeanOfEvaluation | None = None
         self._data_seconds, self._logged_at = 0.0, None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
@@ -257,12 +259,33 @@ class PolicyTrainer(Publishing, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the loss, and keep its named parts for the log."""
+        """Return the loss, and keep its named parts for the log.
+
+        The losses of a step's batches, in all processes, together are the mean over what counts in all of them.
+        """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        policy, parts = self._saved_policy, outputs.losses or {}
+        if self.compute_loss_func is None:  # the caller's own reduction stands
+            if model.training:
+                loss, parts = self._step_mean.loss(policy, inputs, loss, parts)
+            elif self._evaluation_mean is not None:
+                self._evaluation_mean.add(policy, inputs, loss)
         if model.training:
-            for name, value in (outputs.losses or {}).items():  # summed on the device: no wait per step
-                self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach() / self._batches_of_step
+            for name, value in parts.items():  # summed on the device: no wait per step
+                self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach() / self._step_mean.batches
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any):
+        """Return predictions and metrics; the loss is the mean over what counts in the whole dataset."""
+        self._evaluation_mean = MeanOfEvaluation(self.accelerator)
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+            names = [name for name in output.metrics if name.endswith("_loss")]
+            if self.compute_loss_func is None and len(names) == 1:
+                output.metrics[names[0]] = self._evaluation_mean.value()
+            return output
+        finally:
+            self._evaluation_mean = None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any):
         """Fetch the next batches and measure the time it takes."""
@@ -270,8 +293,8 @@ class PolicyTrainer(Publishing, Trainer):
         self._logged_at = self._logged_at or start  # the time before the first batch is set-up
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
-        if batches:
-            self._steps, self._batches_of_step = self._steps + 1, len(batches)
+        self._step_mean.begin(self._saved_policy, batches)
+        self._steps += bool(batches)
         return batches, items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -282,7 +305,7 @@ class PolicyTrainer(Publishing, Trainer):
         """
         parts: dict[str, float] = {}
         if "loss" in logs:
-            parts = {name: (value / self._steps).item() for name, value in self._loss_parts.items()}
+            parts = {name: (value / self._steps).item() for name, value in self._mean_parts().items()}
             now = time.perf_counter()
             waited = self._data_seconds / max(now - (self._logged_at or now), 1e-9)
             logs |= parts | {"data_wait": round(waited, 4)}
@@ -292,6 +315,10 @@ class PolicyTrainer(Publishing, Trainer):
         if not math.isfinite(loss):
             raise DivergedTrainingError(self.state.global_step, loss, parts)
         super().log(logs, *args, **kwargs)
+
+    def _mean_parts(self) -> dict[str, torch.Tensor]:
+        """Return the sums of the named losses since the last log, as means over the processes."""
+        return self.accelerator.reduce(self._loss_parts, reduction="mean") if self._loss_parts else {}
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
@@ -305,7 +332,7 @@ class PolicyTrainer(Publishing, Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-            loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
+            losses = self._mean_parts() | {"loss": self.accelerator.reduce(self._tr_loss, reduction="mean")}
             if self.args.should_save:
                 folder = os.path.join(self._staging, name)
                 progress = {
@@ -313,7 +340,7 @@ class PolicyTrainer(Publishing, Trainer):
                     "last_step": {name: float(v) for name, v in self._last_step.items() if v is not None},
                     "epoch_has_ended": self._epoch_has_ended,
                 }
-                save_progress(folder, self._loss_parts | {"loss": loss}, progress)
+                save_progress(folder, losses, progress)
                 if self._average is not None:
                     self._average.save(folder)
             self.accelerator.wait_for_everyone()  # every process writes its own random state

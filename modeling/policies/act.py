@@ -23,6 +23,7 @@ class ACTPolicy(PolicyModel):
     """
 
     config_class = ACTConfig
+    per_sample_losses = ("kl",)
 
     def __init__(self, config: ACTConfig):
         super().__init__(config)

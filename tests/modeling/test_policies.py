@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModel
 
 from manipulators import AutoPolicy, PolicyPipeline
@@ -20,6 +21,7 @@ from manipulators.errors import (
 )
 from manipulators.inference.speed import example_request
 from manipulators.processing.word_tokenizer import word_tokenizer
+from manipulators.training.global_mean import GlobalMean
 
 LABELS = ("actions", "action_is_pad", "action_mask")
 NAMES = {"state": "observation.state", "environment_state": "observation.environment_state"}
@@ -401,6 +403,30 @@ def test_padded_steps_do_not_dilute_the_loss(policy):
     inputs = policy.config.example_inputs(2) | policy.config.example_draws(2, training=True)
     inputs["action_is_pad"][1] = True
     torch.testing.assert_close(policy(**inputs).loss, policy(**sample(inputs, 0)).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_of_a_step_are_weighed_as_one_mean(policy):
+    """Three batches with 4, 1 and all real steps give the loss and the gradients of one batch of all three."""
+    inputs = policy.config.example_inputs(3) | policy.config.example_draws(3, training=True)
+    inputs["action_is_pad"][0, 4:] = True
+    inputs["action_is_pad"][1, 1:] = True
+    batches = [sample(inputs, i) for i in range(3)]
+    mean = GlobalMean(Accelerator(cpu=True))
+    mean.begin(policy, batches)
+
+    def gradients(batches_of_step, weigh):
+        policy.zero_grad()
+        losses = [weigh(batch, policy(**batch)) / len(batches_of_step) for batch in batches_of_step]
+        sum(losses).backward()
+        return sum(losses).detach(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+    loss, expected = gradients([inputs], lambda batch, output: output.loss)
+    found_loss, found = gradients(
+        batches, lambda batch, output: mean.loss(policy, batch, output.loss, output.losses)[0]
+    )
+    torch.testing.assert_close(found_loss, loss, atol=1e-6, rtol=1e-5)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
