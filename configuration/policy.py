@@ -80,7 +80,7 @@ class PolicyConfig(StrictConfig):
                 f"This config.json is of model type {model_type!r}, but {type(self).__name__} reads "
                 f"{self.model_type!r}. Use AutoPolicy.from_pretrained, which finds the right class."
             )
-        unknown = [name for name in kwargs if not self._is_known(name)]
+        unknown = [name for name in kwargs if not self.knows(name)]
         if unknown and self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This config was written by a newer version (format {self.format_version}, read here: "

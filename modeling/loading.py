@@ -298,12 +298,16 @@ def load_weights(
         if isinstance(error, ManipulatorsError):
             raise
         raise MissingFileError(f"The weights of {source} cannot be read: {error}") from error
-    except TypeError as error:  # what is no argument of loading reaches the constructor
-        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ManipulatorsError):
             raise
-        names = policy_class.config_class.field_names()
-        raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
+        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and unknown:  # what is no argument of loading reaches the constructor
+            names = policy_class.config_class.field_names()
+            raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
+        raise InvalidConfigError(  # by a part that transformers builds
+            f"No {policy_class.__name__} can be built by the config of {source}: {type(error).__name__}: {error}"
+        ) from error
     if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         mismatch = WeightsMismatchError(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         if not allow_partial:
