@@ -59,9 +59,11 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     arguments = _arguments(recipe)
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
-    dataset = open_dataset(recipe, config_class(**recipe.config))
+    # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it is.
+    dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
     policy, processor = build_policy(recipe, dataset)
-    dataset = open_dataset(recipe, policy.config)  # a base has a horizon and a history of its own
+    if recipe.base is not None:
+        dataset = open_dataset(recipe, policy.config)
 
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()
