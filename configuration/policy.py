@@ -61,6 +61,9 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Whether the policy or its processor resizes every picture, so that a camera may have any size; a property where
+    # that depends on the config.
+    resizes_pictures: ClassVar[bool] = False
     # Rows of the language model's embedding, and the token at which it summarises an instruction; None: not known, or
     # it looks at all tokens.
     vocabulary_size: ClassVar[int | None] = None
