@@ -23,6 +23,7 @@ from ..errors import InvalidRecipeError, MissingFileError
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
+from ..modeling.loading import removing_stale_records
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
@@ -128,7 +129,7 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
 
 def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
     """Save policy, processor, training.json and a card; every file appears complete or not at all."""
-    with replace_files(output) as folder:
+    with removing_stale_records(output, written=[TRAINING_FILE]), replace_files(output) as folder:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")

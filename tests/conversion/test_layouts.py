@@ -14,6 +14,7 @@ from manipulators.checkpoint import resolve
 from manipulators.errors import (
     ConflictingWeightsError,
     InvalidConfigError,
+    MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
 )
@@ -187,3 +188,12 @@ def test_the_published_loss_is_kept(shared, tmp_path):
     assert AutoPolicy.from_pretrained(folder).config.loss_over == "steps"
     rewrite(folder, do_mask_loss_for_padding=True)
     assert AutoPolicy.from_pretrained(folder).config.loss_over == "real"
+
+
+def test_a_policy_without_the_processor_beside_it_is_not_published(lerobot, tmp_path):
+    """Its statistics stand in the other project's files, which AutoPolicy does not read."""
+    policy = AutoPolicy.from_pretrained(lerobot)
+    with pytest.raises(MissingFileError, match=r"layout of LeRobot.*PolicyPipeline\.from_pretrained\(.*push_to_hub"):
+        policy.push_to_hub("org/name")
+    with pytest.raises(MissingFileError, match="pass processor= here"):
+        policy.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="org/name")
