@@ -23,6 +23,8 @@ from .errors import CheckpointError, InvalidConfigError, MissingFileError
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
 CONFIG_FILE = "config.json"
+# What a folder records of the policy whose weights it holds.
+RECORDS = ("training.json", "evaluation.json", "learning_curve.png", "rollout.mp4")
 # Arguments that say where a checkpoint is.
 LOCATION = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "variant")
 # Arguments of `save_pretrained(push_to_hub=True)` that say how it is published.

@@ -156,6 +156,11 @@ class ComposedConfig(PolicyConfig):
         return self.backbone_config is not None and self.backbone_config.reads_instruction
 
     @property
+    def resizes_pictures(self) -> bool:
+        """Whether the backbone resizes every picture."""
+        return self.backbone_config is not None and self.backbone_config.resizes_pictures
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Rows of the embedding of the backbone's language model."""
         return None if self.backbone_config is None else self.backbone_config.vocabulary_size

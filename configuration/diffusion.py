@@ -180,6 +180,11 @@ class DiffusionConfig(PolicyConfig):
         return self.use_language_conditioning
 
     @property
+    def resizes_pictures(self) -> bool:
+        """Whether the network resizes every picture, to `resize_shape`."""
+        return self.resize_shape is not None
+
+    @property
     def tokenizer_name(self) -> str | None:
         """Hub id or folder of the instruction's tokenizer: that of the text encoder."""
         return self.language_model_name

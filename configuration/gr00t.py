@@ -292,6 +292,12 @@ class GR00TConfig(VisionLanguageActionConfig):
                 f"action head reads features of width {features_dim}: {self.feature_width_name} in action_head_cfg."
             )
 
+    def validate_layers(self) -> None:
+        """Check that a number of layers is asked for, where one is."""
+        count = self.backbone_cfg.get("select_layer")
+        if isinstance(count, bool) or not isinstance(count, (int, type(None))):
+            raise InvalidConfigError(f"select_layer={count!r} is no number of layers, such as 12.")
+
     def validate_widths(self) -> None:
         """Check that state and actions fit into the widths that the network has."""
         widths = {

@@ -61,6 +61,9 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Whether the policy or its processor resizes every picture, so that a camera may have any size; a property where
+    # that depends on the config.
+    resizes_pictures: ClassVar[bool] = False
     # Rows of the language model's embedding, and the token at which it summarises an instruction; None: not known, or
     # it looks at all tokens.
     vocabulary_size: ClassVar[int | None] = None
@@ -80,7 +83,7 @@ class PolicyConfig(StrictConfig):
                 f"This config.json is of model type {model_type!r}, but {type(self).__name__} reads "
                 f"{self.model_type!r}. Use AutoPolicy.from_pretrained, which finds the right class."
             )
-        unknown = [name for name in kwargs if not self._is_known(name)]
+        unknown = [name for name in kwargs if not self.knows(name)]
         if unknown and self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This config was written by a newer version (format {self.format_version}, read here: "

@@ -97,7 +97,7 @@ class StrictConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name in kwargs:
-            if not self._is_known(name):
+            if not self.knows(name):
                 raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
         try:
             super().__post_init__(**kwargs)
@@ -120,7 +120,8 @@ class StrictConfig(PreTrainedConfig):
         return [field.name for field in fields(cls) if field.name not in inherited]
 
     @classmethod
-    def _is_known(cls, name: str) -> bool:
+    def knows(cls, name: str) -> bool:
+        """Tell whether a name is a field, or one that transformers, accelerate or peft set."""
         return name.startswith("_") or name in cls.__dataclass_fields__ or name in RUNTIME_NAMES
 
     @classmethod
@@ -152,7 +153,7 @@ def _convert_before_checking(cls: type[StrictConfig]) -> None:
                 raise InvalidConfigError(
                     f"{type(self).__name__}.{name} follows from the other fields and cannot be set."
                 )
-        elif not (self._is_known(name) or hasattr(type(self), name)):
+        elif not (self.knows(name) or hasattr(type(self), name)):
             raise UnknownConfigFieldError(type(self).__name__, name, self.field_names())
         field = type(self).__dataclass_fields__.get(name)
         try:

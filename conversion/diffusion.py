@@ -56,6 +56,8 @@ def diffusion_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, A
     fields["pretrained_backbone_weights"] = None  # the trained ones are in the checkpoint
     if fields.get("resize_shape"):  # then LeRobot derives the crop from it
         ratio = config.get("crop_ratio", 1.0)
+        if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+            raise InvalidConfigError(f"config.json has crop_ratio={ratio!r}; it is a share of the picture, up to 1.")
         fields["crop_shape"] = [int(side * ratio) for side in fields["resize_shape"]] if ratio < 1 else None
     if "vision_backbone" in fields:
         encoder = "0." if config["use_separate_rgb_encoder_per_camera"] else ""

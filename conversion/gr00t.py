@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from ..errors import InvalidConfigError
 from ..modeling.action_heads.flow_matching import FlowmatchingActionHead
 from ..modeling.action_heads.flow_matching_1_5 import FlowmatchingActionHead_1_5
 from ..modeling.backbones.eagle import EagleBackbone
@@ -15,7 +16,7 @@ from ..modeling.backbones.eagle_1_5 import EagleBackbone1_5
 from ..modeling.policies.gr00t import GR00TPolicy
 from ..modeling.policies.gr00t_n1 import GR00TN1Policy
 from ..modeling.policies.gr00t_n1_5 import GR00TN1_5Policy
-from .published_policy import PublishedPolicy, Weights, register_published
+from .published_policy import PublishedPolicy, Weights, register_published, require_known
 from .rename import rename
 
 logger = logging.get_logger(__name__)
@@ -28,6 +29,8 @@ RENAMES = [
 EMBEDDING, LM_HEAD = "language_model.embed_tokens.weight", "language_model.lm_head.weight"
 POOLING = "vision_model.head."
 LAYERS = "language_model.layers."
+# Fields of the published config.json that change no action.
+_HARMLESS = ("architectures", "attn_implementation", "model_type", "torch_dtype", "transformers_version")
 
 
 def rename_gr00t_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +68,15 @@ def gr00t_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     config_class = kind_of(config).policy_class.config_class
     known = [*config_class.field_names(), "action_dim", "action_horizon", "hidden_size"]
     fields = {name: value for name, value in config.items() if name in known}
+    settled = {name for name in config if name not in fields and config_class.knows(name)}
+    require_known("config.json", config, {*fields, *settled, *_HARMLESS})
+    head = config.get("action_head_cfg")
+    widths = {head[n] for n in ("action_dim", "max_action_dim") if n in head} if isinstance(head, Mapping) else ()
+    if len(widths) > 1:
+        raise InvalidConfigError(
+            f"action_head_cfg has action_dim={head['action_dim']} and max_action_dim={head['max_action_dim']}, which "
+            f"are one width. Give one of the two."
+        )
     left_out = sorted(set(config) - set(fields))
     logger.info(f"Fields of the published config.json that this library does not use: {', '.join(left_out)}")
     return fields

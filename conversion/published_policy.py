@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..checkpoint import Checkpoint
 from ..configuration.features import STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
-from ..errors import InvalidConfigError
+from ..errors import InvalidConfigError, nearest
 from ..modeling.loading import load_weights
 from ..modeling.policy import PolicyModel
 
@@ -43,6 +43,7 @@ _HARMLESS = frozenset(
         "use_amp",
         "use_cache",
         "use_peft",
+        "use_relative_actions",  # the steps beside it say so too
     )
 )
 _HARMLESS_BEGINNINGS = ("optimizer_", "scheduler_")
@@ -96,6 +97,30 @@ def published_policies() -> list[PublishedPolicy]:
     return list(_PUBLISHED.values())
 
 
+def is_off(value: Any) -> bool:
+    """Tell whether the value of a field says that what it stands for is not there."""
+    return value is None or value is False or value in ([], {})
+
+
+def require_known(file: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check that every field is known, unless it is switched off.
+
+    Args:
+        file: for messages.
+        given: its fields.
+        known: names of those that are read, or change nothing.
+
+    Raises:
+        InvalidConfigError: one is not, and may change what the network computes.
+    """
+    for name, value in given.items():
+        if name not in known and not is_off(value):
+            raise InvalidConfigError(
+                f"{file} has {name}={value!r}, which this library does not know: it may change what the network "
+                f"computes. {nearest(str(name), known)} If it changes nothing, remove the line or set it to null."
+            )
+
+
 def known_fields(
     config: Mapping[str, Any], config_class: type[PolicyConfig], read: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -109,20 +134,23 @@ def known_fields(
     Raises:
         InvalidConfigError: a field that is not known here is switched on, and may change what the network computes.
     """
-    for name, value in config.items():
-        harmless = name in _HARMLESS or name.startswith(_HARMLESS_BEGINNINGS) or value in (None, False, [], {})
-        if not (harmless or name in config_class.field_names() or hasattr(config_class, name) or name in read):
-            raise InvalidConfigError(
-                f"config.json has {name}={value!r}, which this library does not know: it may change what the network "
-                f"computes. If it does not, remove the line or set it to null."
-            )
-    fields = {name: value for name, value in config.items() if name in config_class.field_names()}
+    settable = [name for name, value in vars(config_class).items() if isinstance(value, property) and value.fset]
+    own = {*config_class.field_names(), *settable}
+    harmless = {name for name in config if name in _HARMLESS or name.startswith(_HARMLESS_BEGINNINGS)}
+    require_known("config.json", config, {*own, *read, *harmless})
+    fields = {name: value for name, value in config.items() if name in own}
     for name, value in fields.items():
-        if config_class.__dataclass_fields__[name].type is bool and value in (0, 1):
+        is_truth = name in settable or config_class.__dataclass_fields__[name].type is bool
+        if is_truth and value in (0, 1):
             fields[name] = bool(value)  # LeRobot saves a config that it has read again with 0 for false
-    inputs = {name: PolicyFeature.from_value(dict(value)) for name, value in config["input_features"].items()}
-    # LeRobot reads one STATE feature, by its name; others of that type are listed and never used.
-    fields["input_features"] = {n: f for n, f in inputs.items() if f.type is not FeatureType.STATE or n == STATE}
+    inputs = {name: PolicyFeature.from_value(value) for name, value in config["input_features"].items()}
+    unread = [name for name, feature in inputs.items() if feature.type is FeatureType.STATE and name != STATE]
+    if unread:
+        logger.warning(
+            f"config.json lists {', '.join(unread)} beside {STATE}. LeRobot lists every vector of a dataset and reads "
+            f"{STATE} alone: the policy has never seen the others. Leave them out of observations."
+        )
+    fields["input_features"] = {name: feature for name, feature in inputs.items() if name not in unread}
     left_out = sorted(set(config) - set(fields))
     logger.info(f"Fields of the published config.json that this library does not use: {', '.join(left_out)}")
     return fields

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import ResNetConfig, ResNetModel
 
 from ..configuration.resnet import RESNETS
+from ..errors import WeightsMismatchError
 from .rename import Renames
 
 
@@ -56,21 +60,64 @@ def resnet_fields(name: str, weights: Mapping[str, torch.Tensor], trunk: str) ->
         name: one of `RESNETS`, or another.
         weights: under our names.
         trunk: the trunk's prefix in them.
+
+    Raises:
+        WeightsMismatchError: a tensor's shape would make the trunk far larger than its weights.
     """
     stem = weights.get(trunk + "embedder.embedder.convolution.weight")
     if stem is None:
         return None
-    blocks = re.compile(re.escape(trunk) + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.convolution\.weight")
-    shapes = {tuple(map(int, m.groups())): w.shape[0] for n, w in weights.items() if (m := blocks.fullmatch(n))}
-    stages = sorted({stage for stage, _, _ in shapes})
-    sizes = {
-        "layer_type": "bottleneck" if any(conv == 2 for _, _, conv in shapes) else "basic",
-        # The widest convolution of a stage is its last, whatever the kind of layer.
-        "hidden_sizes": [max(width for (s, _, _), width in shapes.items() if s == stage) for stage in stages],
-        "depths": [max(block for s, block, _ in shapes if s == stage) + 1 for stage in stages],
-        "embedding_size": stem.shape[0],
-        "num_channels": stem.shape[1],
-    }
+    layers = re.compile(
+        re.escape(trunk) + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.weight"
+    )
+    found = {m.groups(): tuple(w.shape) for n, w in weights.items() if (m := layers.fullmatch(n))}
+    last = "2" if any(layer == "2" for _, _, layer, _ in found) else "1"
+    widths: dict[int, Counter] = {}
+    depths: dict[int, int] = {}
+    for (stage, block, layer, kind), shape in found.items():
+        depths[int(stage)] = max(depths.get(int(stage), 0), int(block) + 1)
+        votes = widths.setdefault(int(stage), Counter())
+        if len(shape) == (4 if kind == "convolution" else 1):  # another one is mis-shaped, and says nothing
+            votes[shape[0]] += 1 if layer == last else 0
+    stem_norm = weights.get(trunk + "embedder.embedder.normalization.weight")
+    stems = Counter(x.shape[0] for x, n in ((stem, 4), (stem_norm, 1)) if x is not None and x.ndim == n)
     usual = {"embedding_size": 64, "num_channels": 3} | RESNETS.get(name, {})
+    sizes = {
+        "layer_type": "bottleneck" if last == "2" else "basic",
+        # The last layer of a block is as wide as its stage, whatever the kind of layer.
+        "hidden_sizes": [_most_said(widths[stage], 1) for stage in sorted(widths)],
+        "depths": [depths[stage] for stage in sorted(widths)],
+        "embedding_size": _most_said(stems, usual["embedding_size"]),
+        "num_channels": stem.shape[1] if stem.ndim == 4 else usual["num_channels"],
+    }
+    _require_possible(sizes, weights, trunk)
     differing = {field: value for field, value in sizes.items() if usual.get(field) != value}
     return differing or None
+
+
+def _most_said(votes: Counter, default: int) -> int:
+    """Return the width that most tensors have, of several the smallest."""
+    return min(votes, key=lambda width: (-votes[width], width), default=default)
+
+
+def _require_possible(sizes: Mapping[str, Any], weights: Mapping[str, torch.Tensor], trunk: str) -> None:
+    """Check that a ResNet of these sizes is about as large as its weights, before memory is taken for it.
+
+    Raises:
+        WeightsMismatchError: it is far larger, so a tensor from which the sizes were read has another shape.
+    """
+    held = {name.removeprefix(trunk): tuple(w.shape) for name, w in weights.items() if name.startswith(trunk)}
+    count = sum(math.prod(shape) for shape in held.values())
+    if sum(sizes["depths"]) > 2 * len(held):  # numbered beyond what is there
+        block = re.compile(r"\.layers\.(\d+)\.")
+        beyond = [n for n in held if (m := block.search(n)) and int(m[1]) >= len(held)]
+        raise WeightsMismatchError("the published checkpoint", unexpected=[trunk + name for name in beyond])
+    with torch.device("meta"):
+        expected = {
+            name: tuple(value.shape) for name, value in ResNetModel(ResNetConfig(**sizes)).state_dict().items()
+        }
+    if sum(math.prod(shape) for shape in expected.values()) > 8 * count:
+        wrong = [
+            (trunk + n, shape, expected[n]) for n, shape in held.items() if n in expected and shape != expected[n]
+        ]
+        raise WeightsMismatchError("the published checkpoint", mismatched=wrong)

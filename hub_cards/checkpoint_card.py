@@ -79,7 +79,7 @@ def checkpoint_card(
 def _license_of_folder(folder: Path) -> License | None:
     """Return the licence of a checkpoint on this computer; None where nothing says it."""
     stated = license_of_card((folder / CARD_FILE).read_text("utf-8") if (folder / CARD_FILE).is_file() else None)
-    if stated is not None or "model_type" not in _read(folder / CONFIG_FILE):
+    if stated is not None or "format_version" not in _read(folder / CONFIG_FILE):  # another project's, say
         return stated
     card = checkpoint_card(folder, needs_processor=False)
     return License(card.license, card.license_name, card.license_link)

@@ -18,20 +18,19 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, 
 from transformers.utils import logging
 
 from .._files import read_json, write_text
-from ..checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, CONFIG_FILE, base_of
+from ..checkpoint import ADAPTER_CONFIG, ADAPTER_FILES, CONFIG_FILE, RECORDS, base_of
 from ..errors import ManipulatorsError, MissingFileError, PublishingError
 from .card import CARD_FILE, LEARNING_CURVE_FILE, card_with_tags, save_card
-from .checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, checkpoint_card
+from .checkpoint_card import EVALUATION_FILE, TRAINING_FILE, checkpoint_card
 from .dataset_card import INFO_FILE, dataset_card
 from .edits import keep_edited, was_edited
 from .eval_results import EVAL_RESULTS_FILE, eval_results
 from .licenses import license_fields, license_of_card
-from .wording import is_hub_id, public_name
+from .wording import is_hub_id, public_name, without_local_paths
 
 logger = logging.get_logger(__name__)
 
 PROCESSOR_FILE = "processor_config.json"
-RECORDS = (TRAINING_FILE, EVALUATION_FILE, LEARNING_CURVE_FILE, VIDEO_FILE)
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", *ADAPTER_FILES)
 _PROCESSOR = (PROCESSOR_FILE, "tokenizer*", "*.model", "*.jinja", "vocab.*", "merges.txt", "*_tokens*.json")
 # What is published of a checkpoint folder: neither Trainer's states nor checkpoints inside it.
@@ -262,8 +261,17 @@ def complete_from_source(policy: Any, folder: str | os.PathLike) -> None:
 
     These are the processor, where the folder has none, and the records. A record of other weights is left out, and so
     is an evaluation with another config or processor.
+
+    Raises:
+        MissingFileError: another project's checkpoint, from which the policy was loaded without its processor.
     """
     folder, source = Path(folder), getattr(policy, "loaded_from", None)
+    if source is not None and source.layout is not None and not (folder / PROCESSOR_FILE).is_file():
+        raise MissingFileError(
+            f"{source.source} keeps its statistics in the layout of {source.layout.name}, and the policy alone was "
+            f"loaded from it, without the processor that is published with it. Publish both: "
+            f"PolicyPipeline.from_pretrained({source.source!r}).push_to_hub(repo_id), or pass processor= here."
+        )
     if source is None or source.layout is not None or source.folder.resolve() == folder.resolve():
         return
     if not (folder / PROCESSOR_FILE).is_file() and (source.folder / PROCESSOR_FILE).is_file():
@@ -352,8 +360,11 @@ def _write_card(
         fields = license_fields(described.model_type, described.policy_name, described.parameters, True, found)
         described = replace(described, **fields)
     (staged / CARD_FILE).unlink(missing_ok=True)  # a link, as all else there; the folder keeps its own
+    told = {name: without_local_paths(getattr(described, name)) for name in ("training", "evaluation")}
+    described = replace(described, **told)
+    for record in (TRAINING_FILE, EVALUATION_FILE):
+        _hide_local_paths(staged / record)
     if described.evaluation:
-        _hide_path_of_checkpoint(staged / EVALUATION_FILE)
         (staged / EVAL_RESULTS_FILE).parent.mkdir(exist_ok=True)
         write_text(staged / EVAL_RESULTS_FILE, eval_results(described.evaluation))
     rendered = save_card(described, staged).read_text(encoding="utf-8")
@@ -363,12 +374,14 @@ def _write_card(
     write_text(staged / CARD_FILE, card_with_tags(chosen, _listed(tags)))
 
 
-def _hide_path_of_checkpoint(path: Path) -> None:
-    """Leave of a folder of this computer its name; the record in the folder itself stays as it is."""
-    record = read_json(path)
-    name = record.get("checkpoint")
-    if isinstance(name, str) and public_name(name) != name:
-        write_text(path, json.dumps(record | {"checkpoint": public_name(name)}, indent=2) + "\n")
+def _hide_local_paths(path: Path) -> None:
+    """Leave of folders of this computer their names; the record in the folder itself stays as it is."""
+    record = read_json(path) if path.is_file() else {}
+    public = without_local_paths(record)
+    if record.get("checkpoint"):
+        public["checkpoint"] = public_name(record["checkpoint"])
+    if public != record:
+        write_text(path, json.dumps(public, indent=2) + "\n")
 
 
 def _text(path: Path) -> str:

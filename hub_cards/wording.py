@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 from ..configuration.contract import ContractEntry
 from ..configuration.features import FeatureType
@@ -115,6 +117,19 @@ def public_name(name: str) -> str:
     """Return a name that is fit to publish: of a local folder only the last part."""
     path = PureWindowsPath(name) if "\\" in name else PurePosixPath(name)
     return path.name if path.is_absolute() or name.startswith(("~", ".")) or "\\" in name else name
+
+
+# What leads to the last part of an absolute path, where one begins: not inside a word, a relative path or an address.
+_LEADING = re.compile(r"(?<![\w.:/~\\-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"=,;\[\](){}]+[/\\])+(?=[^\s/\\])")
+
+
+def without_local_paths(value: Any) -> Any:
+    """Return plain values in which absolute paths, also those inside a command line, have lost all but their end."""
+    if isinstance(value, str):
+        return public_name(value) if os.path.isabs(value) and " " not in value else _LEADING.sub("", value)
+    if isinstance(value, Mapping):
+        return {name: without_local_paths(item) for name, item in value.items()}
+    return [without_local_paths(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def rates(learning_rate: float | Mapping[str, float]) -> str:

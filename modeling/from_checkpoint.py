@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
 from ..errors import UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
-from .loading import LOADING_ARGUMENTS, allowed_arguments, discard_index, load_weights, remove_other_weights
+from .loading import (
+    LOADING_ARGUMENTS,
+    allowed_arguments,
+    discard_index,
+    load_weights,
+    remove_other_weights,
+    removing_stale_records,
+)
 
 
 class Checkpointed:
@@ -54,28 +62,34 @@ class Checkpointed:
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save config and weights; of a policy with an adapter the adapter, the config and the name of its base.
 
-        Weights that the folder held before are replaced: it holds one set. With `push_to_hub=True` the folder is
-        published, whole and with our card; then `repo_id`, `private`, `revision`, … are those of `push_to_hub`.
+        Weights that the folder held before are replaced, and records of other weights are removed: it holds one
+        policy. With `push_to_hub=True` the folder is published, whole and with our card; then `repo_id`, `private`,
+        `revision`, … are those of `push_to_hub`.
         """
         kwargs, publishing = split_publishing(kwargs)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
-        if is_main:
-            discard_index(Path(save_directory), variant)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if not is_main:
-            return
+        folder = Path(save_directory)
+        with removing_stale_records(folder) if is_main else nullcontext():
+            if is_main:
+                discard_index(folder, variant)
+            super().save_pretrained(save_directory, *args, **kwargs)
+            if is_main:
+                self._complete_saved(folder, variant)
+        if publishing is not None and is_main:
+            from ..hub_cards.publish import publish_saved
+
+            publish_saved(self, save_directory, **publishing)
+
+    def _complete_saved(self, folder: Path, variant: str | None) -> None:
+        """Note what transformers does not, and remove the weights that the folder held before."""
         dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
         narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
         if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
             self.config.dtype = narrowest
-            self.config.save_pretrained(save_directory)
+            self.config.save_pretrained(folder)
         if has_adapter(self):
-            save_base_record(self, save_directory)
-        remove_other_weights(Path(save_directory), adapter=has_adapter(self), variant=variant)
-        if publishing is not None:
-            from ..hub_cards.publish import publish_saved
-
-            publish_saved(self, save_directory, **publishing)
+            save_base_record(self, folder)
+        remove_other_weights(folder, adapter=has_adapter(self), variant=variant)
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, card: str | None = None, **kwargs: Any) -> str:
         """Upload the policy, its processor, records and card in one commit; a card that a person edited is kept.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .._files import read_json
-from ..checkpoint import ADAPTER_FILES, ADAPTER_WEIGHTS, listing, refuse_code
+from ..checkpoint import ADAPTER_FILES, ADAPTER_WEIGHTS, RECORDS, listing, refuse_code
 from ..errors import (
     CheckpointError,
     ConflictingWeightsError,
@@ -115,6 +116,38 @@ def remove_other_weights(folder: Path, *, adapter: bool, variant: str | None = N
         old += [folder / _variant(SAFE_WEIGHTS_NAME, variant)] if index.is_file() else []
     for path in old:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def removing_stale_records(folder: Path, written: Collection[str] = ()) -> Iterator[None]:
+    """Remove the records in a folder where the block replaces its weights by others: they are of another policy.
+
+    Args:
+        folder: may be absent.
+        written: names of records that the block writes.
+    """
+    records = [folder / name for name in RECORDS if name not in written]
+    before = _digest(folder) if any(path.is_file() for path in records) else None
+    yield
+    if before is not None and _digest(folder) != before:
+        stale = [path for path in records if path.is_file()]
+        for path in stale:
+            path.unlink()
+        if stale:
+            names = ", ".join(path.name for path in stale)
+            logger.warning(f"{folder} now holds other weights than those of {names}, which is removed.")
+
+
+def _digest(folder: Path) -> str | None:
+    """Return what tells the tensors in a folder from others, however they are split; None where there are none."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob(ADAPTER_WEIGHTS)]):
+        tensors |= read_tensors(path, backend="mmap")
+    digest = hashlib.blake2b()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if tensors else None
 
 
 def discard_index(folder: Path, variant: str | None = None) -> None:
@@ -298,12 +331,16 @@ def load_weights(
         if isinstance(error, ManipulatorsError):
             raise
         raise MissingFileError(f"The weights of {source} cannot be read: {error}") from error
-    except TypeError as error:  # what is no argument of loading reaches the constructor
-        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ManipulatorsError):
             raise
-        names = policy_class.config_class.field_names()
-        raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
+        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and unknown:  # what is no argument of loading reaches the constructor
+            names = policy_class.config_class.field_names()
+            raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
+        raise InvalidConfigError(  # by a part that transformers builds
+            f"No {policy_class.__name__} can be built by the config of {source}: {type(error).__name__}: {error}"
+        ) from error
     if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         mismatch = WeightsMismatchError(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         if not allow_partial:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from .._tokenizers import notice_instruction, read_instructions, require_fitting_tokenizer
 from ..configuration.policy import PolicyConfig
-from ..errors import CheckpointError, FeatureShapeError, FeatureValueError, MissingFeatureError, MissingTokenizerError
+from ..errors import FeatureShapeError, MissingFeatureError, MissingTokenizerError
 from .observation import TASK
 from .part import ProcessorPart
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -75,44 +73,15 @@ class Instruction(ProcessorPart):
         Raises:
             CheckpointError: it has fewer tokens, or looks for another token at the end.
         """
-        remedy = "Take the tokenizer that it was trained with: tokenizer=folder_or_id"
-        marks = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        marks -= set(self.written_marks)  # PaliGemma's tokenizer has an <image> that no instruction holds
-        highest = max((i for token, i in self.tokenizer.get_vocab().items() if token not in marks), default=0)
-        if config.vocabulary_size is not None and highest >= config.vocabulary_size:
-            raise CheckpointError(
-                f"The tokenizer has ids up to {highest}, the policy's language model {config.vocabulary_size} tokens. "
-                f"{remedy}; a policy trained anew must say a vocab_size of at least {highest + 1}."
-            )
-        mine, theirs = self.tokenizer.eos_token_id, config.end_token_id
-        if theirs not in (None, mine):
-            raise CheckpointError(
-                f"The tokenizer ends a text with the id {mine} ({self.tokenizer.eos_token!r}), and the policy's "
-                f"language model summarises it at eos_token_id={theirs}, so that it would ignore every instruction. "
-                f"{remedy}; a policy trained anew must say eos_token_id={mine}."
-            )
+        require_fitting_tokenizer(self.tokenizer, config, self.written_marks)
 
     def notice(self, task: str) -> None:
         """Warn, once for each instruction, of words that the tokenizer does not know and of what is cut off."""
         if task in self._noticed:
             return
         self._noticed.add(task)
-        ids = self.tokenizer(self.prompt_words(task), add_special_tokens=False)["input_ids"]
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids:
-            known = [word for word in self.tokenizer.get_vocab() if word not in self.tokenizer.all_special_tokens]
-            shown = f" It knows: {', '.join(sorted(known))}." if len(known) <= 50 else ""
-            logger.warning(
-                f"The instruction {task!r} has words that the tokenizer does not know; to the policy they are all "
-                f"{self.tokenizer.unk_token!r}.{shown}"
-            )
-        room = None if self.max_instruction_tokens is None else self.max_instruction_tokens - self.special_tokens
-        if room is not None and len(ids) > room:
-            kept = self.tokenizer.decode(ids[:room])
-            logger.warning(
-                f"The instruction {task!r} has {len(ids)} tokens; it is cut to max_instruction_tokens="
-                f"{self.max_instruction_tokens}, and the policy reads {kept!r}."
-            )
+        limit, taken = self.max_instruction_tokens, self.special_tokens
+        notice_instruction(self.tokenizer, task, self.prompt_words(task), limit, taken)
 
     def prompt_words(self, task: str) -> str:
         """Return the part of a prompt that `max_instruction_tokens` counts: here, all of it."""
@@ -132,17 +101,8 @@ class Instruction(ProcessorPart):
         """
         if task is None:
             raise MissingFeatureError([TASK], (), [*self.inputs, TASK])
-        if not isinstance(task, (str, Sequence)):
-            raise FeatureValueError(f"An instruction is a str, or a list of one for each observation; got {task!r}.")
-        texts = [task] * batch_size if isinstance(task, str) else list(task)
+        texts = read_instructions(task, batch_size)
         for text in texts:
-            if not isinstance(text, str):
-                raise FeatureValueError(f"An instruction is a str; got {text!r}.")
-            if not text.strip():
-                raise FeatureValueError(
-                    'The instruction is empty. Say what is to be done: task="pick up the red block", in the words of '
-                    "the training data."
-                )
             self.notice(text)
         if len(texts) != batch_size:
             raise FeatureShapeError(TASK, (len(texts),), f"one instruction, or one for each of {batch_size}")

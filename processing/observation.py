@@ -78,11 +78,11 @@ class ObservationReader(ProcessorPart):
         rename_map (`dict[str, str]`, *optional*): name in the observation → name of the feature.
         optional_cameras (`list[str]`, *optional*): cameras that an observation may lack.
         robots: whose state may come in parts.
-        any_size: whether pictures may have any size, because the policy's own size is made of them.
+        resizes_pictures: whether pictures may have any size, because the processor or the policy resizes them all.
     """
 
     robots: Any
-    any_size: bool = False
+    resizes_pictures: bool = False
     n_obs_steps: int = 1
     rename_map: dict[str, str] = field(default_factory=dict)
     optional_cameras: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ class ObservationReader(ProcessorPart):
             if name not in renamed:
                 continue
             if feature.type is FeatureType.VISUAL:
-                x = read_image(name, renamed[name], feature, self.any_size)
+                x = read_image(name, renamed[name], feature, self.resizes_pictures)
             else:
                 x = read_vector(name, renamed[name], feature.shape[0])
             batched = x.ndim > len(feature.shape) if batched is None else batched

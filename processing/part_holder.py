@@ -60,8 +60,8 @@ class PartHolder(ProcessorMixin):
             if name not in known:
                 raise UnknownConfigFieldError(type(self).__name__, name, known)
         self.robots = self._built(self.robots_class, fields)
-        any_size = self.pictures_class.resizes
-        self.reader = self._built(self.reader_class, fields, robots=self.robots, any_size=any_size)
+        resizes = self.pictures_class.resizes
+        self.reader = self._built(self.reader_class, fields, robots=self.robots, resizes_pictures=resizes)
         self.pictures = self._built(self.pictures_class, fields, robots=self.robots)
         self.vectors = self._built(self.vectors_class, fields, robots=self.robots)
         if self.instruction_class is None:

@@ -156,11 +156,13 @@ class PolicyProcessor(PartHolder):
         return low, high
 
     def check_agreement(self, config: PolicyConfig) -> None:
-        """Check that this processor feeds the policy that `config` describes.
+        """Check that this processor feeds the policy that `config` describes; it takes pictures as that one does.
 
         Raises:
             CheckpointError: features, their order, or another field that both have differ, or tokens have other ids.
         """
+        # Not saved, as it follows from the policy.
+        self.reader.resizes_pictures = config.resizes_pictures or self.pictures.resizes
         remedy = f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
         for name in self.config_fields():
             mine, theirs = getattr(self, name), getattr(config, name)
@@ -198,4 +200,6 @@ class PolicyProcessor(PartHolder):
         if cls.instruction_class is not None:
             tokenizer = load_tokenizer(config.tokenizer_name if tokenizer is None else tokenizer)
         from_config = {name: getattr(config, name) for name in (*cls.config_fields(), "normalization_mapping")}
-        return cls(**from_config | {"statistics": statistics, "tokenizer": tokenizer} | fields)
+        processor = cls(**from_config | {"statistics": statistics, "tokenizer": tokenizer} | fields)
+        processor.reader.resizes_pictures = config.resizes_pictures or processor.pictures.resizes
+        return processor

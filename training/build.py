@@ -23,8 +23,13 @@ from .recipe import Recipe
 from .relative_statistics import relative_action_statistics
 
 
-def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | None = None) -> LeRobotDataset:
-    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how."""
+def open_dataset(
+    recipe: Recipe, config: PolicyConfig | None = None, features: list[str] | None = None
+) -> LeRobotDataset:
+    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how.
+
+    Without a config, which a base brings, samples hold one step: enough for features and statistics.
+    """
     if features is None and recipe.inputs is not None:
         features = [*recipe.inputs, ACTION]
     record = recipe.data.record
@@ -34,11 +39,9 @@ def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | Non
         record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
     dataset = LeRobotDataset(
         recipe.data.dataset,
-        action_horizon=config.action_horizon,
-        n_obs_steps=config.n_obs_steps,
         features=features,
         episodes=recipe.data.episodes,
-        drop_n_last_frames=config.frames_without_start,
+        **({} if config is None else _windows(config)),
     )
     if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
         raise InvalidRecipeError(
@@ -47,6 +50,15 @@ def open_dataset(recipe: Recipe, config: PolicyConfig, features: list[str] | Non
             f"it."
         )
     return dataset
+
+
+def _windows(config: PolicyConfig) -> dict[str, int]:
+    """Return the arguments of a dataset that say how many steps a sample holds, and which samples there are."""
+    return {
+        "action_horizon": config.action_horizon,
+        "n_obs_steps": config.n_obs_steps,
+        "drop_n_last_frames": config.frames_without_start,
+    }
 
 
 def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:

@@ -61,5 +61,5 @@ class PolicyCollator:
         cameras = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
         generator = draws_for(observation[cameras[0]], self.seed) if cameras else None
         for name in cameras:
-            pictures = channels_first(name, observation[name], features[name], self.processor.pictures.resizes)
+            pictures = channels_first(name, observation[name], features[name], self.processor.reader.resizes_pictures)
             observation[name] = self.augmentation(pictures, generator)

@@ -23,6 +23,7 @@ from ..errors import InvalidRecipeError, MissingFileError
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
+from ..modeling.loading import removing_stale_records
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
@@ -59,9 +60,11 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     arguments = _arguments(recipe)
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
-    dataset = open_dataset(recipe, config_class(**recipe.config))
+    # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it is.
+    dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
     policy, processor = build_policy(recipe, dataset)
-    dataset = open_dataset(recipe, policy.config)  # a base has a horizon and a history of its own
+    if recipe.base is not None:
+        dataset = open_dataset(recipe, policy.config)
 
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()
@@ -126,7 +129,7 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
 
 def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
     """Save policy, processor, training.json and a card; every file appears complete or not at all."""
-    with replace_files(output) as folder:
+    with removing_stale_records(output, written=[TRAINING_FILE]), replace_files(output) as folder:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")

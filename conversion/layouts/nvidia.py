@@ -123,7 +123,7 @@ def _find_robot(
 ) -> Embodiment | None:
     """Return what the checkpoint records of a robot; None where none is chosen and none is needed."""
     try:
-        robot = read_embodiment(folder, tag)  # finds it
+        robot = read_embodiment(folder, tag, modes="min_max")  # finds it
     except (FileNotFoundError, EmbodimentError):
         if needed:
             raise
@@ -144,7 +144,7 @@ def _find_robot(
             "NVIDIA turns the rotations of 'oxe_droid' into other coordinates in its own code, which is not done "
             "here. Convert them yourself, and say how parts are normalised: modes={'state.eef_rotation': 'identity'}."
         )
-    return read_embodiment(folder, robot.tag, modes or "min_max", keys)
+    return read_embodiment(folder, robot.tag, modes, keys)
 
 
 def _robot_fields(robot: Embodiment) -> dict[str, Any]:

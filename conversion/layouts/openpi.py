@@ -16,11 +16,14 @@ from ...modeling.loading import read_weights
 from ...modeling.policies.pi0 import PI0Policy
 from ...processing.pi0 import PI0PolicyProcessor
 from ..pi0 import rename_pi0_weights, variant_fields
-from ..published_policy import build_policy
+from ..published_policy import build_policy, require_known
 
 # What openpi calls its three cameras, in the network's order; a robot without wrist cameras lacks the others.
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 STATISTICS = "norm_stats.json"
+# What its converter writes into config.json, and the statistics of a feature.
+FIELDS = ("action_dim", "action_horizon", "paligemma_variant", "action_expert_variant", "precision")
+WHICH = ("mean", "std", "q01", "q99")
 # openpi's name of a feature → ours.
 FEATURES = {"state": STATE, "actions": ACTION}
 
@@ -60,6 +63,7 @@ def read_checkpoint(
         MissingFileError, CorruptFileError, CheckpointError, WeightsMismatchError.
     """
     config = checkpoint.config
+    require_known("config.json", config, FIELDS)
     statistics = _read_statistics(checkpoint.folder, asset_id)
     widths = {name: len(values["mean"]) for name, values in statistics.items()}
     picture = (3, *overrides.get("image_resolution", (224, 224)))
@@ -110,11 +114,16 @@ def _read_statistics(folder: Path, asset_id: str | None) -> dict[str, dict[str, 
             f"Choose one: asset_id={next(iter(found))!r}"
         )
     path = found[asset_id]
-    statistics = read_json(path).get("norm_stats")
+    content = read_json(path)
+    require_known(path.name, content, ["norm_stats"])
+    statistics = content.get("norm_stats")
     if not isinstance(statistics, dict) or not all(
         isinstance(statistics.get(name), dict) and "mean" in statistics[name] for name in FEATURES
     ):
         raise CorruptFileError(path, "file of statistics", f"norm_stats must hold {' and '.join(FEATURES)}")
+    require_known(path.name, statistics, FEATURES)
+    for name in FEATURES:
+        require_known(f"{path.name}: {name}", statistics[name], WHICH)
     return {
         ours: {which: values for which, values in statistics[theirs].items() if values is not None}
         for theirs, ours in FEATURES.items()

@@ -16,10 +16,14 @@ from ...modeling.loading import read_weights
 from ...modeling.policies.pi0 import PI0Policy
 from ...processing.pi0 import PI0PolicyProcessor
 from ..pi0 import rename_pi0_weights
-from ..published_policy import build_policy
+from ..published_policy import build_policy, require_known
 
+# Fields that its config has beside those of ours. Over what its loss is reduced changes no action.
+FIELDS = ("vlm_config", "dit_config", "loss_reduction")
 # transformers' name of a vector's statistics → our name of the feature.
 STATISTICS = {"state": STATE, "actions": ACTION}
+# What else it writes of its processor: its class, its parts, which are PaliGemma's, and the length of an instruction.
+PROCESSOR = ("processor_class", "auto_map", "image_processor", "tokenizer", "max_state_dim", "chunk_size")
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -57,8 +61,15 @@ def read_checkpoint(
             f"output_features={{'action': …}}."
         )
     config = checkpoint.config
+    require_known("config.json", config, [*FIELDS, *(name for name in config if PI0PolicyConfig.knows(name))])
+    for name in ("vlm_config", "dit_config"):
+        if not isinstance(config.get(name), Mapping):
+            raise InvalidConfigError(f"config.json has {name}={config.get(name)!r}; its sizes stand there.")
     fields = {name: value for name, value in config.items() if name in PI0PolicyConfig.field_names()}
-    size = config["vlm_config"]["vision_config"]["image_size"]
+    vision = config["vlm_config"].get("vision_config")
+    size = vision.get("image_size") if isinstance(vision, Mapping) else None
+    if not isinstance(size, int):
+        raise InvalidConfigError(f"config.json has vlm_config.vision_config={vision!r}, without the size of pictures.")
     fields |= {
         "paligemma_config": config["vlm_config"],
         "gemma_expert_config": config["dit_config"],
@@ -81,6 +92,8 @@ def _read_statistics(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Return what processor_config.json holds of means and standard deviations, under our names."""
     path = folder / "processor_config.json"
     saved = read_json(path) if path.is_file() else {}
+    kinds = [f"{theirs}_{which}" for theirs in STATISTICS for which in ("mean", "std")]
+    require_known(path.name, saved, [*kinds, *PROCESSOR])
     statistics: dict[str, dict[str, list[float]]] = {}
     for theirs, ours in STATISTICS.items():
         for which in ("mean", "std"):

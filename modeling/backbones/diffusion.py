@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._tokenizers import load_tokenizer
+from ..._tokenizers import load_tokenizer, notice_instruction, read_instructions, require_fitting_tokenizer
 from ...configuration.diffusion import DiffusionConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..freezing import PartlyFrozen
@@ -50,6 +50,7 @@ class DiffusionBackbone(PartlyFrozen):
         config.require_features()
         self.config = config
         self.tokenizer = tokenizer
+        self._noticed: set[str] | None = None  # the instructions that were checked, once the tokenizer was
         cameras = list(config.image_features)
         if cameras and config.use_separate_rgb_encoder_per_camera:
             self.rgb_encoder = nn.ModuleList(DiffusionRgbEncoder(config, camera) for camera in cameras)
@@ -89,12 +90,22 @@ class DiffusionBackbone(PartlyFrozen):
         """Return model inputs, with instructions tokenized; one text for all becomes one row."""
         texts = batch.get("language", batch.get("task"))
         if self.config.reads_instruction and texts is not None and batch.get("input_ids") is None:
-            self.tokenizer = self.tokenizer or load_tokenizer(self.config.language_model_name)
-            texts = [texts] if isinstance(texts, str) else list(texts)
-            tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            tokens = self._tokens(read_instructions(texts))
             device = self.language_projection.weight.device
             batch = {**batch, **{name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}}
         return model_inputs(batch, self.config)
+
+    def _tokens(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
+        """Return `input_ids` and `attention_mask` (b, n) of instructions, checked as a processor does it."""
+        length = self.config.max_instruction_tokens
+        if self._noticed is None:  # loaded, or given after construction
+            self.tokenizer = self.tokenizer or load_tokenizer(self.config.language_model_name)
+            require_fitting_tokenizer(self.tokenizer, self.config)
+            self._noticed = set()
+        for text in set(texts) - self._noticed:
+            notice_instruction(self.tokenizer, text, text, length, self.tokenizer.num_special_tokens_to_add())
+        self._noticed.update(texts)
+        return self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
 
     def encode_observation(
         self,

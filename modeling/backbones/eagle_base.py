@@ -84,7 +84,7 @@ class EagleModel(nn.Module):
         if not len(pixel_values):  # which the tower's attention cannot reshape
             width = self.language_model.config.hidden_size
             return pixel_values.new_zeros(0, self.tokens_per_picture, width)
-        patches = self.vision_model(pixel_values, interpolate_pos_encoding=self.interpolates).last_hidden_state
+        patches = self.vision_model(pixel_values, interpolate_pos_encoding=self.interpolates)[0]
         if self.stacked_patches > 1:
             patches = pixel_shuffle(patches, self.stacked_patches)  # (m, k, stack · stack · c)
         return self.mlp1(patches)

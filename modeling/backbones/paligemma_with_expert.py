@@ -85,7 +85,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, n, d) of pictures (b, 3, h, w) in [-1, 1]; they are not scaled as words are."""
         image = image.to(self.vision_tower.dtype)
-        return self.multi_modal_projector(self.vision_tower(image).last_hidden_state)
+        return self.multi_modal_projector(self.vision_tower(image)[0])  # whatever its config's return_dict
 
     def embed_language_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (b, n, d) of token ids (b, n), times √d as Gemma expects."""

@@ -83,7 +83,8 @@ def test_sizes_of_the_vision_backbone_are_read_off_its_weights(separate):
     for stage in range(4):
         for conv in (1, 2):
             name = f"{encoder}backbone.{stage + 4}.0.conv{conv}.weight"
-            weights[name] = torch.zeros(16 * 2**stage, 8, 3, 3)
+            width = 16 * 2**stage
+            weights[name] = torch.zeros(width, width if conv == 2 or stage == 0 else width // 2, 3, 3)
     config = OLD | FEATURES | {"use_separate_rgb_encoder_per_camera": separate, "vision_backbone": "resnet_tiny16"}
     fields = diffusion_fields(config, rename_diffusion_weights(weights))
     assert fields["vision_config"] == {

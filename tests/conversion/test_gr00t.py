@@ -306,3 +306,18 @@ def test_one_file_does_as_well(write, policy):
     save_file({n: w.clone() for n, w in weights.items()}, folder / "model.safetensors")
     loaded = AutoPolicy.from_pretrained(folder, **sizes).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in policy.state_dict().items())
+
+
+def test_a_field_that_is_not_known_is_refused_by_name(write):
+    folder, sizes = write({}, action_head_delay=3)
+    with pytest.raises(InvalidConfigError, match="action_head_delay=3, which this library does not know"):
+        AutoPolicy.from_pretrained(folder, **sizes)
+    folder, sizes = write({}, action_head_delay=None)
+    head = json.loads((folder / "config.json").read_text())["action_head_cfg"]
+    AutoPolicy.from_pretrained(folder, **sizes)
+    folder, sizes = write({}, action_head_cfg=head | {"max_action_dim": 5})
+    with pytest.raises(InvalidConfigError, match="action_dim=4 and max_action_dim=5, which are one width"):
+        AutoPolicy.from_pretrained(folder, **sizes)
+    folder, sizes = write({}, backbone_cfg={"select_layer": "two"})
+    with pytest.raises(InvalidConfigError, match="select_layer='two' is no number"):
+        AutoPolicy.from_pretrained(folder, **sizes)

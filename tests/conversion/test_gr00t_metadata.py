@@ -13,6 +13,7 @@ from manipulators.errors import (
     CheckpointError,
     CorruptFileError,
     EmbodimentError,
+    InvalidConfigError,
     MissingFeatureError,
     MissingFileError,
     UnknownFeatureError,
@@ -172,3 +173,40 @@ def test_files_that_are_not_nvidias(metadata, tmp_path):
         del inner[path[-1]]
         with pytest.raises(CheckpointError, match=f"metadata of 'gr1' is not as NVIDIA writes it: .*{path[-1]}"):
             read_embodiment(broken, "gr1")
+
+
+def test_a_rotation_needs_a_mode(metadata):
+    """NVIDIA turns rotations into other coordinates in its own code; what is not used, or is said, is no matter."""
+    metadata["gr1"]["modalities"]["state"]["waist"]["rotation_type"] = "euler_angles_rpy"
+    with pytest.raises(
+        InvalidConfigError, match=r"state\.waist of 'gr1' is a rotation.*modes={'state\.waist': 'ident"
+    ):
+        read_embodiment(metadata, "gr1", modes={"action.gripper": "binary"})
+    with pytest.raises(InvalidConfigError, match="rotation_type='euler_angles_rpy'"):
+        read_embodiment(metadata, "gr1")
+    found = read_embodiment(metadata, "gr1", modes={"state.waist": "identity"})
+    assert found.state_parts["waist"] == {"width": 3, "mode": "identity"}
+    keys = ["video.wrist", "state.left_arm", "action.arm"]
+    assert list(read_embodiment(metadata, "gr1", keys=keys).state_parts) == ["left_arm"]
+
+
+def test_an_entry_that_is_not_known_is_refused_by_name(metadata):
+    places = {
+        "gr1": ["gr1"],
+        "modalities": ["gr1", "modalities"],
+        "state.waist": ["gr1", "modalities", "state", "waist"],
+        "video.wrist": ["gr1", "modalities", "video", "wrist"],
+        "statistics of action.arm": ["gr1", "statistics", "action", "arm"],
+    }
+    for where, path in places.items():
+        changed = copy.deepcopy(metadata)
+        inner = changed
+        for name in path:
+            inner = inner[name]
+        inner["mirrored"] = True
+        with pytest.raises(InvalidConfigError, match="mirrored=True, which this library does not know") as error:
+            read_embodiment(changed, "gr1")
+        assert where in str(error.value)
+    metadata["gr1"]["modalities"]["state"]["waist"]["shape"] = [3, 2]
+    with pytest.raises(CheckpointError, match="not as NVIDIA writes it"):
+        read_embodiment(metadata, "gr1")

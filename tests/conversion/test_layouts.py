@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -13,6 +14,7 @@ from manipulators.checkpoint import resolve
 from manipulators.errors import (
     ConflictingWeightsError,
     InvalidConfigError,
+    MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
 )
@@ -160,3 +162,38 @@ def test_a_field_that_may_change_the_network_is_refused(lerobot):
     rewrite(lerobot, use_gated_attention=True)
     with pytest.raises(InvalidConfigError, match="use_gated_attention=True, which this library does not know"):
         AutoPolicy.from_pretrained(lerobot)
+
+
+def test_features_that_lerobot_lists_and_never_reads_are_named(lerobot, caplog):
+    """Vectors beside the state are left out, with a word; a second state of the environment cannot be LeRobot's."""
+    config = json.loads((lerobot / "config.json").read_text())
+    effort = {"observation.effort": {"type": "STATE", "shape": [3]}}
+    rewrite(lerobot, input_features=config["input_features"] | effort)
+    transformers.logging.enable_propagation()
+    loaded = AutoPolicy.from_pretrained(lerobot)
+    transformers.logging.disable_propagation()
+    assert "observation.effort" not in loaded.config.input_features
+    assert "config.json lists observation.effort beside observation.state" in caplog.text
+    rewrite(lerobot, input_features=config["input_features"] | {"observation.goal": {"type": "ENV", "shape": [3]}})
+    with pytest.raises(InvalidConfigError, match=r"'observation\.goal' has type ENV"):
+        AutoPolicy.from_pretrained(lerobot)
+    rewrite(lerobot, input_features=config["input_features"] | {"observation.state": "sinister"})
+    with pytest.raises(InvalidConfigError, match="'sinister' is not a feature"):
+        AutoPolicy.from_pretrained(lerobot)
+
+
+def test_the_published_loss_is_kept(shared, tmp_path):
+    """LeRobot's name for it is a property here, which a reader of fields would miss."""
+    folder = shutil.copytree(shared / "golden" / "diffusion_envstate" / "checkpoint", tmp_path / "diffusion")
+    assert AutoPolicy.from_pretrained(folder).config.loss_over == "steps"
+    rewrite(folder, do_mask_loss_for_padding=True)
+    assert AutoPolicy.from_pretrained(folder).config.loss_over == "real"
+
+
+def test_a_policy_without_the_processor_beside_it_is_not_published(lerobot, tmp_path):
+    """Its statistics stand in the other project's files, which AutoPolicy does not read."""
+    policy = AutoPolicy.from_pretrained(lerobot)
+    with pytest.raises(MissingFileError, match=r"layout of LeRobot.*PolicyPipeline\.from_pretrained\(.*push_to_hub"):
+        policy.push_to_hub("org/name")
+    with pytest.raises(MissingFileError, match="pass processor= here"):
+        policy.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="org/name")

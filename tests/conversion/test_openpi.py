@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from manipulators import AutoPolicy, PolicyPipeline
 from manipulators.checkpoint import find_layout
-from manipulators.errors import CheckpointError, CorruptFileError, MissingFileError
+from manipulators.errors import CheckpointError, CorruptFileError, InvalidConfigError, MissingFileError
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 CONFIG = {
@@ -128,4 +128,18 @@ def test_no_statistics(checkpoint):
 def test_broken_statistics(checkpoint, statistics):
     (checkpoint / "assets" / "lab" / "franka" / "norm_stats.json").write_text(json.dumps(statistics))
     with pytest.raises(CorruptFileError, match="norm_stats must hold state and actions"):
+        AutoPolicy.from_pretrained(checkpoint, **LOADING)
+
+
+def test_what_is_not_known_is_refused_by_name(checkpoint):
+    (checkpoint / "config.json").write_text(json.dumps(CONFIG | {"pi05": False}))
+    AutoPolicy.from_pretrained(checkpoint, **LOADING)
+    (checkpoint / "config.json").write_text(json.dumps(CONFIG | {"pi05": True}))
+    with pytest.raises(InvalidConfigError, match="pi05=True, which this library does not know"):
+        AutoPolicy.from_pretrained(checkpoint, **LOADING)
+    (checkpoint / "config.json").write_text(json.dumps(CONFIG))
+    names = STATISTICS["norm_stats"] | {"velocity": {"mean": [1.0], "std": [1.0]}}
+    path = checkpoint / "assets" / "lab/franka" / "norm_stats.json"
+    path.write_text(json.dumps({"norm_stats": names}))
+    with pytest.raises(InvalidConfigError, match=r"norm_stats\.json has velocity="):
         AutoPolicy.from_pretrained(checkpoint, **LOADING)

@@ -1,24 +1,26 @@
 """Torchvision's ResNets: names and sizes."""
 
+import re
+
 import pytest
 import torch
+from transformers import ResNetConfig, ResNetModel
 
 from manipulators.conversion.rename import rename
 from manipulators.conversion.resnet import resnet_fields, resnet_renames
+from manipulators.errors import WeightsMismatchError
 
 TRUNK = "backbone.image_encoder."
 
 
 def trunk_weights(stem, stages, convolutions, channels=3):
-    """Weights of a ResNet with `stages` of (width, depth) and that many convolutions per block."""
-    weights = {TRUNK + "embedder.embedder.convolution.weight": torch.zeros(stem, channels, 7, 7)}
-    for stage, (width, depth) in enumerate(stages):
-        for block in range(depth):
-            for conv in range(convolutions):
-                name = f"{TRUNK}encoder.stages.{stage}.layers.{block}.layer.{conv}.convolution.weight"
-                narrow = width // 4 if convolutions == 3 and conv < 2 else width
-                weights[name] = torch.zeros(narrow, 1, 1, 1)
-    return weights
+    """Weights of a ResNet with `stages` of (width, depth) and that many convolutions per block, without memory."""
+    layer_type = "basic" if convolutions == 2 else "bottleneck"
+    widths, depths = zip(*stages, strict=True)
+    sizes = {"hidden_sizes": list(widths), "depths": list(depths), "embedding_size": stem, "num_channels": channels}
+    with torch.device("meta"):
+        trunk = ResNetModel(ResNetConfig(layer_type=layer_type, **sizes))
+    return {TRUNK + name: value for name, value in trunk.state_dict().items()}
 
 
 def test_resnet_sizes_are_read_off_the_weights():
@@ -57,6 +59,46 @@ def test_trunk_with_a_missing_convolution_is_an_error_of_the_checkpoint():
     del weights[TRUNK + "encoder.stages.1.layers.0.layer.1.convolution.weight"]
     fields = resnet_fields("resnet_tiny16", weights, TRUNK)  # the strict load that follows names the missing weight
     assert fields["hidden_sizes"][0] == 16
+
+
+STAGE = f"{TRUNK}encoder.stages.1.layers.0."
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (f"{STAGE}layer.1.convolution.weight", (9_000_000, 1, 1, 1)),  # others have the width of its stage
+        (f"{STAGE}layer.1.convolution.weight", (9_000_000,)),
+        (f"{TRUNK}embedder.embedder.convolution.weight", (16,)),
+    ],
+)
+def test_one_tensor_of_another_shape_makes_no_other_network(name, shape):
+    """The strict load that follows names it."""
+    weights = trunk_weights(16, [(16, 1), (32, 2)], 2)
+    weights[name] = torch.zeros(shape, device="meta")
+    assert resnet_fields("any", weights, TRUNK)["hidden_sizes"] == [16, 32]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                f"{STAGE}layer.1.convolution.weight": (90_000, 1, 1, 1),
+                f"{STAGE}layer.1.normalization.weight": (90_000,),
+            },
+            r"stages\.1\.layers\.0\.layer\.1\.convolution\.weight: found \(90000, 1, 1, 1\), expected \(90000, 90000",
+        ),
+        ({f"{TRUNK}embedder.embedder.convolution.weight": (16, 90_000, 1, 1)}, r"expected \(16, 90000, 7, 7\)"),
+        ({f"{TRUNK}encoder.stages.1.layers.90000.layer.1.convolution.weight": (1,)}, "1.layers.90000.layer.1"),
+    ],
+)
+def test_a_trunk_far_larger_than_its_weights_is_never_built(changes, message):
+    weights = trunk_weights(16, [(16, 1), (32, 1)], 2)
+    weights |= {name: torch.zeros(shape, device="meta") for name, shape in changes.items()}
+    with pytest.raises(WeightsMismatchError) as error:
+        resnet_fields("any", weights, TRUNK)
+    assert re.search(message, str(error.value))
 
 
 @pytest.mark.parametrize(

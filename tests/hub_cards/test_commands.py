@@ -10,6 +10,7 @@ from manipulators.cli import build_parser
 from manipulators.hub_cards.card_data import EvaluationSummary
 from manipulators.hub_cards.commands import evaluation_command
 from manipulators.hub_cards.eval_results import eval_results
+from manipulators.hub_cards.wording import without_local_paths
 
 CONFIG = {"n_action_steps": 4, "num_inference_steps": None, "num_train_timesteps": 100, "dtype": "float32"}
 
@@ -64,3 +65,24 @@ def test_the_hub_reads_the_results(environment):
     assert first.task_id == ("reach-v3" if "/" in environment else "mine")
     assert (second.dataset_id, second.task_id, second.value) == ("metaworld/push-v3", "push-v3", 50.0)
     assert "instruction: Push: it - x" in second.notes
+
+
+@pytest.mark.parametrize(
+    ("typed", "published"),
+    [
+        ("/home/alice/runs/reach", "reach"),
+        ("~/runs/reach", "reach"),
+        ("C:\\runs\\reach", "reach"),
+        ("manipulators train act --output=/mnt/a/b --data.dataset '/mnt/c/d e'", "manipulators train act --output=b "),
+        ("lerobot/pi0_base", "lerobot/pi0_base"),
+        ("outputs/mine", "outputs/mine"),
+        ("metaworld/pick-place-v3?camera=corner2&size=96", "metaworld/pick-place-v3?camera=corner2&size=96"),
+        ("https://huggingface.co/org/name/tree/main", "https://huggingface.co/org/name/tree/main"),
+        ("1/2 of 3/4", "1/2 of 3/4"),
+    ],
+)
+def test_what_is_published_names_no_folder_of_this_computer(typed, published):
+    hidden = without_local_paths({"recipe": [{"output": typed}], "steps": 3})
+    assert hidden["steps"] == 3
+    found = hidden["recipe"][0]["output"]
+    assert found.startswith(published) and "/mnt" not in found and "alice" not in found

@@ -23,7 +23,9 @@ from manipulators import (
     PolicyTrainingArguments,
 )
 from manipulators.errors import (
+    CheckpointError,
     FeatureShapeError,
+    FeatureValueError,
     InvalidConfigError,
     MissingFeatureError,
     MissingTokenizerError,
@@ -372,6 +374,25 @@ def test_texts_and_tokens_give_the_same(tiny_diffusion, clip_folder, tokenizer):
     with pytest.raises(FeatureShapeError, match="one instruction, or one for each of 2"):
         head.generate_actions({"state": state, "language": ["open it"] * 3}, **draws)
     assert not torch.allclose(one[:1], expected[:1], atol=1e-4)
+
+
+def test_texts_are_checked_as_by_a_processor(tiny_diffusion, clip_folder, tokenizer, caplog):
+    """Empty, of unknown words, too long, or of a tokenizer with another end than the encoder looks for."""
+    head = DiffusionActionHead(tiny_diffusion(**language_fields(language_model_name=str(clip_folder)))).eval()
+    state = {"observation.state": torch.zeros(2, 2, 3)}
+    refused = (("  ", "instruction is empty"), ([3, "open it"], "is a str; got 3"), (3, "list of one for each"))
+    for text, message in refused:
+        with pytest.raises(FeatureValueError, match=message):
+            head.generate_actions(state | {"language": text})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            head.generate_actions(state | {"language": "push the bule button " + "red " * 20})
+    assert caplog.text.count("has words that the tokenizer does not know") == 1
+    assert "it is cut to max_instruction_tokens=" in caplog.text
+    tokenizer.eos_token = "<bos>"
+    other = DiffusionActionHead(head.config, tokenizer)
+    with pytest.raises(CheckpointError, match="would ignore every instruction"):
+        other.generate_actions(state | {"language": "open it"})
 
 
 def test_text_without_a_tokenizer(tiny_diffusion, text_config):

@@ -8,10 +8,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
-from manipulators import AutoPolicy, PolicyPipeline
-from manipulators.checkpoint import ADAPTER_FILES
+from manipulators import ACTPolicy, AutoPolicy, PolicyPipeline
+from manipulators.checkpoint import ADAPTER_FILES, RECORDS
 from manipulators.errors import ConflictingWeightsError, CorruptFileError, MissingFileError
-from manipulators.modeling.loading import read_weights, weight_files
+from manipulators.modeling.loading import read_weights, removing_stale_records, weight_files
 from manipulators.training.tuning import apply_tuning
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -167,3 +167,21 @@ def test_the_doors_of_transformers_open_to_every_policy(saved):
     assert processor.to_dict() == pipeline.processor.to_dict()
     assert same(AutoModel.from_pretrained(folder), pipeline.policy)
     assert transformers.pipeline("robotics", str(folder), device="cpu").processor.to_dict() == processor.to_dict()
+
+
+def test_records_of_other_weights_do_not_survive_a_save(tiny_act, tmp_path):
+    """One folder, one policy: saved again, or split into other files, it keeps its records."""
+    policy = ACTPolicy(tiny_act())
+    policy.save_pretrained(tmp_path)
+    for name in RECORDS:
+        (tmp_path / name).touch()
+    for size in ("10KB", "5GB"):
+        policy.save_pretrained(tmp_path, max_shard_size=size)
+        assert all((tmp_path / name).is_file() for name in RECORDS)
+    with torch.no_grad():
+        next(policy.parameters()).add_(1)
+    with removing_stale_records(tmp_path, written=["training.json"]):
+        save_file(policy.state_dict(), tmp_path / "model.safetensors")
+    assert [name for name in RECORDS if (tmp_path / name).exists()] == ["training.json"]
+    ACTPolicy(tiny_act()).save_pretrained(tmp_path)
+    assert not any((tmp_path / name).exists() for name in RECORDS)

@@ -357,12 +357,17 @@ def test_dtype_of_the_published_config(golden, tmp_path):
 def test_relative_actions(golden, tmp_path):
     """Actions that the network knows as differences to the state come out absolute."""
     shutil.copytree(golden.checkpoint, tmp_path / "checkpoint")
-    path = tmp_path / "checkpoint" / "policy_preprocessor.json"
-    path.chmod(0o644)
-    values = json.loads(path.read_text())
-    (step,) = (step for step in values["steps"] if step["registry_name"] == "relative_actions_processor")
-    step["config"] |= {"enabled": True, "action_names": ["a", "b", "gripper", "d", "e"]}
-    path.write_text(json.dumps(values))
+    changes = {
+        "relative_actions_processor": {"enabled": True, "action_names": ["a", "b", "gripper", "d", "e"]},
+        "absolute_actions_processor": {"enabled": True},
+    }
+    for kind in ("pre", "post"):
+        path = tmp_path / "checkpoint" / f"policy_{kind}processor.json"
+        path.chmod(0o644)
+        values = json.loads(path.read_text())
+        for step in values["steps"]:
+            step["config"] |= changes.get(step["registry_name"], {})
+        path.write_text(json.dumps(values))
     _, processor = load_policy_and_processor(tmp_path / "checkpoint", **golden.loading)
     assert processor.relative_to == [0, 1, None, 3, 4]
     state = golden.observation["observation.state"]

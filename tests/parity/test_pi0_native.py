@@ -145,3 +145,21 @@ def test_processor_of_a_saved_checkpoint(checkpoint):
 def test_features_must_be_given(checkpoint):
     with pytest.raises(InvalidConfigError, match=r"names neither cameras nor the widths.*input_features="):
         AutoPolicy.from_pretrained(checkpoint)
+
+
+def test_a_config_that_is_not_understood(checkpoint):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    vision = config["vlm_config"]["vision_config"]
+    for change, message in (
+        ({"causal_prefix": True}, "causal_prefix=True, which this library does not know"),
+        ({"dit_config": None}, "dit_config=None; its sizes stand there"),
+        ({"vlm_config": config["vlm_config"] | {"vision_config": None}}, "without the size of pictures"),
+        (
+            {"vlm_config": config["vlm_config"] | {"vision_config": vision | {"hidden_act": "softer"}}},
+            "No PI0Policy can be built by the config of .*KeyError: 'softer'",
+        ),
+    ):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(InvalidConfigError, match=message):
+            AutoPolicy.from_pretrained(checkpoint, **FEATURES)

@@ -5,10 +5,13 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
+from transformers import PI0Config, PI0ForConditionalGeneration
 
 from manipulators import AutoPolicy, LeRobotWriter, PolicyFeature, PolicyPipeline
 from manipulators.errors import InvalidRecipeError
 from manipulators.modeling import registry
+from manipulators.training import run
 from manipulators.training.build import build_policy, open_dataset
 from manipulators.training.recipe import load_recipe
 from manipulators.training.run import run_recipe
@@ -70,6 +73,33 @@ def test_a_base_keeps_its_horizon_and_its_empty_cameras(recipe, tiny_pi0, statis
     assert pipeline.policy.config.optional_cameras == ("observation.images.empty_camera_0",)
     observation = {CAMERA: np.zeros((32, 48, 3), dtype=np.uint8), "observation.state": np.zeros(2)}
     assert pipeline.predict_chunk(observation, task="push").shape == (7, 2)
+
+
+def test_a_base_of_another_project_is_tuned_and_saved_as_what_loads(recipe, tiny_pi0, tmp_path, monkeypatch):
+    """transformers' π0, with an empty camera; the recipe's part of a field only fits the base, not the class."""
+    sizes = tiny_pi0().backbone_config()
+    kinds = {"text_config": sizes.paligemma_config.text_config, "vision_config": sizes.paligemma_config.vision_config}
+    parts = {name: part.to_dict() for name, part in kinds.items()} | {"projection_dim": 32, "image_token_id": 31}
+    expert = sizes.gemma_expert_config.to_dict()
+    widths = {"chunk_size": 7, "max_state_dim": 4, "max_action_dim": 3}
+    native = PI0Config(vlm_config=parts | {"model_type": "paligemma"}, dit_config=expert, **widths)
+    PI0ForConditionalGeneration(native).save_pretrained(tmp_path / "base")
+    changed = {"empty_cameras": 1, "paligemma_config": {"vision_config": {"image_size": 28}}}
+    saved_at = "save_strategy: steps, save_steps: 1"
+    values = PI0.format(folder=tmp_path).replace("max_steps: 1", f"max_steps: 1, {saved_at}, learning_rate: 0.01")
+    (tmp_path / "tune.yaml").write_text(f"{values}config: {json.dumps(changed)}\n")
+    trained = []
+    save = run.save_checkpoint
+    monkeypatch.setattr(run, "save_checkpoint", lambda *given: (trained.append(given[1:3]), save(*given)))
+    folder = run_recipe(load_recipe(tmp_path / "tune.yaml"))
+    expected = PolicyPipeline(*trained[0], device="cpu")
+    observation = {CAMERA: np.full((32, 48, 3), 99, dtype=np.uint8), "observation.state": np.ones(2)}
+    noise = torch.ones(1, 7, 3)
+    for source in (folder, folder / "checkpoint-1"):
+        pipeline = PolicyPipeline.from_pretrained(source, device="cpu")
+        assert list(pipeline.policy.config.image_features) == [CAMERA, "observation.images.empty_camera_0"]
+        chunk = pipeline.predict_chunk(observation, task="push", noise=noise)
+        assert torch.equal(chunk, expected.predict_chunk(observation, task="push", noise=noise))
 
 
 def recipe_config(recipe):
