@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import socket
 from collections.abc import Iterable, Mapping
 
 
@@ -166,6 +167,35 @@ class OutputExistsError(ManipulatorsError, FileExistsError):
 
     def __init__(self, path: object):
         super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
+
+
+class FolderInUseError(ManipulatorsError, RuntimeError):
+    """An output that another run writes at this moment, or did when its computer was cut off."""
+
+    def __init__(self, path: object, lock: object, holder: Mapping[str, object], in_this_process: bool):
+        self.holder = dict(holder)
+        since = f" since {holder['since']}" if holder.get("since") else ""
+        pid, host = holder.get("pid"), holder.get("host")
+        if in_this_process:
+            who, remedy = "in this process itself", "Close the first one, or choose another folder."
+        elif not holder:
+            who, remedy = "of which nothing is known yet", "Try again in a moment, or choose another folder."
+        elif host == socket.gethostname():
+            who = f"process {pid} on this computer"
+            remedy = f"Wait until it has ended, stop it (kill -INT {pid}), or choose another folder."
+        else:
+            who = f"process {pid} on the computer {host!r}"
+            remedy = f"If no such process runs there any more, remove its lock: rm {lock}"
+        purpose = holder.get("purpose", "another run")
+        super().__init__(f"{path} is in use by {purpose} ({who}{since}). {remedy}")
+
+
+class DiskError(ManipulatorsError, OSError):
+    """A disk that does not take what is written: it fails, or a limit on the size of files is reached."""
+
+
+class ReadOnlyError(DiskError, PermissionError):
+    """A disk that is read-only, or a folder that this user may not write to."""
 
 
 class PublishingError(ManipulatorsError, OSError):
@@ -452,8 +482,8 @@ class RecordingError(DatasetError, RuntimeError):
     """A recording that cannot go on: a closed writer, an unfinished or an empty episode."""
 
 
-class DiskFullError(RecordingError, OSError):
-    """A disk that ran full while episodes were written; what was written is removed."""
+class DiskFullError(DiskError, RecordingError):
+    """A disk that ran full while something was written; nothing half written is left under its name."""
 
 
 class InvalidFrameError(DatasetError, ValueError):

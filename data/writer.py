@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .._disk import naming_disk_errors
 from ..errors import DatasetFormatError, DiskFullError, OutputExistsError, RecordingError, VideoError, nearest
-from .disk import naming_a_full_disk
 from .features import CAMERAS
 from .layouts.writer import plain_statistics, write_metadata
 from .recording.data_files import DataFiles
@@ -83,7 +83,7 @@ class LeRobotWriter:
         for folder in (self.root, self._folder):
             if folder.exists():
                 raise OutputExistsError(folder)
-        with naming_a_full_disk(self.root):
+        with naming_disk_errors(self.root):
             self._folder.mkdir(parents=True)
 
         self._tasks: dict[str, int] = {}
@@ -231,7 +231,7 @@ class LeRobotWriter:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with naming_a_full_disk(self.root):
+            with naming_disk_errors(self.root):
                 yield
         except DiskFullError:
             self.abort()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._files import replace_files
+from .._files import new_file
 from ..errors import InvalidEnvironmentError, MissingRendererError
 from .specification import specification
 
@@ -58,11 +58,12 @@ class RolloutVideo(Film):
         path (`str` or `Path`): the file to write, `.mp4` (H.264).
         fps (`int`): control steps per second of simulated time [1/s].
         episodes (`int`, *optional*, defaults to 4): how many to film.
+        name (`str`, *optional*): the file's name in the end, where it gets another one.
     """
 
-    def __init__(self, path: str | Path, fps: int, episodes: int = EPISODES):
+    def __init__(self, path: str | Path, fps: int, episodes: int = EPISODES, name: str | None = None):
         self.path, self.fps, self.rate = Path(path), fps, min(RATE, fps)
-        self.name = self.path.name
+        self.name = name or self.path.name
         self.wanted, self.seeds, self.places = episodes, [], 0
         self._encoder: VideoEncoder | None = None
         self._pictures: list[np.ndarray] = []
@@ -136,8 +137,9 @@ def filming(path: str | os.PathLike | None, environment: gymnasium.Env, seed: in
         yield Film(f"There is no video: {spec.name} does not draw itself.")
     else:
         path = Path(path)
-        with replace_files(path.parent) as folder:
-            film = RolloutVideo(folder / path.name, spec.fps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as beside:
+            film = RolloutVideo(beside, spec.fps, name=path.name)
             try:
                 yield film
             finally:
