@@ -23,6 +23,12 @@ class ManipulatorsError(Exception):
     """Base class: `except ManipulatorsError` catches everything this library raises on purpose."""
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error on its way; the command line shows it, and tracebacks do since Python 3.11."""
+    if note:
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]
+
+
 # --- configuration ----------------------------------------------------------------------------------------
 
 
@@ -237,6 +243,16 @@ class EvaluationError(ManipulatorsError):
 
 class InvalidEvaluationError(EvaluationError, ValueError):
     """Arguments that no rollout can be run with: no seeds, a horizon below one, an impossible count."""
+
+
+class DifferentEvaluationError(EvaluationError, ValueError):
+    """A file with finished episodes of another evaluation than the one that is to go on there."""
+
+    def __init__(self, path: object, episodes: int, differences: Mapping[str, tuple[object, object]]):
+        super().__init__(
+            f"{path} holds {episodes} finished episodes of another evaluation: {_differences(differences)}. Evaluate "
+            f"with what they have, choose another output, or remove them: rm {path}"
+        )
 
 
 class UnknownEnvironmentError(EvaluationError, LookupError):
@@ -480,6 +496,28 @@ class FrameNotFoundError(VideoError):
 
 class RecordingError(DatasetError, RuntimeError):
     """A recording that cannot go on: a closed writer, an unfinished or an empty episode."""
+
+
+class DifferentRecordingError(RecordingError, ValueError):
+    """A folder with finished episodes of another recording than the one that is to go on there."""
+
+    def __init__(self, folder: object, episodes: int, differences: Mapping[str, tuple[object, object]]):
+        super().__init__(
+            f"{folder} holds {episodes} finished episodes of another recording: {_differences(differences)}. Record "
+            f"with what they have, choose another folder, or remove them: rm -r {folder}"
+        )
+
+
+def _differences(differences: Mapping[str, tuple[object, object]]) -> str:
+    return "; ".join(_difference(name, *pair) for name, pair in differences.items())
+
+
+def _difference(name: str, found: object, given: object) -> str:
+    """Say what differs, of mappings only the entries that do."""
+    if isinstance(found, Mapping) and isinstance(given, Mapping):
+        keys = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        return "; ".join(_difference(f"{name} {key}", found.get(key), given.get(key)) for key in keys)
+    return f"{name} is {'absent' if found is None else found} there and {'absent' if given is None else given} here"
 
 
 class DiskFullError(DiskError, RecordingError):
