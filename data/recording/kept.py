@@ -123,10 +123,7 @@ class KeptEpisodes:
 
     def remove(self) -> None:
         """Remove the recording."""
-        # The settings go last: without them the rest would be nobody's.
-        for path in sorted(self.folder.glob("*"), key=lambda path: path.name == SETTINGS_FILE):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def _folder_of(self, index: int) -> Path:
         return self.folder / f"episode-{index:06d}"
@@ -153,7 +150,15 @@ class KeptEpisodes:
 def clear_published(folder: Path) -> None:
     """Remove what is left of a recording whose dataset was finished just before the run was killed."""
     if (folder / PUBLISHED_FILE).exists() and not (folder / DATASET_FOLDER).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a recording so that a kill meanwhile leaves a shorter one, or one that is known as published."""
+    entries = sorted(folder.glob("*"), reverse=True)
+    for path in sorted(entries, key=lambda path: (path.name == PUBLISHED_FILE, path.name == SETTINGS_FILE)):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def count_kept_episodes(root: str | os.PathLike) -> int:
