@@ -7,29 +7,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._disk import naming_disk_errors
+from ._lock import locked
 from .errors import CorruptFileError, OutputExistsError
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, purpose: str = "another run") -> Iterator[Path]:
     """Yield an empty folder beside `path` that is renamed to it when the block succeeds, and removed otherwise.
+
+    Args:
+        path: the folder to make; it is locked meanwhile.
+        purpose: what for, as a second run is told.
 
     Raises:
         OutputExistsError: `path` exists and is not an empty folder.
+        FolderInUseError: another run is making it.
+        DiskError: the disk does not take what is written.
     """
     path = Path(path)
     refuse_existing(path)
-    beside = path.with_name(path.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if path.is_dir():
-            path.rmdir()  # empty, as checked above
-        replace_folder(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    with naming_disk_errors(path), locked(path, purpose):
+        beside = path.with_name(path.name + ".incomplete")
+        shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            if path.is_dir():
+                path.rmdir()  # empty, as checked above
+            replace_folder(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def replace_folder(finished: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -55,15 +64,20 @@ def refuse_existing(path: str | os.PathLike) -> None:
 
 @contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it is renamed to it when the block succeeds, and removed otherwise."""
+    """Yield a path beside `path` to write to; it is renamed to it when the block succeeds, and removed otherwise.
+
+    Raises:
+        DiskError: the disk does not take what is written.
+    """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.incomplete")
-    try:
-        yield beside
-        _flush(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    beside = path.with_name(f".{path.stem}.incomplete{path.suffix}")  # libraries know a format by its suffix
+    with naming_disk_errors(path):
+        try:
+            yield beside
+            _flush(beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -89,19 +103,24 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextmanager
 def replace_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty folder whose files move into `folder`, one rename each, when the block succeeds."""
+    """Yield an empty folder whose files move into `folder`, one rename each, when the block succeeds.
+
+    Raises:
+        DiskError: the disk does not take what is written.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / ".incomplete"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        for path in sorted(beside.iterdir()):
-            _flush(path)
-            os.replace(path, folder / path.name)
-    finally:
+    with naming_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / ".incomplete"
         shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            yield beside
+            for path in sorted(beside.iterdir()):
+                _flush(path)
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

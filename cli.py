@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ._version import __version__
 from .errors import ManipulatorsError
+from .interrupts import kept_by_any, kept_by_evaluation, kept_by_training
 from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; an error of this library becomes one message and exit status 1."""
+    """Run a command; an error of this library becomes one message and exit status 1, an interrupt status 130."""
     # Waiting threads sleep instead of spinning: with another program on the machine, spinning threads slowed the
     # training of small networks more than twentyfold. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_plugins(options.plugins)
         options.command(options)
     except ManipulatorsError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {error}", *_notes(error), sep="\n", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as interrupt:
+        kept, command = options.kept(options, " ".join(_notes(interrupt)))
+        print(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -46,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="manipulators", description="Robot-manipulation policies: record, train, evaluate, convert, describe."
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(kept=kept_by_any)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -80,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--resume", action="store_true", help="continue from the last Trainer checkpoint in the output"
     )
-    command.set_defaults(command=train)
+    command.set_defaults(command=train, kept=kept_by_training, loaded=None)
 
     command = commands.add_parser(
         "eval",
@@ -110,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--task", help="the instruction (default: the environment's own)")
     command.add_argument("--output", type=Path, help="write the result to this JSON file")
     command.add_argument("--video", type=Path, help="film the first episodes into this .mp4, if a renderer works")
-    command.set_defaults(command=evaluate)
+    command.set_defaults(command=evaluate, kept=kept_by_evaluation)
 
     command = commands.add_parser(
         "benchmark", parents=[shared], help="time a policy: processor, stages, decoding, and a whole chunk"
@@ -172,9 +179,11 @@ def record(options: argparse.Namespace) -> None:
     result = record_demonstrations(
         options.env, options.episodes, options.output, seed=options.seed, horizon=options.horizon
     )
+    broken = f", {len(result.broken_seeds)} that ended in an error" if result.broken_seeds else ""
+    resumed = f"; {result.resumed} of them had been recorded before" if result.resumed else ""
     print(
         f"{result.episodes} episodes ({result.frames} frames) in {options.output}; "
-        f"{result.failures} failed ones left out"
+        f"{result.failures} failed ones left out{broken}{resumed}"
     )
 
 
@@ -187,6 +196,7 @@ def train(options: argparse.Namespace) -> None:
     if options.output:
         overrides.append(("output", options.output))
     recipe = load_recipe(options.recipe, overrides)
+    options.loaded = recipe
     folder = run_recipe(recipe, command=command_line(options.arguments), resume=options.resume)
     print(f"\nPolicy, card and results: {folder}")
     if recipe.evaluation is not None:
@@ -218,9 +228,8 @@ def evaluate(options: argparse.Namespace) -> None:
         horizon=options.horizon,
         video=options.video,
         task=options.task,
+        output=options.output,
     )
-    if options.output:
-        result.save(options.output)
     if options.video and not result.video:
         print(result.video_note)
     print(_result_line(json.dumps(result.to_dict())))
@@ -250,7 +259,7 @@ def convert(options: argparse.Namespace) -> None:
     from .auto import load_policy_and_processor
     from .hub_cards.checkpoint_card import write_checkpoint_card
 
-    with new_folder(options.output) as folder:
+    with new_folder(options.output, f"a conversion of {options.source}") as folder:
         policy, processor = load_policy_and_processor(
             options.source, tokenizer=options.tokenizer, embodiment=options.embodiment
         )
@@ -307,6 +316,10 @@ def push(options: argparse.Namespace) -> None:
     print(url)
 
 
+def _notes(error: BaseException) -> Sequence[str]:
+    return getattr(error, "__notes__", ())
+
+
 def _camera_map(pairs: Sequence[str]) -> dict[str, str] | None:
     """Read `yours=theirs` for every camera."""
     from .errors import InvalidConfigError
@@ -361,8 +374,9 @@ def _result_line(evaluation: str) -> str:
 
     result = json.loads(evaluation)
     low, high = result["interval"]
+    errors = f", {result['errors']} of which ended in an error" if result.get("errors") else ""
     return (
-        f"{result['environment']}: success {result['success_rate']:.0%} of {result['episodes']} episodes "
+        f"{result['environment']}: success {result['success_rate']:.0%} of {result['episodes']} episodes{errors} "
         f"(95 % interval {low:.1%} to {high:.1%}), mean length {result['mean_length']:.1f} steps, "
         f"{result['milliseconds_per_action']:.2f} ms per action"
     )

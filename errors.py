@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import socket
 from collections.abc import Iterable, Mapping
 
 
@@ -20,6 +21,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 class ManipulatorsError(Exception):
     """Base class: `except ManipulatorsError` catches everything this library raises on purpose."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error on its way; the command line shows it, and tracebacks do since Python 3.11."""
+    if note:
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]
 
 
 # --- configuration ----------------------------------------------------------------------------------------
@@ -168,6 +175,35 @@ class OutputExistsError(ManipulatorsError, FileExistsError):
         super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
 
 
+class FolderInUseError(ManipulatorsError, RuntimeError):
+    """An output that another run writes at this moment, or did when its computer was cut off."""
+
+    def __init__(self, path: object, lock: object, holder: Mapping[str, object], in_this_process: bool):
+        self.holder = dict(holder)
+        since = f" since {holder['since']}" if holder.get("since") else ""
+        pid, host = holder.get("pid"), holder.get("host")
+        if in_this_process:
+            who, remedy = "in this process itself", "Close the first one, or choose another folder."
+        elif not holder:
+            who, remedy = "of which nothing is known yet", "Try again in a moment, or choose another folder."
+        elif host == socket.gethostname():
+            who = f"process {pid} on this computer"
+            remedy = f"Wait until it has ended, stop it (kill -INT {pid}), or choose another folder."
+        else:
+            who = f"process {pid} on the computer {host!r}"
+            remedy = f"If no such process runs there any more, remove its lock: rm {lock}"
+        purpose = holder.get("purpose", "another run")
+        super().__init__(f"{path} is in use by {purpose} ({who}{since}). {remedy}")
+
+
+class DiskError(ManipulatorsError, OSError):
+    """A disk that does not take what is written: it fails, or a limit on the size of files is reached."""
+
+
+class ReadOnlyError(DiskError, PermissionError):
+    """A disk that is read-only, or a folder that this user may not write to."""
+
+
 class PublishingError(ManipulatorsError, OSError):
     """A repository that the Hub does not let this account write to, or a Hub that cannot be reached."""
 
@@ -207,6 +243,16 @@ class EvaluationError(ManipulatorsError):
 
 class InvalidEvaluationError(EvaluationError, ValueError):
     """Arguments that no rollout can be run with: no seeds, a horizon below one, an impossible count."""
+
+
+class DifferentEvaluationError(EvaluationError, ValueError):
+    """A file with finished episodes of another evaluation than the one that is to go on there."""
+
+    def __init__(self, path: object, episodes: int, differences: Mapping[str, tuple[object, object]]):
+        super().__init__(
+            f"{path} holds {episodes} finished episodes of another evaluation: {_differences(differences)}. Evaluate "
+            f"with what they have, choose another output, or remove them: rm {path}"
+        )
 
 
 class UnknownEnvironmentError(EvaluationError, LookupError):
@@ -452,8 +498,30 @@ class RecordingError(DatasetError, RuntimeError):
     """A recording that cannot go on: a closed writer, an unfinished or an empty episode."""
 
 
-class DiskFullError(RecordingError, OSError):
-    """A disk that ran full while episodes were written; what was written is removed."""
+class DifferentRecordingError(RecordingError, ValueError):
+    """A folder with finished episodes of another recording than the one that is to go on there."""
+
+    def __init__(self, folder: object, episodes: int, differences: Mapping[str, tuple[object, object]]):
+        super().__init__(
+            f"{folder} holds {episodes} finished episodes of another recording: {_differences(differences)}. Record "
+            f"with what they have, choose another folder, or remove them: rm -r {folder}"
+        )
+
+
+def _differences(differences: Mapping[str, tuple[object, object]]) -> str:
+    return "; ".join(_difference(name, *pair) for name, pair in differences.items())
+
+
+def _difference(name: str, found: object, given: object) -> str:
+    """Say what differs, of mappings only the entries that do."""
+    if isinstance(found, Mapping) and isinstance(given, Mapping):
+        keys = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        return "; ".join(_difference(f"{name} {key}", found.get(key), given.get(key)) for key in keys)
+    return f"{name} is {'absent' if found is None else found} there and {'absent' if given is None else given} here"
+
+
+class DiskFullError(DiskError, RecordingError):
+    """A disk that ran full while something was written; nothing half written is left under its name."""
 
 
 class InvalidFrameError(DatasetError, ValueError):

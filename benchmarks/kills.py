@@ -1,12 +1,16 @@
-"""Kill trainings at random moments, resume them, and compare what comes out with a run that nobody disturbed.
+"""Kill runs at random moments, go on with them, and compare what comes out with a run that nobody disturbed.
 
-    python benchmarks/kills.py                       # 50 kills, a few minutes
-    python benchmarks/kills.py --kills 4 --only 0-workers
+    python benchmarks/kills.py                       # 50 kills of trainings, 20 of each other run, some minutes
+    python benchmarks/kills.py --kills 4 --only 0-workers record
 
 Every training is a process group that SIGKILL ends: half of the kills come at a random time, half before a random file
 operation of a checkpoint's writing or rotation. A killed training is started again with `resume_from_checkpoint`
 until it finishes. Then weights, optimizer, learning-rate schedule, random state, log and the names of all files must
-equal, to the bit, those of the uninterrupted run; times are left out. Exit status 1 on any difference.
+equal, to the bit, those of the uninterrupted run; times are left out.
+
+Recordings, evaluations and conversions (`kills_of_runs.py`) are killed at a random time or before any random file
+operation, and started again by the same call. Besides, every episode that was finished when a kill came must still be
+there. Exit status 1 on any difference or loss.
 """
 
 from __future__ import annotations
@@ -21,16 +25,20 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from kills_of_runs import RUNS, Run, watch
 from safetensors.torch import load_file
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from manipulators import (
     ACTConfig,
@@ -46,8 +54,10 @@ from manipulators.training.augmentation import Augmentation
 CAMERA, STATE = "observation.images.top", "observation.state"
 FINAL, CACHE, LOG = "final", "cache", "log.txt"
 TIMES = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+TIMES |= {"milliseconds_per_action", "date"}
 TIMES |= {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+TRAINING = Run(lambda folder: None)  # nothing to prepare, no episodes to count
 FORK = multiprocessing.get_context("fork")
 ARGUMENTS = {
     "max_steps": 8,
@@ -135,20 +145,29 @@ class Moment:
         saving: 1 while a checkpoint is written, published or rotated.
         operations: file operations of saves so far.
         fatal: the operation before which the training kills itself; 0 for none.
+        finished: episodes that a recording or an evaluation has finished.
     """
 
     saving: Any = field(default_factory=lambda: FORK.RawValue("i", 0))
     operations: Any = field(default_factory=lambda: FORK.RawValue("i", 0))
     fatal: Any = field(default_factory=lambda: FORK.RawValue("i", 0))
+    finished: Any = field(default_factory=lambda: FORK.RawValue("i", 0))
 
     def watch(self, trainer: PolicyTrainer) -> None:
         """Follow a trainer of this process."""
-        save, process = trainer._save_checkpoint, os.getpid()
+        save = trainer._save_checkpoint
 
         def watched(*args: Any, **kwargs: Any) -> None:
             self.saving.value = 1
             save(*args, **kwargs)
             self.saving.value = 0
+
+        trainer._save_checkpoint = watched
+        self.count_operations()
+
+    def count_operations(self) -> None:
+        """Count this process's file operations while `saving`, and kill it before the fatal one."""
+        process = os.getpid()
 
         def count(event: str, _: tuple) -> None:
             if event in FILE_OPERATIONS and self.saving.value and os.getpid() == process:
@@ -156,16 +175,12 @@ class Moment:
                 if self.operations.value == self.fatal.value:
                     os.killpg(0, signal.SIGKILL)
 
-        trainer._save_checkpoint = watched
         sys.addaudithook(count)
 
 
-def train(root: Path, folder: Path, setting: dict[str, Any], moment: Moment) -> None:
+def train(root: Path, setting: dict[str, Any], folder: Path, moment: Moment) -> None:
     """Train to the end, from the last checkpoint where there is one; the body of a process."""
-    os.setsid()
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1), os.dup2(log, 2)
-    datasets.config.HF_DATASETS_CACHE = folder / CACHE
+    set_up(folder)
     trainer = build_trainer(LeRobotDataset(root, action_horizon=4), folder, setting)
     moment.watch(trainer)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) is not None)
@@ -174,15 +189,31 @@ def train(root: Path, folder: Path, setting: dict[str, Any], moment: Moment) -> 
     trainer.state.save_to_json(str(folder / FINAL / "trainer_state.json"))
 
 
-def attempt(root: Path, folder: Path, setting: dict[str, Any], moment: Moment, seconds: float | None) -> bool:
-    """Train in a process group of its own, killed after so many seconds; return whether it finished.
+def go(run: Run, folder: Path, moment: Moment) -> None:
+    """Run to the end, from what is finished; the body of a process."""
+    set_up(folder)
+    watch(partial(setattr, moment.finished, "value"))
+    moment.saving.value = 1  # every file operation counts
+    moment.count_operations()
+    run.run(folder)
+
+
+def set_up(folder: Path) -> None:
+    """Give this process a group, a log and a cache of its own."""
+    os.setsid()
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1), os.dup2(log, 2)
+    datasets.config.HF_DATASETS_CACHE = folder / CACHE
+
+
+def attempt(body: Callable[[Path, Moment], None], folder: Path, moment: Moment, seconds: float | None) -> bool:
+    """Run in a process group of its own, killed after so many seconds; return whether it finished.
 
     Raises:
         RuntimeError: it failed by itself.
     """
-    folder.mkdir(exist_ok=True)
-    moment.saving.value = moment.operations.value = 0
-    process = FORK.Process(target=train, args=(root, folder, setting, moment))
+    moment.saving.value = moment.operations.value = moment.finished.value = 0
+    process = FORK.Process(target=body, args=(folder, moment))
     process.start()
     process.join(seconds)
     if process.exitcode is None:
@@ -192,7 +223,7 @@ def attempt(root: Path, folder: Path, setting: dict[str, Any], moment: Moment, s
             process.kill()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"A training failed:\n{(folder / LOG).read_text(encoding='utf-8')[-6000:]}")
+        raise RuntimeError(f"A run failed:\n{(folder / LOG).read_text(encoding='utf-8')[-6000:]}")
     return process.exitcode == 0
 
 
@@ -203,11 +234,13 @@ def outcome(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or name == LOG or name.startswith(f"{CACHE}/") or path.name == "training_args.bin":
             continue
+        if path.suffix == ".lock":  # of a run that was killed; the next one takes it over
+            continue
         if path.suffix == ".safetensors":
             found[name] = load_file(path)
         elif path.name in ("optimizer.pt", "scheduler.pt"):
             found[name] = torch.load(path, weights_only=True)
-        elif path.name == "trainer_state.json":
+        elif path.name in ("trainer_state.json", "evaluation.json"):
             found[name] = _timeless(json.loads(path.read_text(encoding="utf-8").replace(str(folder), "")))
         else:
             found[name] = path.read_bytes()
@@ -243,18 +276,38 @@ class Tally:
     kills: int = 0
     while_saving: int = 0
     runs: int = 0
+    finished: int = 0
+    lost: int = 0
     different: list[str] = field(default_factory=list)
 
 
-def kill_and_compare(root: Path, work: Path, setting: dict[str, Any], kills: int, dice: random.Random) -> Tally:
-    """Kill trainings of one setting so many times, and compare each that finished with an undisturbed one."""
+def kill_and_compare(
+    body: Callable[[Path, Moment], None], work: Path, kills: int, dice: random.Random, run: Run = TRAINING
+) -> Tally:
+    """Kill runs of one kind so many times, and compare each that finished with an undisturbed one.
+
+    Args:
+        body: what a process does in a folder.
+        work: folder for the runs.
+        kills: in all.
+        dice: for the moments.
+        run: prepares a folder, and counts what is finished there.
+    """
     moment, tally = Moment(), Tally()
+
+    def prepared(name: str) -> Path:
+        folder = work / name
+        folder.mkdir()
+        run.prepare(folder)
+        return folder
+
+    undisturbed = prepared("undisturbed")
     began = time.monotonic()
-    attempt(root, work / "undisturbed", setting, moment, None)
+    attempt(body, undisturbed, moment, None)
     seconds, operations = time.monotonic() - began, moment.operations.value
-    expected = outcome(work / "undisturbed")
+    expected = outcome(undisturbed)
     while tally.kills < kills:
-        folder = work / "killed"
+        folder = prepared("killed")
         finished = False
         while not finished:
             limit, moment.fatal.value = None, 0
@@ -262,9 +315,14 @@ def kill_and_compare(root: Path, work: Path, setting: dict[str, Any], kills: int
                 limit = dice.uniform(0, seconds)
             elif tally.kills < kills:
                 moment.fatal.value = dice.randint(1, operations)
-            finished = attempt(root, folder, setting, moment, limit)
+            before = run.finished(folder)
+            finished = attempt(body, folder, moment, limit)
             tally.kills += not finished
             tally.while_saving += not finished and moment.saving.value
+            if not finished:
+                should = max(before, moment.finished.value)
+                tally.finished += should
+                tally.lost += max(0, should - run.finished(folder))
         tally.runs += 1
         tally.different += differences(expected, outcome(folder))
         shutil.rmtree(folder)
@@ -274,28 +332,49 @@ def kill_and_compare(root: Path, work: Path, setting: dict[str, Any], kills: int
 def main() -> int:
     """Run every setting, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="in all, shared among the settings")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
+    parser.add_argument("--kills", type=int, default=50, help="of trainings, shared among their settings")
+    parser.add_argument("--kills-each", type=int, default=20, help="of each other run")
+    kinds = [*SETTINGS, *RUNS]
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="what to run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # every training is a fork of this process, which threads do not survive
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)  # every run is a fork of this process, which threads do not survive
     dice = random.Random(arguments.seed)
-    different = []
+    wrong = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "dataset")
         record(root)
-        print("| setting | kills | of which during a save | runs | identical |\n|---|---|---|---|---|")
-        for index, name in enumerate(arguments.only):
-            kills = len(range(index, arguments.kills, len(arguments.only)))
-            work = Path(folder, name)
-            work.mkdir()
-            tally = kill_and_compare(root, work, SETTINGS[name], kills, dice)
+        trainings = [name for name in arguments.only if name in SETTINGS]
+        if trainings:
+            print("| setting | kills | of which during a save | runs | identical |\n|---|---|---|---|---|")
+        for index, name in enumerate(trainings):
+            kills = len(range(index, arguments.kills, len(trainings)))
+            tally = kill_and_compare(partial(train, root, SETTINGS[name]), _made(folder, name), kills, dice)
             identical = "no" if tally.different else "yes"
             print(f"| {name} | {tally.kills} | {tally.while_saving} | {tally.runs} | {identical} |", flush=True)
-            different += [f"{name}: {found}" for found in tally.different]
-    if different:
-        print(f"\n{len(different)} differences:", *different[:20], sep="\n")
-    return 1 if different else 0
+            wrong += [f"{name}: {found}" for found in tally.different]
+        others = [name for name in arguments.only if name in RUNS]
+        if others:
+            print("\n| run | kills | runs | finished episodes | lost | identical |\n|---|---|---|---|---|---|")
+        for name in others:
+            run = RUNS[name]
+            tally = kill_and_compare(partial(go, run), _made(folder, name), arguments.kills_each, dice, run)
+            identical = "no" if tally.different else "yes"
+            print(
+                f"| {name} | {tally.kills} | {tally.runs} | {tally.finished} | {tally.lost} | {identical} |",
+                flush=True,
+            )
+            wrong += [f"{name}: {found}" for found in tally.different] + [f"{name}: lost"] * bool(tally.lost)
+    if wrong:
+        print(f"\n{len(wrong)} differences:", *wrong[:20], sep="\n")
+    return 1 if wrong else 0
+
+
+def _made(folder: str, name: str) -> Path:
+    work = Path(folder, name)
+    work.mkdir()
+    return work
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from .._files import new_folder, refuse_existing
 from ..errors import DatasetFormatError, VideoError
 from .checks import check_table, instruction, not_finite
-from .disk import naming_a_full_disk
 from .features import CAMERAS
 from .images import decode_image
 from .layouts.metadata import DatasetMetadata
@@ -48,7 +47,8 @@ def convert_dataset(
     Raises:
         OutputExistsError: `output` exists; nothing has been written.
         DatasetNotFoundError, DatasetVersionError, DatasetFormatError, VideoError: `source` cannot be read.
-        DiskFullError: the disk is full; what was written is removed.
+        FolderInUseError: another run writes `output`.
+        DiskError: the disk does not take the dataset; what was written of it is removed.
     """
     output = Path(output)
     refuse_existing(output)
@@ -58,7 +58,7 @@ def convert_dataset(
         fetch_files(str(source), metadata, metadata.files)
     table = FrameTable([root / path for path in metadata.data_files])
     check_table(metadata, table, choose_features(metadata.features, None), tolerance_s=1e-4)
-    with new_folder(output) as folder, naming_a_full_disk(output):
+    with new_folder(output, f"a conversion of the dataset {source}") as folder:
         _Conversion(metadata, table, folder, progress).run()
     return output
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DatasetFormatError, DiskFullError, OutputExistsError, RecordingError, VideoError, nearest
-from .disk import naming_a_full_disk
+from .._disk import naming_disk_errors
+from .._lock import OutputLock
+from ..errors import (
+    DatasetFormatError,
+    DiskError,
+    OutputExistsError,
+    RecordingError,
+    VideoError,
+    add_note,
+    nearest,
+)
 from .features import CAMERAS
 from .layouts.writer import plain_statistics, write_metadata
 from .recording.data_files import DataFiles
 from .recording.episode import Episode
 from .recording.frames import checked_frame, parquet_features, recorded_features
+from .recording.kept import SUFFIX, KeptEpisode, KeptEpisodes, clear_published
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
 from .video.encoder import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
@@ -32,13 +42,16 @@ logger = logging.getLogger(__name__)
 class LeRobotWriter:
     """Record episodes into a new LeRobot v3.0 dataset.
 
-    Everything is written to `<root>.incomplete`, which becomes `<root>` on `close`. As a context manager an
-    exception leaves neither of them behind; a full disk does so in any case, with `DiskFullError`.
+    Every episode is safe in `<root>.recording` from the moment it is finished; `close` makes the dataset `root` of
+    them. A recording that was stopped, by an exception, a full disk or a kill, goes on with the same arguments: the
+    finished episodes are there, `num_episodes` counts them, and the dataset is the one that an undisturbed recording
+    would have given. Only the episode that was not finished is dropped.
 
     ```python
     with LeRobotWriter("demos", fps=10, features={"action": {"dtype": "float32", "shape": [4]}}) as writer:
-        writer.add_frame({"action": action}, task="open the drawer")
-        writer.end_episode()
+        while writer.num_episodes < 50:
+            writer.add_frame({"action": action}, task="open the drawer")
+            writer.end_episode()
     ```
 
     Args:
@@ -50,10 +63,15 @@ class LeRobotWriter:
         codec (`str`, *optional*, defaults to `"h264"`): `"h264"` or `"av1"`.
         use_videos (`bool`, *optional*, defaults to True): without, cameras are stored losslessly as PNG.
         data_files_size_in_mb, video_files_size_in_mb (`float`): where the next file begins.
+        origin (`Mapping`, *optional*): plain values that say where the episodes come from; only a recording with the
+            same goes on.
 
     Raises:
         OutputExistsError: `root` exists; nothing has been written.
+        FolderInUseError: another writer, of this process or another, records there.
+        DifferentRecordingError: finished episodes wait there that have other features, rate, … or origin.
         DatasetFormatError, VideoError: features, frame rate or codec that cannot be recorded.
+        DiskError: the disk does not take the recording.
     """
 
     def __init__(
@@ -67,6 +85,7 @@ class LeRobotWriter:
         *,
         data_files_size_in_mb: float = 100,
         video_files_size_in_mb: float = 200,
+        origin: Mapping[str, Any] | None = None,
     ):
         if not isinstance(fps, int) or fps < 1:
             raise DatasetFormatError(f"fps must be a whole number of frames per second, at least 1; got {fps!r}.")
@@ -75,35 +94,49 @@ class LeRobotWriter:
         self.root, self.fps, self.robot_type, self.codec = Path(root), fps, robot_type, codec
         self.features = recorded_features(features, use_videos)
         self._parquet_features = parquet_features(self.features)
-        self._sizes = {"data": data_files_size_in_mb, "video": video_files_size_in_mb}
+        self._sizes = {
+            "data_files_size_in_mb": data_files_size_in_mb,
+            "video_files_size_in_mb": video_files_size_in_mb,
+        }
         for name, feature in self.features.items():
             if feature["dtype"] == "video":
                 check_size(name, feature["shape"], codec)
-        self._folder = self.root.with_name(self.root.name + ".incomplete")
-        for folder in (self.root, self._folder):
-            if folder.exists():
-                raise OutputExistsError(folder)
-        with naming_a_full_disk(self.root):
-            self._folder.mkdir(parents=True)
+        self._cameras = [name for name, feature in self.features.items() if feature["dtype"] in CAMERAS]
+        self._videos = [name for name in self._cameras if self.features[name]["dtype"] == "video"]
 
-        self._tasks: dict[str, int] = {}
-        self._episodes: list[dict] = []
-        self._num_frames = 0  # of the finished episodes
-        self._data = DataFiles(self._folder, data_files_size_in_mb)
-        cameras = [name for name, feature in self.features.items() if feature["dtype"] in CAMERAS]
-        self._image_statistics = {name: ImageStatistics() for name in cameras}
-        self._videos = {
-            name: VideoFiles(self._folder, name, fps, video_files_size_in_mb)
-            for name in cameras
-            if self.features[name]["dtype"] == "video"
-        }
+        folder = self.root.with_name(self.root.name + SUFFIX)
+        if self.root.exists():
+            clear_published(folder)
+            raise OutputExistsError(self.root)
+        self._lock = OutputLock(self.root, "a recording")
+        settings = {"fps": fps, "features": self.features, "robot_type": robot_type, "codec": codec}
+        settings |= self._sizes | {"origin": origin}
+        try:
+            with naming_disk_errors(self.root):
+                self._kept = KeptEpisodes(folder, settings)
+                self._kept.discard_current()
+        except BaseException:
+            self._lock.release()
+            raise
+        if self.num_episodes:
+            logger.warning("The recording of %s goes on after its %d finished episodes.", root, self.num_episodes)
         self._closed = False
         self._episode = self._new_episode()
 
     @property
     def num_episodes(self) -> int:
-        """Number of finished episodes."""
-        return len(self._episodes)
+        """Number of finished episodes, those of an earlier run included."""
+        return len(self._kept.episodes)
+
+    @property
+    def folder(self) -> Path:
+        """Where finished episodes wait for the dataset to be made of them."""
+        return self._kept.folder
+
+    @property
+    def episodes(self) -> list[KeptEpisode]:
+        """What is known of every finished episode: `length`, `tasks`, `note`."""
+        return list(self._kept.episodes)
 
     def add_frame(self, frame: Mapping, task: str) -> None:
         """Add the next frame of the current episode.
@@ -114,7 +147,7 @@ class LeRobotWriter:
 
         Raises:
             InvalidFrameError: a feature is missing, unknown, mis-shaped or not finite; nothing is added.
-            DiskFullError: the disk is full; the whole recording is removed.
+            DiskError: the disk does not take the frame; the current episode is dropped, finished ones are kept.
         """
         self._check_open()
         if not isinstance(task, str) or not task:
@@ -123,106 +156,122 @@ class LeRobotWriter:
         with self._writing():
             self._episode.add(checked, task)
 
-    def end_episode(self) -> None:
-        """Write the frames added since the last episode as one episode.
+    def end_episode(self, note: Mapping[str, Any] | None = None) -> None:
+        """Finish the frames added since the last episode as one episode; from now on it survives everything.
+
+        Args:
+            note (`Mapping`, *optional*): plain values to find in `episodes` when the recording goes on.
 
         Raises:
             RecordingError: there are none.
-            DiskFullError: the disk is full; the whole recording is removed.
+            DiskError: the disk does not take the episode; it is dropped, finished ones are kept.
         """
         self._check_open()
         if self._episode.length == 0:
             raise RecordingError("An episode needs at least one frame: call add_frame before end_episode.")
         with self._writing():
-            self._write_episode(self._episode)
+            self._keep(self._episode, dict(note or {}))
         self._episode = self._new_episode()
 
-    def _write_episode(self, episode: Episode) -> None:
-        length, encoded = episode.length, episode.finish()
-        index, first = self.num_episodes, self._num_frames
-        for task in episode.tasks:
-            self._tasks.setdefault(task, len(self._tasks))
+    def _keep(self, episode: Episode, note: dict[str, Any]) -> None:
+        length = episode.length
+        episode.finish()
+        index, first = self.num_episodes, sum(kept.length for kept in self._kept.episodes)
+        tasks = list(dict.fromkeys(episode.tasks))
+        numbers = self._task_numbers(tasks)
         columns = episode.columns | {
             "timestamp": (np.arange(length) / self.fps).astype(np.float32),
             "frame_index": np.arange(length),
             "episode_index": np.full(length, index),
             "index": np.arange(first, first + length),
-            "task_index": np.asarray([self._tasks[task] for task in episode.tasks]),
+            "task_index": np.asarray([numbers[task] for task in episode.tasks]),
         }
         columns = {
-            name: np.stack(values) if name in episode.columns and name not in self._image_statistics else values
+            name: np.stack(values) if name in episode.columns and name not in self._cameras else values
             for name, values in columns.items()
         }
-
-        row = {"episode_index": index, "tasks": list(dict.fromkeys(episode.tasks)), "length": length}
-        row |= self._data.append(self._as_table(columns))
-        row |= {"dataset_from_index": first, "dataset_to_index": first + length}
-        for camera, path in encoded.items():
-            place, start = self._videos[camera].append(path, length)
-            path.unlink()
-            row |= video_columns(camera, place, start, length / self.fps)
+        statistics, histograms = {}, {}
         for name in self.features:
-            if name in self._image_statistics:
-                statistics = episode.image_statistics[name].compute()
-                self._image_statistics[name].merge([episode.image_statistics[name]])
+            if name in self._cameras:
+                of_images = episode.image_statistics[name]
+                found, histograms[name] = of_images.compute(), (of_images.histogram.tolist(), of_images.num_images)
             else:
-                statistics = compute_statistics(columns[name].reshape(length, *self.features[name]["shape"]))
-            row |= {f"stats/{name}/{key}": value for key, value in plain_statistics(statistics).items()}
-        self._episodes.append(row)
-        self._num_frames += length
+                found = compute_statistics(columns[name].reshape(length, *self.features[name]["shape"]))
+            statistics[name] = plain_statistics(found)
+        self._kept.add(KeptEpisode(length, tasks, statistics, histograms, note), self._as_table(columns))
 
     def discard_episode(self) -> None:
         """Drop the frames added since the last episode."""
         self._check_open()
-        self._episode.discard()
-        self._episode = self._new_episode()
+        self._drop_current()
 
     def close(self) -> None:
-        """Write the metadata and give the folder its name; frames of an unfinished episode are dropped.
+        """Make the dataset of the finished episodes; frames of an unfinished episode are dropped.
 
         Raises:
             RecordingError: no episode was finished.
-            DiskFullError: the disk is full; the whole recording is removed.
+            DiskError: the disk does not take the dataset, which needs the space of the episodes once more; the
+                episodes are kept, and `close` may be called again.
         """
         if self._closed:
             return
         if self._episode.length:
             logger.warning("Dropped %d frames after the last end_episode().", self._episode.length)
-        with self._writing():
-            self._episode.discard()
-        if not self._episodes:
+        self._drop_current()
+        if not self.num_episodes:
             raise RecordingError("A dataset needs at least one episode: call end_episode() after its last frame.")
-        with self._writing():
-            self._close_files()
-            shutil.rmtree(self._folder / "encoding", ignore_errors=True)
-            statistics = {name: self._statistics(name) for name in self.features}
-            write_metadata(
-                self._folder, self._info(), {i: task for task, i in self._tasks.items()}, self._episodes, statistics
-            )
         if self.root.exists():
             raise OutputExistsError(self.root)
-        os.replace(self._folder, self.root)
+        with self._writing():
+            try:
+                self._write_dataset(self._kept.dataset)
+                self._kept.publish(self.root)
+            except BaseException:
+                shutil.rmtree(self._kept.dataset, ignore_errors=True)
+                raise
         self._closed = True
+        self._lock.release()
+
+    def stop(self) -> None:
+        """Leave the recording as it is: finished episodes wait for a writer with the same arguments."""
+        if self._closed:
+            return
+        self._drop_current()
+        self._closed = True
+        if not self.num_episodes:
+            self._kept.remove()
+        self._lock.release()
 
     def abort(self) -> None:
-        """Remove everything written so far."""
+        """Remove everything recorded so far, finished episodes too."""
         if not self._closed:
+            self._drop_current()
             self._closed = True
-            # On a full disk closing a file fails as well, and it is removed anyway.
-            for files in (self._episode.discard, self._data.close, *(video.close for video in self._videos.values())):
-                with suppress(Exception):
-                    files()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._kept.remove()
+            self._lock.release()
 
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self.close()
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            self.abort()
+            if error is not None and not isinstance(error, DiskError):  # which says it itself
+                add_note(error, self._what_is_kept)
+            self.stop()
+
+    @property
+    def _what_is_kept(self) -> str:
+        count = self.num_episodes
+        if self._closed or not count:
+            return ""
+        episodes = "1 finished episode is" if count == 1 else f"{count} finished episodes are"
+        return f"{episodes} kept in {self.folder}: the same recording goes on after {'it' if count == 1 else 'them'}."
 
     def _check_open(self) -> None:
         if self._closed:
@@ -231,18 +280,25 @@ class LeRobotWriter:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with naming_a_full_disk(self.root):
+            with naming_disk_errors(self.root, self._what_is_kept):
                 yield
-        except DiskFullError:
-            self.abort()
+        except BaseException:
+            self._drop_current()  # cut off anywhere, it cannot go on
             raise
 
-    def _close_files(self) -> None:
-        for files in (self._data, *self._videos.values()):
-            files.close()
+    def _drop_current(self) -> None:
+        with suppress(Exception):  # on a full disk closing a video fails as well, and it is removed anyway
+            self._episode.discard()
+        self._kept.discard_current()
+        self._episode = self._new_episode()
 
     def _new_episode(self) -> Episode:
-        return Episode(self._folder / "encoding", self.features, self.fps, self.codec)
+        return Episode(self._kept.current, self.features, self.fps, self.codec)
+
+    def _task_numbers(self, further: list[str] | None = None) -> dict[str, int]:
+        """Return the `task_index` of every instruction so far, and of further ones."""
+        tasks = [task for episode in self._kept.episodes for task in episode.tasks]
+        return {task: number for number, task in enumerate(dict.fromkeys([*tasks, *(further or [])]))}
 
     def _as_table(self, columns: dict) -> pa.Table:
         ordered = {name: columns[name] for name in self._parquet_features}
@@ -252,16 +308,46 @@ class LeRobotWriter:
                 ordered[name] = np.reshape(ordered[name], -1)
         return datasets.Dataset.from_dict(ordered, features=self._parquet_features).with_format("arrow")[:]
 
-    # --- metadata ----------------------------------------------------------------------------------------
+    # --- the dataset ---------------------------------------------------------------------------------------------
 
-    def _statistics(self, name: str) -> dict[str, np.ndarray]:
-        if name in self._image_statistics:
-            return self._image_statistics[name].compute()
+    def _write_dataset(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        folder.mkdir()
+        data = DataFiles(folder, self._sizes["data_files_size_in_mb"])
+        limit = self._sizes["video_files_size_in_mb"]
+        videos = {camera: VideoFiles(folder, camera, self.fps, limit) for camera in self._videos}
+        rows, first = [], 0
+        try:
+            for index, episode in enumerate(self._kept.episodes):
+                row = {"episode_index": index, "tasks": episode.tasks, "length": episode.length}
+                row |= data.append(self._kept.table(index))
+                row |= {"dataset_from_index": first, "dataset_to_index": first + episode.length}
+                for camera, files in videos.items():
+                    place, start = files.append(self._kept.video(index, camera), episode.length)
+                    row |= video_columns(camera, place, start, episode.length / self.fps)
+                for name, statistics in episode.statistics.items():
+                    row |= {f"stats/{name}/{key}": value for key, value in statistics.items()}
+                rows.append(row)
+                first += episode.length
+        except BaseException:
+            for files in (data, *videos.values()):
+                with suppress(Exception):  # as in _drop_current
+                    files.close()
+            raise
+        for files in (data, *videos.values()):
+            files.close()
+        statistics = {name: self._statistics(name, data.paths) for name in self.features}
+        tasks = {number: task for task, number in self._task_numbers().items()}
+        write_metadata(folder, self._info(), tasks, rows, statistics)
+
+    def _statistics(self, name: str, data_files: list[Path]) -> dict[str, np.ndarray]:
+        if name in self._cameras:
+            return ImageStatistics().merge(each.image_statistics(name) for each in self._kept.episodes).compute()
         # Read back one column at a time: memory does not grow while recording.
         shape = tuple(self.features[name]["shape"])
         chunks = [
             as_numpy(name, chunk, shape)
-            for path in self._data.paths
+            for path in data_files
             for chunk in pq.ParquetFile(path).read([name])[name].chunks
         ]
         return compute_statistics(np.concatenate(chunks))
@@ -270,13 +356,7 @@ class LeRobotWriter:
         features = {name: dict(feature) for name, feature in self.features.items()}
         for camera in self._videos:
             features[camera]["info"] = self._video_info(features[camera])
-        return {
-            "fps": self.fps,
-            "features": features,
-            "data_files_size_in_mb": self._sizes["data"],
-            "video_files_size_in_mb": self._sizes["video"],
-            "robot_type": self.robot_type,
-        }
+        return {"fps": self.fps, "features": features, "robot_type": self.robot_type} | self._sizes
 
     def _video_info(self, feature: dict) -> dict:
         height, width, channels = feature["shape"]

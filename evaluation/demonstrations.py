@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -11,8 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..configuration.features import ACTION
-from ..errors import InvalidActionError, InvalidEvaluationError, UnreliableExpertError
+from ..errors import (
+    DifferentRecordingError,
+    InvalidActionError,
+    InvalidEvaluationError,
+    InvalidFrameError,
+    ManipulatorsError,
+    UnreliableExpertError,
+)
 from .environments import make_environment, make_expert
+from .outcome import reported_success
 from .specification import specification
 
 if TYPE_CHECKING:
@@ -22,8 +32,11 @@ if TYPE_CHECKING:
     import gymnasium
     from tqdm import tqdm
 
+    from ..data.recording.kept import KeptEpisode
     from ..data.writer import LeRobotWriter
     from .specification import EnvironmentSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,10 @@ class DemonstrationResult:
         frames (`int`): observation–action pairs in all of them.
         failures (`int`): episodes that failed and were left out.
         seeds (`list[int]`): the seed of each written episode, in order.
-        failed_seeds (`list[int]`): the seeds left out.
-        seconds (`float`): wall time [s].
+        failed_seeds (`list[int]`): the seeds left out because the expert failed.
+        seconds (`float`): wall time of this run [s].
+        broken_seeds (`list[int]`): the seeds left out because something raised an error, or gave no finite numbers.
+        resumed (`int`): episodes that an earlier run had finished.
     """
 
     environment: str
@@ -49,6 +64,8 @@ class DemonstrationResult:
     seeds: list[int]
     failed_seeds: list[int]
     seconds: float
+    broken_seeds: list[int] = field(default_factory=list)
+    resumed: int = 0
 
 
 def record_demonstrations(
@@ -65,6 +82,10 @@ def record_demonstrations(
     Episode k starts from `seed` + k; failures are left out and further seeds tried. Frame t holds the
     observation at t and the action that was applied to it, clipped to the action space, float32.
 
+    Every episode is safe on the disk when it is finished. A recording that was stopped or killed goes on with the same
+    call, to the same dataset. An episode in which environment or expert raise an error, or give numbers that are not
+    finite or of another shape, is left out alone; its seed is logged and is one of `broken_seeds`.
+
     Args:
         environment (`str` or `Sequence[str]`): `<family>/<task>`, for example `metaworld/pick-place-v3`; several
             make a dataset of several instructions.
@@ -78,10 +99,13 @@ def record_demonstrations(
 
     Raises:
         OutputExistsError: `output` exists.
+        FolderInUseError: another run records there.
+        DifferentRecordingError: episodes of another recording wait there to go on, or more than are asked for.
         MissingExpertError: the environment has no expert.
-        UnreliableExpertError: more than half of the episodes fail.
-        InvalidActionError: the expert's action has another shape, or is not finite.
+        UnreliableExpertError: more than half of the episodes fail or break.
+        InvalidEnvironmentError: an environment reports no success, or one that is neither true nor false.
         InvalidEvaluationError: no episodes are asked for, the seed is negative, or the environments' features differ.
+        DiskError: the disk does not take the recording; finished episodes are kept.
     """
     # Imported here: the writer imports pyarrow and PyAV, which an evaluation does not need.
     from tqdm.auto import tqdm
@@ -95,30 +119,36 @@ def record_demonstrations(
     began = perf_counter()
     names = [environment] if isinstance(environment, str) else list(environment)
     experts = [expert or make_expert(name) for name in names]  # raises before anything is written
-    simulations = []
-    seeds, failed_seeds, frames = [], [], 0
+    sources: list[_Source] = []
     try:
-        simulations += (make_environment(name, horizon) for name in names)
-        spec = _common_specification(simulations)
-        with LeRobotWriter(output, fps=spec.fps, features=spec.features, robot_type=spec.robot_type) as writer:
-            for name, simulation, acting in zip(names, simulations, experts, strict=True):
-                with tqdm(total=episodes, desc=f"Recording {name}", unit="episode", disable=not progress) as bar:
-                    recorded = _record_episodes(writer, simulation, acting, episodes, seed, bar)
-                seeds += recorded.seeds
-                failed_seeds += recorded.failed_seeds
-                frames += recorded.frames
+        for number, (name, acting) in enumerate(zip(names, experts, strict=True)):
+            sources.append(_Source(number, name, horizon, acting, make_environment(name, horizon)))
+        spec = _common_specification([source.simulation for source in sources])
+        description = {"fps": spec.fps, "features": spec.features, "robot_type": spec.robot_type}
+        origin = {"environments": names, "seed": seed, "horizon": horizon}
+        with LeRobotWriter(output, **description, origin=origin) as writer:
+            resumed = writer.num_episodes
+            for source in sources:
+                source.take_over(writer.episodes)
+            _require_fitting_counts(writer, [len(source.seeds) for source in sources], episodes)
+            for source in sources:
+                bar = {"total": episodes, "initial": len(source.seeds), "unit": "episode", "disable": not progress}
+                with tqdm(desc=f"Recording {source.name}", **bar) as shown:
+                    _record_episodes(writer, source, episodes, seed, shown)
     finally:
-        for simulation in simulations:
-            simulation.close()
+        for source in sources:
+            source.simulation.close()
     return DemonstrationResult(
         environment=", ".join(names),
         output=str(Path(output)),
-        episodes=len(seeds),
-        frames=frames,
-        failures=len(failed_seeds),
-        seeds=seeds,
-        failed_seeds=failed_seeds,
+        episodes=sum(len(source.seeds) for source in sources),
+        frames=sum(source.frames for source in sources),
+        failures=sum(len(source.failed_seeds) for source in sources),
+        seeds=[seed for source in sources for seed in source.seeds],
+        failed_seeds=[seed for source in sources for seed in source.failed_seeds],
         seconds=perf_counter() - began,
+        broken_seeds=[seed for source in sources for seed in source.broken_seeds],
+        resumed=resumed,
     )
 
 
@@ -135,45 +165,92 @@ def _common_specification(simulations: Sequence[gymnasium.Env]) -> EnvironmentSp
 
 
 @dataclass
-class _Recorded:
-    """The episodes of one environment recorded so far."""
+class _Source:
+    """One environment of a recording: what acts in it, and what has been recorded of it so far."""
 
+    number: int
+    name: str
+    horizon: int | None
+    expert: Callable[[dict[str, np.ndarray]], np.ndarray]
+    simulation: gymnasium.Env
     seeds: list[int] = field(default_factory=list)
     failed_seeds: list[int] = field(default_factory=list)
+    broken_seeds: list[int] = field(default_factory=list)
     frames: int = 0
 
+    def note(self, seed: int) -> dict:
+        """Return what an episode remembers, for the recording to go on after it."""
+        return {"source": self.number, "seed": seed, "failed": self.failed_seeds, "broken": self.broken_seeds}
 
-def _record_episodes(
-    writer: LeRobotWriter,
-    simulation: gymnasium.Env,
-    expert: Callable[[dict[str, np.ndarray]], np.ndarray],
-    episodes: int,
-    seed: int,
-    bar: tqdm,
-) -> _Recorded:
-    """Write successful episodes of one environment."""
-    spec, recorded = specification(simulation), _Recorded()
-    for episode_seed in count(seed):
-        length, success = _record_episode(writer, simulation, expert, spec.task, episode_seed)
-        if success:
-            writer.end_episode()
-            recorded.seeds.append(episode_seed)
-            recorded.frames += length
-            bar.update()
-        else:
-            writer.discard_episode()
-            recorded.failed_seeds.append(episode_seed)
-            bar.set_postfix(failures=len(recorded.failed_seeds))
-        failures, successes = len(recorded.failed_seeds), len(recorded.seeds)
-        # With more failures than requested successes, more than half of all episodes will have failed.
-        if failures > episodes:
-            raise UnreliableExpertError(
-                f"The expert of {spec.name!r} failed {failures} of {failures + successes} episodes within "
-                f"{spec.horizon} steps.\nGive it more steps (horizon={2 * spec.horizon}), or pass a better expert=…."
-            )
-        if successes == episodes:
+    def take_over(self, episodes: Sequence[KeptEpisode]) -> None:
+        """Count what an earlier run recorded of this environment."""
+        for episode in episodes:
+            if episode.note["source"] == self.number:
+                self.seeds.append(episode.note["seed"])
+                self.failed_seeds, self.broken_seeds = list(episode.note["failed"]), list(episode.note["broken"])
+                self.frames += episode.length
+
+    def renew(self) -> None:
+        """Build the environment anew: after an error it may be in any state."""
+        with suppress(Exception):
+            self.simulation.close()
+        self.simulation = make_environment(self.name, self.horizon)
+
+
+def _require_fitting_counts(writer: LeRobotWriter, counts: list[int], episodes: int) -> None:
+    """Check that what was recorded before begins a recording of so many episodes of each environment."""
+    begun = max((number for number, found in enumerate(counts) if found), default=0)
+    if any(found > episodes for found in counts) or any(found < episodes for found in counts[:begun]):
+        found = ", ".join(map(str, counts))
+        raise DifferentRecordingError(writer.folder, writer.num_episodes, {"episodes": (found, episodes)})
+
+
+def _record_episodes(writer: LeRobotWriter, source: _Source, episodes: int, seed: int, bar: tqdm) -> None:
+    """Write successful episodes of one environment, after those recorded before."""
+    spec, error = specification(source.simulation), None
+    for episode_seed in count(source.seeds[-1] + 1 if source.seeds else seed):
+        if len(source.seeds) == episodes:
             break
-    return recorded
+        try:
+            length, success = _record_episode(writer, source.simulation, source.expert, spec.task, episode_seed)
+        except Exception as raised:
+            of_this_episode = isinstance(raised, InvalidActionError | InvalidFrameError)
+            if isinstance(raised, ManipulatorsError) and not of_this_episode:
+                raise  # such as a full disk, or an environment without success
+            error, problem = raised, f"{type(raised).__name__}: {raised}"
+            logger.warning("The episode of seed %d in %s is left out: %s", episode_seed, spec.name, problem)
+            writer.discard_episode()
+            source.broken_seeds.append(episode_seed)
+            source.renew()
+        else:
+            if success:
+                writer.end_episode(source.note(episode_seed))
+                source.seeds.append(episode_seed)
+                source.frames += length
+                bar.update()
+            else:
+                writer.discard_episode()
+                source.failed_seeds.append(episode_seed)
+        left_out = len(source.failed_seeds) + len(source.broken_seeds)
+        if left_out:
+            bar.set_postfix(failures=left_out)
+        # With more failures than requested successes, more than half of all episodes will have failed.
+        if left_out > episodes:
+            raise _unreliable(spec, source, error) from error
+
+
+def _unreliable(spec: EnvironmentSpec, source: _Source, error: Exception | None) -> UnreliableExpertError:
+    failures, broken = len(source.failed_seeds), len(source.broken_seeds)
+    tried = failures + broken + len(source.seeds)
+    message = f"The expert of {spec.name!r} failed {failures} of {tried} episodes within {spec.horizon} steps"
+    if not broken:
+        return UnreliableExpertError(
+            f"{message}.\nGive it more steps (horizon={2 * spec.horizon}), or pass a better expert=…."
+        )
+    return UnreliableExpertError(
+        f"{message}; {broken} more ended in an error, the last one in {type(error).__name__}: {error}\n"
+        f"Repair the environment or the expert, and record again."
+    )
 
 
 def _record_episode(
@@ -198,7 +275,7 @@ def _record_episode(
         writer.add_frame({**observation, ACTION: action}, task=task)
         observation, _, terminated, truncated, info = simulation.step(action)
         length += 1
-        success |= bool(info["success"])
+        success |= reported_success(info, spec.name)
         if terminated or truncated:
             break
     return length, success

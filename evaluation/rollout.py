@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from .._files import write_text
+from .._lock import locked
 from .._version import __version__
-from ..errors import InvalidActionError, InvalidEnvironmentError, InvalidEvaluationError
+from ..errors import InvalidEnvironmentError, InvalidEvaluationError, add_note
 from ..plugins import requested_plugins
-from .environments import make_environments
+from .driver import Driver
+from .environments import make_environment, make_environments
+from .episode import RolloutEpisode
 from .intervals import wilson_interval
-from .rollout_video import Film, filming
+from .kept import KeptRollouts, policy_digest
+from .rollout_video import EPISODES, Film, filming
 from .specification import EnvironmentSpec, specification
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.vector import SyncVectorEnv
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class EvaluationResult:
         environment (`str`): the environment's name.
         task (`str`): the instruction that the policy was given.
         episodes, successes (`int`): episodes run; episodes that reported success at any of their steps.
-        success_rate (`float`): successes per episode, 0 … 1.
+        success_rate (`float`): successes per episode, 0 … 1; an episode that ended in an error counts as failed.
         interval (`list[float]`): 95 % Wilson interval of the success rate, [low, high].
         mean_return (`float`): mean sum of an episode's rewards.
         mean_length (`float`): mean number of control steps until success, failure or the horizon.
@@ -41,11 +50,14 @@ class EvaluationResult:
         num_envs (`int`): batch size of these calls (the last group of seeds may be smaller).
         seeds (`list[int]`): one per episode.
         per_episode (`list[dict]`): `seed`, `success`, `return`, `length` of each episode, in the order of
-            `seeds`.
+            `seeds`, and its `error` if it ended in one.
         clipped_fraction (`float`): share of the control steps whose action left the action space and was
             clipped.
         horizon (`int`): steps after which an episode was truncated.
         versions (`dict[str, str]`): of `manipulators`, `torch` and the `simulator`.
+        errors (`int`): episodes that ended in an error of the environment, an impossible observation or reward.
+        requested_episodes (`int`, *optional*): those that were asked for; more than `episodes` in the partial record
+            of an evaluation that was stopped.
         video (`str`, *optional*): name of the file that shows the first episodes.
         video_note (`str`, *optional*): what it shows, or why there is none although one was asked for.
         date (`str`): when it ended, in ISO 8601.
@@ -71,6 +83,8 @@ class EvaluationResult:
     clipped_fraction: float
     horizon: int
     versions: dict[str, str]
+    errors: int = 0
+    requested_episodes: int | None = None
     video: str | None = None
     video_note: str | None = None
     date: str | None = None
@@ -108,6 +122,7 @@ def evaluate(
     progress: bool = True,
     video: str | os.PathLike | None = None,
     task: str | None = None,
+    output: str | os.PathLike | None = None,
 ) -> EvaluationResult:
     """Run one closed-loop episode per seed and count successes.
 
@@ -117,6 +132,12 @@ def evaluate(
     of a batch independently (matrix products of different batch sizes may differ in the last bits). A policy
     that draws noise is seeded at each group, so that the same call gives the same result; torch's random
     state is put back afterwards, so that an evaluation in the middle of a training run changes nothing in it.
+
+    An environment that raises an error, or gives an impossible observation or reward, ends its own episode alone. The
+    episode counts as failed, since the policy may have driven it there, and `errors` counts it apart.
+
+    With `output`, every finished episode is kept in `<output>.partial.json`, a record of the same form, until all are
+    finished. An evaluation that was stopped or killed goes on with the same call, to the same result.
 
     Args:
         pipeline (`Callable`): `pipeline(observation, task=[...])` → actions (b, a) in robot units, a tensor
@@ -132,11 +153,17 @@ def evaluate(
             renderer there is none, and the result's `video_note` says why.
         task (`str`, *optional*): the instruction; defaults to the environment's own. The environment still
             decides what success is, so another instruction shows whether the policy follows it.
+        output (`str` or `os.PathLike`, *optional*): write the result to this JSON file.
 
     Raises:
         InvalidEvaluationError: no seeds, a seed twice, a negative one, `num_envs` or `horizon` below 1.
         InvalidActionError: the pipeline returned another shape, NaN or infinity for an episode still running.
         UnknownEnvironmentError, MissingSimulatorError, InvalidEnvironmentError: as `make_environment`.
+        InvalidEnvironmentError: also where success is not reported or neither true nor false, and where every episode
+            ended in an error.
+        FolderInUseError: another run writes to `output` or `video`.
+        DifferentEvaluationError: episodes of another evaluation wait beside `output`.
+        DiskError: the disk does not take an episode; those before it are kept.
     """
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
@@ -148,112 +175,115 @@ def evaluate(
         raise InvalidEvaluationError(f"seed {min(seeds)} is negative; simulators take 0 and above.")
     if num_envs < 1:
         raise InvalidEvaluationError(f"num_envs = {num_envs}; expected at least 1.")
-    environments = make_environments(environment, min(num_envs, len(seeds)), horizon)
-    spec = specification(environments.envs[0])
-    driver = _Driver(pipeline, environments.single_action_space, spec, spec.task if task is None else task)
-    episodes: list[_Episode] = []
-    try:
-        with (
-            filming(video, environments.envs[0], seeds[0]) as film,
-            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            tqdm(total=len(seeds), desc=f"Evaluating {environment}", unit="episode", disable=not progress) as bar,
-        ):
-            for start in range(0, len(seeds), num_envs):
-                group = [_Episode(seed) for seed in seeds[start : start + num_envs]]
-                _run(driver, environments.envs, group, bar, film)
-                episodes += group
-                bar.set_postfix(success=f"{sum(episode.success for episode in episodes)}/{len(episodes)}")
-    finally:
-        environments.close()
-    return replace(_summarise(episodes, driver, environments.num_envs), video=film.name, video_note=film.note)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(locked(output, "an evaluation"))
+        environments = make_environments(environment, min(num_envs, len(seeds)), horizon)
+        stack.callback(_close, environments)
+        spec = specification(environments.envs[0])
+        driver = Driver(pipeline, environments.single_action_space, spec, spec.task if task is None else task)
 
+        def summarise(episodes: Sequence[RolloutEpisode]) -> EvaluationResult:
+            return _summarise(episodes, driver, environments.num_envs, len(seeds))
 
-@dataclass
-class _Episode:
-    """One episode while it runs."""
-
-    seed: int
-    success: bool = False
-    total_reward: float = 0.0
-    length: int = 0
-    clipped: int = 0
-    over: bool = False
-
-
-@dataclass
-class _Driver:
-    """Call the pipeline for a batch of environments; check and time its actions."""
-
-    pipeline: Callable
-    space: object
-    spec: EnvironmentSpec
-    task: str
-    seconds: float = 0.0
-    calls: int = 0
-
-    def act(self, observations: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-        """Return the actions (b, a), float32, as the pipeline gave them."""
-        # The policy refuses features it was not trained on, and an environment may have more of them.
-        names = getattr(self.pipeline, "observation_names", observations[0].keys())
-        batch = {name: np.stack([row[name] for row in observations]) for name in observations[0] if name in names}
-        began = perf_counter()
-        actions = self.pipeline(batch, task=[self.task] * len(observations))
-        # The copy to the host waits for the accelerator, so it belongs to the time of the call.
-        actions = torch.as_tensor(actions).detach().to("cpu", torch.float32).numpy()  # (b, a)
-        self.seconds += perf_counter() - began
-        self.calls += 1
-        expected = (len(observations), *self.space.shape)
-        if actions.shape != expected:
-            raise InvalidActionError(
-                f"The pipeline returned actions of shape {actions.shape} for {self.spec.name}; "
-                f"expected {expected}: environments × ({', '.join(self.spec.action_feature['names'])})."
-            )
-        return actions
-
-    def bounded(self, action: np.ndarray, episode: _Episode) -> np.ndarray:
-        """Return one action (a,) inside the action space; count it when it had to be clipped."""
-        if not np.isfinite(action).all():
-            raise InvalidActionError(
-                f"The pipeline returned {action.tolist()} at step {episode.length} of seed {episode.seed} in "
-                f"{self.spec.name}; expected finite numbers.\n"
-                "Check the weights and the processor's statistics: torch.isfinite(weight).all() for each "
-                "weight, no std of 0 or NaN."
-            )
-        clipped = np.clip(action, self.space.low, self.space.high)
-        episode.clipped += int(not np.array_equal(clipped, action))
-        return clipped
-
-
-def _run(driver: _Driver, environments: Sequence, group: list[_Episode], bar: tqdm, film: Film) -> None:
-    """Run a group of episodes to their ends, side by side."""
-    driver.pipeline.reset()
-    torch.manual_seed(group[0].seed)
-    # One by one, because the vector's own `step` cannot skip a finished environment.
-    observations = [environments[row].reset(seed=episode.seed)[0] for row, episode in enumerate(group)]
-    film.begin(environments, group)
-    for step in range(driver.spec.horizon):
-        actions = driver.act(observations)  # (b, a)
-        for row, episode in enumerate(group):
-            if episode.over:
-                continue
-            action = driver.bounded(actions[row], episode)  # (a,)
-            observations[row], reward, terminated, truncated, info = environments[row].step(action)
-            if "success" not in info:
+        settings = {} if output is None else _settings(driver, seeds, num_envs)
+        kept = KeptRollouts(output, settings, driver, lambda episodes: summarise(episodes).to_dict())
+        try:
+            with (
+                filming(video, environments.envs[0], seeds[0]) as film,
+                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+            ):
+                if film.name is not None:  # the groups on film are run again
+                    kept.forget(seeds[: -(-EPISODES // num_envs) * num_envs])
+                groups = [seeds[start : start + num_envs] for start in range(0, len(seeds), num_envs)]
+                build = partial(make_environment, environment, horizon)
+                episodes = _run_groups(driver, environments, build, groups, film, kept, progress)
+            result = replace(summarise(episodes), video=film.name, video_note=film.note)
+            if result.errors == result.episodes:
+                kept.remove()
                 raise InvalidEnvironmentError(
-                    f"{driver.spec.name} does not report success; its info holds {sorted(info)}.\n"
-                    'Return info["success"] = True or False from every step.'
+                    f"Every episode of {spec.name} ended in an error, that of seed {seeds[0]} in "
+                    f"{episodes[0].error}.\nRepair the environment: nothing is known of the policy."
                 )
-            episode.success |= bool(info["success"])
-            episode.total_reward += float(reward)
-            episode.length += 1
-            episode.over = bool(terminated or truncated or step + 1 == driver.spec.horizon)
-            bar.update(int(episode.over))
-        film.add(environments, group)
-        if all(episode.over for episode in group):
-            break
+            if output is not None:
+                result.save(output)
+                kept.remove()
+        except BaseException as error:
+            add_note(error, kept.note(len(seeds)))
+            raise
+    return result
 
 
-def _summarise(episodes: list[_Episode], driver: _Driver, num_envs: int) -> EvaluationResult:
+def _run_groups(
+    driver: Driver,
+    environments: SyncVectorEnv,
+    build: Callable[[], gymnasium.Env],
+    groups: Sequence[Sequence[int]],
+    film: Film,
+    kept: KeptRollouts,
+    progress: bool,
+) -> list[RolloutEpisode]:
+    """Return the episodes of every group of seeds, those that are kept and those that had to be run."""
+    episodes: list[RolloutEpisode] = []
+    total, name = sum(map(len, groups)), driver.spec.name
+    with tqdm(total=total, desc=f"Evaluating {name}", unit="episode", disable=not progress) as bar:
+        for seeds in groups:
+            group = [kept.episodes.get(seed) or RolloutEpisode(seed) for seed in seeds]
+            when_some_ended = partial(_count, bar, kept, len(episodes), group)
+            when_some_ended()
+            if not all(episode.over for episode in group):
+                driver.run(environments.envs, group, film, when_some_ended)
+                for row, episode in enumerate(group):
+                    if episode.error is not None and len(episodes) + len(group) < total:
+                        environments.envs[row] = _renewed(environments.envs[row], build)
+            episodes += group
+            bar.set_postfix(success=f"{sum(episode.success for episode in episodes)}/{len(episodes)}")
+    return episodes
+
+
+def _count(bar: tqdm, kept: KeptRollouts, before: int, group: Sequence[RolloutEpisode]) -> None:
+    """Show and keep what is finished of a group, which so many episodes were before."""
+    bar.update(before + sum(episode.over for episode in group) - bar.n)
+    kept.keep(group)
+
+
+def _renewed(environment: gymnasium.Env, build: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """Return another environment in place of one that raised an error and may be in any state."""
+    with suppress(Exception):
+        environment.close()
+    return build()
+
+
+def _close(environments: SyncVectorEnv) -> None:
+    with suppress(Exception):  # one that raised an error may do so again, which must not cost the result
+        environments.close()
+
+
+def _settings(driver: Driver, seeds: Sequence[int], num_envs: int) -> dict[str, Any]:
+    """Return what the outcome of every episode depends on, for an evaluation that goes on."""
+    given = getattr(driver.pipeline, "settings", {})
+    where = ("checkpoint", "commit")  # the digest says what is there
+    return {name: value for name, value in given.items() if name not in where} | {
+        "environment": driver.spec.name,
+        "task": driver.task,
+        "seeds": list(seeds),
+        "num_envs": num_envs,
+        "horizon": driver.spec.horizon,
+        "policy": policy_digest(driver.pipeline),
+        "plugins": requested_plugins(),
+        "versions": _versions(driver.spec),
+    }
+
+
+def _versions(spec: EnvironmentSpec) -> dict[str, str]:
+    return {
+        "manipulators": __version__,
+        "torch": torch.__version__,
+        "simulator": spec.simulator or "unknown",
+    }
+
+
+def _summarise(episodes: Sequence[RolloutEpisode], driver: Driver, num_envs: int, requested: int) -> EvaluationResult:
     count, steps = len(episodes), sum(episode.length for episode in episodes)
     successes = sum(episode.success for episode in episodes)
     settings = getattr(driver.pipeline, "settings", {})  # any callable may act
@@ -269,23 +299,13 @@ def _summarise(episodes: list[_Episode], driver: _Driver, num_envs: int) -> Eval
         interval=list(wilson_interval(successes, count)),
         mean_return=sum(episode.total_reward for episode in episodes) / count,
         mean_length=steps / count,
-        milliseconds_per_action=1000 * driver.seconds / driver.calls,
+        milliseconds_per_action=1000 * driver.seconds / max(driver.calls, 1),
         num_envs=num_envs,
         seeds=[episode.seed for episode in episodes],
-        per_episode=[
-            {
-                "seed": episode.seed,
-                "success": episode.success,
-                "return": episode.total_reward,
-                "length": episode.length,
-            }
-            for episode in episodes
-        ],
-        clipped_fraction=sum(episode.clipped for episode in episodes) / steps,
+        per_episode=[episode.to_dict() for episode in episodes],
+        clipped_fraction=sum(episode.clipped for episode in episodes) / max(steps, 1),
         horizon=driver.spec.horizon,
-        versions={
-            "manipulators": __version__,
-            "torch": torch.__version__,
-            "simulator": driver.spec.simulator or "unknown",
-        },
+        versions=_versions(driver.spec),
+        errors=sum(episode.error is not None for episode in episodes),
+        requested_episodes=requested,
     )

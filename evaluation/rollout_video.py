@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._files import replace_files
+from .._files import new_file
+from .._lock import locked
 from ..errors import InvalidEnvironmentError, MissingRendererError
 from .specification import specification
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import gymnasium
 
     from ..data.video.encoder import VideoEncoder
+
+logger = logging.getLogger(__name__)
 
 EPISODES = 4
 RATE = 20  # frames per second: every control step is a frame, so fast control is watched in slow motion
@@ -58,11 +62,12 @@ class RolloutVideo(Film):
         path (`str` or `Path`): the file to write, `.mp4` (H.264).
         fps (`int`): control steps per second of simulated time [1/s].
         episodes (`int`, *optional*, defaults to 4): how many to film.
+        name (`str`, *optional*): the file's name in the end, where it gets another one.
     """
 
-    def __init__(self, path: str | Path, fps: int, episodes: int = EPISODES):
+    def __init__(self, path: str | Path, fps: int, episodes: int = EPISODES, name: str | None = None):
         self.path, self.fps, self.rate = Path(path), fps, min(RATE, fps)
-        self.name = self.path.name
+        self.name = name or self.path.name
         self.wanted, self.seeds, self.places = episodes, [], 0
         self._encoder: VideoEncoder | None = None
         self._pictures: list[np.ndarray] = []
@@ -79,12 +84,16 @@ class RolloutVideo(Film):
     def begin(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
         """Begin a group, just reset: `episodes` have `seed`, `success` and `over`."""
         count = min(len(episodes), self.wanted - len(self.seeds))
+        pictures = [_drawn(environment) for environment in environments[:count]]  # (h, w, 3) each
+        drawn = next((picture for picture in pictures if picture is not None), None)
+        if drawn is None:  # nothing left to film, or nothing draws
+            self._pictures, self._done = [], []
+            return
         self.seeds += [episode.seed for episode in episodes[:count]]
-        self._pictures = [picture_of(environment) for environment in environments[:count]]  # (h, w, 3) each
-        self._done = [False] * count
-        if count:
-            self.places = self.places or count
-            self._write()
+        self._pictures = [np.zeros_like(drawn) if picture is None else picture for picture in pictures]
+        self._done = [episode.over for episode in episodes[:count]]
+        self.places = self.places or count
+        self._write()
 
     def add(self, environments: Sequence[Any], episodes: Sequence[Any]) -> None:
         """Add the pictures after one control step; the last one of a group is shown for a second."""
@@ -92,7 +101,7 @@ class RolloutVideo(Film):
             return
         for row, episode in enumerate(episodes[: len(self._pictures)]):
             if not self._done[row]:
-                picture = picture_of(environments[row])
+                picture = self._pictures[row] if (drawn := _drawn(environments[row])) is None else drawn
                 self._pictures[row] = _bordered(picture) if episode.over and episode.success else picture
                 self._done[row] = episode.over
         for _ in range(self.rate if all(self._done) else 1):
@@ -134,10 +143,13 @@ def filming(path: str | os.PathLike | None, environment: gymnasium.Env, seed: in
         yield Film(f"There is no video: nothing on the machine of the evaluation draws. {error.remedy}")
     except InvalidEnvironmentError:
         yield Film(f"There is no video: {spec.name} does not draw itself.")
+    except Exception as error:  # of one seed, perhaps; it must not cost the evaluation
+        yield Film(f"There is no video: {spec.name} raised {type(error).__name__}: {error}")
     else:
         path = Path(path)
-        with replace_files(path.parent) as folder:
-            film = RolloutVideo(folder / path.name, spec.fps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, "the video of an evaluation"), new_file(path) as beside:
+            film = RolloutVideo(beside, spec.fps, name=path.name)
             try:
                 yield film
             finally:
@@ -161,6 +173,15 @@ def picture_of(environment: Any) -> np.ndarray:
         )
     height, width, _ = picture.shape
     return picture[: height - height % 2, : width - width % 2]  # H.264 has no odd sides
+
+
+def _drawn(environment: gymnasium.Env) -> np.ndarray | None:
+    """Return the picture of an environment; None when it raises, which must not cost an episode."""
+    try:
+        return picture_of(environment)
+    except Exception as error:
+        logger.warning("A picture is missing in the video: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _bordered(picture: np.ndarray) -> np.ndarray:

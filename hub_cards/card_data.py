@@ -78,6 +78,8 @@ class EvaluationSummary:
         date (`str`, *optional*): when, in ISO 8601.
         n_action_steps, sampling_steps (`int`, *optional*): actions executed of a prediction, and steps of making it.
         dtype, device (`str`, *optional*): of the weights, and where it ran.
+        errors (`int`): episodes that ended in an error of the environment; they count as failed.
+        requested_episodes (`int`, *optional*): those that were asked for, where the evaluation was stopped before.
         further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
     """
 
@@ -102,6 +104,8 @@ class EvaluationSummary:
     sampling_steps: int | None = None
     dtype: str | None = None
     device: str | None = None
+    errors: int = 0
+    requested_episodes: int | None = None
     further: Sequence[EvaluationSummary] = ()
 
     def __post_init__(self):

@@ -27,6 +27,7 @@ def _entry(evaluation: EvaluationSummary) -> EvalResultEntry:
     environment = wording.one_line(evaluation.environment)
     family_and_task, _, options = environment.partition("?")
     notes = [f"{evaluation.solved} of {evaluation.episodes} episodes in closed loop"]
+    notes += [f"{evaluation.errors} ended in an error of the environment"] if evaluation.errors else []
     notes += [f"seeds {wording.seed_runs(evaluation.seeds)}"] if evaluation.seeds else []
     notes += [f"instruction: {wording.one_line(evaluation.task)}"] if evaluation.task else []
     notes += [f"environment: {environment}"] if options else []

@@ -101,6 +101,11 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
         ("Environment", wording.one_line(evaluation.environment)),
         ("Success rate", f"{rate} % ({evaluation.solved} of {evaluation.episodes} episodes)"),
     ]
+    if evaluation.requested_episodes and evaluation.requested_episodes > evaluation.episodes:
+        asked = wording.count(evaluation.requested_episodes)
+        rows.append(("Stopped early", f"after {wording.count(evaluation.episodes)} of {asked} episodes"))
+    if evaluation.errors:
+        rows.append(("Ended in an error of the environment", f"{_episodes(evaluation.errors)}, counted as failed"))
     if card.instruction and evaluation.task:
         rows.insert(1, ("Instruction", wording.one_line(evaluation.task)))
     if evaluation.interval:
@@ -123,6 +128,10 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
     if evaluation.dtype and evaluation.device:
         rows.append(("Numbers", f"{evaluation.dtype} on {evaluation.device}"))
     return rows
+
+
+def _episodes(count: int) -> str:
+    return f"{wording.count(count)} episode{'s' if count != 1 else ''}"
 
 
 def further_rows(card: CardData) -> list[tuple[str, str, str, str]]:

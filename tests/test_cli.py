@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from manipulators import AutoPolicy, PolicyPipeline, __version__
 from manipulators.auto import load_policy_and_processor
 from manipulators.cli import build_parser, main
+from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment
 
 ENVIRONMENT = "metaworld/pick-place-v3"
 RECIPE = """
@@ -157,6 +158,33 @@ def test_record_names_the_nearest_environment(tmp_path, fails):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [(0, "Stopped. Nothing was finished. To begin again: "), (2, "Stopped. 2 finished episodes are kept in {output}")],
+)
+def test_record_is_stopped_and_goes_on(tmp_path, capsys, monkeypatch, kept, message):
+    output = tmp_path / "demos"
+    arguments = ["record", "--env", ENVIRONMENT, "--episodes", "3", "--horizon", "150", "--output", str(output)]
+    reset, seeds = MetaWorldEnvironment.reset, []
+
+    def interrupted(self, *, seed=None, options=None):
+        seeds.append(seed)
+        if len(seeds) > kept:
+            raise KeyboardInterrupt
+        return reset(self, seed=seed, options=options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaWorldEnvironment, "reset", interrupted)
+        assert main(arguments) == 130
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped")]
+    assert len(lines) == 1 and lines[0].startswith(message.format(output=f"{output}.recording"))
+    assert lines[0].endswith(f": manipulators {shlex.join(arguments)}")
+    if kept:
+        assert main(arguments) == 0
+        assert "2 of them had been recorded before" in capsys.readouterr().out
+        assert json.loads((output / "meta" / "info.json").read_text())["total_episodes"] == 3
+
+
 # --- train ------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +247,67 @@ def test_train_refuses_what_transformers_refuses(recorded, tmp_path, fails, over
     assert fails("train", recipe, *overrides)
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_train_is_stopped_and_says_how_to_go_on(recorded, tmp_path, capsys, monkeypatch):
+    recipe, output = tmp_path / "tiny.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE.format(dataset=recorded, output=output), encoding="utf-8")
+
+    def stopped(patched, *options):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"manipulators.training.{patched}", interrupt)
+            assert main(["train", str(recipe), *options]) == 130
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped. ")]
+        return line.removeprefix("Stopped. ")
+
+    again, options = (
+        f"manipulators train {recipe}",
+        ["--training.save_strategy", "steps", "--training.save_steps", "1"],
+    )
+    assert stopped("run.build_policy") == f"Nothing was finished. To begin again: {again}"
+    assert stopped("run.save_checkpoint", *options) == (
+        f"{output}/checkpoint-1 is kept. To go on: {again} {' '.join(options)} --resume"
+    )
+    assert stopped("run.evaluate_checkpoint", "--resume", *options) == (
+        f"The trained policy is in {output}. To go on: {again} --resume {' '.join(options)}"
+    )
+    shutil.rmtree(output)
+    evaluation = f"--env {ENVIRONMENT} --episodes 1 --seed 10000 --num-envs 10 --output {output}/evaluation.json"
+    assert stopped("run.evaluate_checkpoint", "--training.save_strategy", "no") == (
+        f"The trained policy is in {output}. To evaluate it: manipulators eval {output} {evaluation} --horizon 4"
+    )
+    (output / "config.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("manipulators.training.run.refuse_existing", lambda path: None)
+        assert "No checkpoint was written; --training.save_strategy steps" in stopped("run.build_policy")
+
+
 # --- eval -------------------------------------------------------------------------------------------------
+
+
+def test_eval_is_stopped_and_goes_on(trained, tmp_path, capsys, monkeypatch):
+    result = tmp_path / "result.json"
+    arguments = ["eval", str(trained), "--env", ENVIRONMENT, "--episodes", "3", "--horizon", "3", "--num-envs", "1"]
+    reset = MetaWorldEnvironment.reset
+
+    def interrupted(self, *, seed=None, options=None):
+        return reset(self, seed=seed, options=options) if seed != 10_002 else interrupt()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaWorldEnvironment, "reset", interrupted)
+        assert main(arguments) == 130
+        assert "Stopped. No episode is kept without --output FILE. To begin again" in capsys.readouterr().err
+        arguments += ["--output", str(result)]
+        assert main(arguments) == 130
+    message = (
+        f"Stopped. 2 of 3 episodes are finished and kept in {tmp_path / 'result.partial.json'}: the same evaluation "
+    )
+    message += f"goes on after them. To go on: manipulators {shlex.join(arguments)}\n"
+    assert message in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert json.loads(result.read_text())["seeds"] == [10_000, 10_001, 10_002]
 
 
 def test_eval(trained, tmp_path, capsys):
@@ -327,6 +415,16 @@ def test_convert(shared, tmp_path, capsys):
     torch.testing.assert_close(ours.predict_chunk(observation), theirs.predict_chunk(observation))
     for name, value in AutoPolicy.from_pretrained(source).state_dict().items():
         assert torch.equal(ours.policy.state_dict()[name], value), name
+
+
+def test_convert_is_stopped_and_leaves_nothing(shared, tmp_path, capsys, monkeypatch):
+    arguments = ["convert", str(shared / "golden" / "act_envstate" / "checkpoint"), str(tmp_path / "ours")]
+    monkeypatch.setattr("manipulators.hub_cards.checkpoint_card.write_checkpoint_card", interrupt)
+    assert main(arguments) == 130
+    assert f"\nStopped. Nothing was finished. To begin again: manipulators {shlex.join(arguments)}\n" in (
+        capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_convert_with_a_tokenizer(shared, tmp_path, monkeypatch):

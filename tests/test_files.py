@@ -3,7 +3,7 @@
 import pytest
 
 from manipulators._files import new_file, new_folder, refuse_existing, replace_files, write_text
-from manipulators.errors import OutputExistsError
+from manipulators.errors import DiskFullError, FolderInUseError, OutputExistsError
 
 
 def names(folder):
@@ -145,3 +145,23 @@ def test_replacing_makes_the_folder_and_clears_what_a_killed_run_left(tmp_path):
     with replace_files(target) as folder:
         (folder / "weights").write_text("new")
     assert names(target) == ["weights"]
+
+
+def test_two_runs_do_not_make_one_folder(tmp_path):
+    with new_folder(tmp_path / "made", "a conversion of pi0") as folder:
+        (folder / "a.txt").write_text("a")
+        with (
+            pytest.raises(FolderInUseError, match="made is in use by a conversion of pi0"),
+            new_folder(tmp_path / "made"),
+        ):
+            pass
+        assert names(folder) == ["a.txt"]
+    assert names(tmp_path) == ["made"]
+
+
+@pytest.mark.parametrize("write", [new_folder, new_file, replace_files])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, write):
+    with pytest.raises(DiskFullError, match=r"made.* could not be written"), write(tmp_path / "made") as beside:
+        (beside / "a" if beside.is_dir() else beside).write_text("half")
+        raise OSError(28, "No space left on device")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -338,7 +338,8 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_files", "_tokenizers", "_version", ""}
+GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_disk", "_files", "_lock", "_tokenizers"}
+GROUND |= {"_version", ""}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -352,7 +353,9 @@ ALLOWED = {
     "registration": set(),
     "families": set(),
     "checkpoint": set(),
+    "_disk": set(),
     "_files": set(),
+    "_lock": set(),
     "_tokenizers": set(),
     "_version": set(),
 }

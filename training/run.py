@@ -143,7 +143,8 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
     section = recipe.evaluation
     common = {"num_envs": section.num_envs, "horizon": section.horizon}
     video = output / VIDEO_FILE if section.video else None
-    result = evaluate(pipeline, section.environment, section.seeds, video=video, **common).to_dict()
+    path = output / EVALUATION_FILE
+    result = evaluate(pipeline, section.environment, section.seeds, video=video, output=path, **common).to_dict()
     result |= {"checkpoint": str(output), "commit": None}  # the policy may remember the base it was loaded from
     if section.further:
         further = [(other.environment or section.environment, other.task) for other in section.further]
@@ -151,7 +152,7 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) 
             evaluate(pipeline, environment, section.seeds, task=task, **common).to_dict()
             for environment, task in further
         ]
-    write_text(output / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+    write_text(path, json.dumps(result, indent=2) + "\n")
     write_checkpoint_card(output)
 
 

@@ -1,1 +1,1 @@
-"""An episode while it is recorded: its frames, checked, and the data file they go to."""
+"""A recording: its frames, checked, the episodes that are finished, and the data files they go to."""

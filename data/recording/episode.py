@@ -39,11 +39,10 @@ class Episode:
                 column.append({"bytes": encode_png(value), "path": None} if kind == "image" else value)
         self.tasks.append(task)
 
-    def finish(self) -> dict[str, Path]:
-        """Return camera → the episode's own video."""
+    def finish(self) -> None:
+        """Complete the episode's own videos, `<camera>.mp4` in its folder."""
         for encoder in self._encoders.values():
             encoder.close()
-        return {name: encoder.path for name, encoder in self._encoders.items()}
 
     def discard(self) -> None:
         for encoder in self._encoders.values():

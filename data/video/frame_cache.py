@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..._disk import full_disk_message, naming_disk_errors
 from ...errors import DiskFullError, VideoError
-from ..disk import full_disk_message, naming_a_full_disk
 
 
 class FrameCache:
@@ -41,7 +41,7 @@ class FrameCache:
         self._camera, self._shape = camera, (num_frames, 3, *size)
         stem = folder / f"{camera}-{_fingerprint(videos, self._shape)}"
         self._paths = stem.with_name(stem.name + ".frames"), stem.with_name(stem.name + ".checksums")
-        with naming_a_full_disk(folder):
+        with naming_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for path, size in zip(self._paths, (int(np.prod(self._shape)), 4 * num_frames), strict=True):
                 _reserve(path, size)

@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -6,14 +8,18 @@ import pyarrow.parquet as parquet
 import pytest
 
 from manipulators import LeRobotDataset
+from manipulators.data.recording.kept import count_kept_episodes
 from manipulators.errors import (
-    InvalidActionError,
+    DifferentRecordingError,
+    InvalidEnvironmentError,
     InvalidEvaluationError,
     MissingExpertError,
     OutputExistsError,
     UnreliableExpertError,
 )
+from manipulators.evaluation import registry
 from manipulators.evaluation.demonstrations import record_demonstrations
+from manipulators.evaluation.environments import make_expert
 from manipulators.evaluation.registry import register_environment
 from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment, expert
 
@@ -76,9 +82,124 @@ def test_a_dataset_is_not_overwritten(line, tmp_path):
 
 
 @pytest.mark.parametrize("action", [np.array([np.nan]), np.zeros(2)])
-def test_a_bad_action_of_the_expert_raises(line, tmp_path, action):
-    with pytest.raises(InvalidActionError, match="step 0 of seed 0"):
+def test_an_expert_that_always_gives_bad_actions_raises(line, tmp_path, action):
+    message = r"failed 0 of 2 episodes .* 2 more ended in an error, .* InvalidActionError: .* step 0 of seed 1"
+    with pytest.raises(UnreliableExpertError, match=message):
         record_demonstrations(line, 1, tmp_path / "line", expert=lambda observation: action, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def disturbed(line, monkeypatch, seed, step, disturb):
+    """Disturb the environment at one step of one seed; return the number of environments built since."""
+    built = []
+
+    class Disturbed(registry._FAMILIES["line"].factory):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            built.append(self)
+            self.seed = None
+
+        def reset(self, *, seed=None, options=None):
+            self.seed = seed
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action):
+            assert self.seed != "broken", "a broken environment was used again"
+            if (self.seed, self.steps) == (seed, step):
+                self.seed = "broken"
+                return disturb(super().step(action))
+            return super().step(action)
+
+    register_environment("line", Disturbed, tasks=["right"], expert=lambda task: lambda observation: np.array([1.0]))
+    return built
+
+
+def crash(result):
+    raise RuntimeError("the physics exploded")
+
+
+def interrupt(result):
+    raise KeyboardInterrupt
+
+
+def nan(result):
+    return ({"observation.state": np.array([np.nan], np.float32)}, *result[1:])
+
+
+def wide(result):
+    return ({"observation.state": np.zeros(2, np.float32)}, *result[1:])
+
+
+@pytest.mark.parametrize(
+    ("disturb", "problem"),
+    [
+        (crash, "RuntimeError: the physics exploded"),
+        (nan, "InvalidFrameError: observation.state is not finite"),
+        (wide, r"InvalidFrameError: observation.state has shape \(2,\)"),
+    ],
+)
+def test_a_broken_episode_is_left_out_alone(line, tmp_path, monkeypatch, caplog, disturb, problem):
+    built = disturbed(line, monkeypatch, seed=2, step=1, disturb=disturb)
+    result = record_demonstrations(line, 3, tmp_path / "line", progress=False)
+    assert (result.seeds, result.broken_seeds, result.failed_seeds, result.failures) == ([0, 1, 3], [2], [], 0)
+    assert re.search(f"The episode of seed 2 in line/right is left out: {problem}", caplog.text)
+    assert len(built) == 2  # another one after the error
+    assert rows(tmp_path / "line")["observation.state"] == [0, 1, 2, 3, 4, 1, 2, 3, 4, 3, 4]
+
+
+def test_a_stopped_recording_goes_on_where_it_was(line, tmp_path, monkeypatch):
+    """Two environments, failures and an error before and after the interrupt: the same files as in one run."""
+    names, options = [line, line], {"seed": 3, "progress": False}
+    expert = make_expert(line)  # fails from position 0: seeds 5 and 10
+    with monkeypatch.context() as patch:
+        disturbed(line, patch, 4, 0, crash)
+        whole = record_demonstrations(names, 4, tmp_path / "whole", expert=expert, **options)
+        environment = registry._FAMILIES["line"].factory
+        step, steps = environment.step, []
+
+        def counted(self, action):
+            steps.append(action)
+            if len(steps) == 24:  # in the second environment
+                raise KeyboardInterrupt
+            return step(self, action)
+
+        patch.setattr(environment, "step", counted)
+        with pytest.raises(KeyboardInterrupt):
+            record_demonstrations(names, 4, tmp_path / "line", expert=expert, **options)
+        assert count_kept_episodes(tmp_path / "line") == 5
+        with pytest.raises(DifferentRecordingError, match="episodes is 4, 1 there and 3 here"):
+            record_demonstrations(names, 3, tmp_path / "line", expert=expert, **options)
+        with pytest.raises(DifferentRecordingError, match="episodes is 4, 1 there and 5 here"):
+            record_demonstrations(names, 5, tmp_path / "line", expert=expert, **options)
+        for changed in ({"seed": 2}, {"horizon": 7}):
+            with pytest.raises(DifferentRecordingError, match=f"origin {next(iter(changed))}"):
+                record_demonstrations(names, 4, tmp_path / "line", expert=expert, **options | changed)
+        again = record_demonstrations(names, 4, tmp_path / "line", expert=expert, **options)
+    assert (again.resumed, whole.resumed) == (5, 0)
+    assert whole.seeds == [3, 6, 7, 8] * 2 and whole.broken_seeds == [4, 4] and whole.failed_seeds == [5, 5]
+    ignored = {"output": "", "seconds": 0, "resumed": 0}
+    assert replace(again, **ignored) == replace(whole, **ignored)
+    one, other = (
+        {p.relative_to(r): p.read_bytes() for p in r.rglob("*.*")} for r in (tmp_path / "whole", tmp_path / "line")
+    )
+    assert one == other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "whole"]
+
+
+def test_fewer_or_more_episodes_of_one_environment_may_be_asked_for(line, tmp_path, monkeypatch):
+    disturbed(line, monkeypatch, 3, 0, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        record_demonstrations(line, 50, tmp_path / "line", progress=False)
+    result = record_demonstrations(line, 3, tmp_path / "line", progress=False)
+    assert (result.episodes, result.resumed, result.seeds) == (3, 3, [0, 1, 2])
+
+
+@pytest.mark.parametrize("success", ["False", float("nan"), None, 0.5])
+def test_a_success_that_is_neither_true_nor_false_is_refused(line, tmp_path, monkeypatch, success):
+    disturbed(line, monkeypatch, 1, 0, lambda result: (*result[:4], {"success": success}))
+    with pytest.raises(InvalidEnvironmentError, match=r"line/right reports success = .*neither true nor false"):
+        record_demonstrations(line, 2, tmp_path / "line", progress=False)
+    assert count_kept_episodes(tmp_path / "line") == 1
 
 
 def test_no_episodes_is_refused(line, tmp_path):

@@ -101,3 +101,46 @@ def test_a_failed_evaluation_leaves_no_file(line, tmp_path):
     with pytest.raises(InvalidActionError):
         evaluate(Broken(), line, [1], progress=False, video=tmp_path / "a.mp4")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_raises_while_it_is_drawn_costs_no_episode(line, tmp_path, monkeypatch):
+    """Seed 1 cannot be drawn at position 2, and seed 3 cannot be reset."""
+    factory = registry._FAMILIES["line"].factory
+    render, reset = factory.render, factory.reset
+
+    def flaky_render(self):
+        return None if self.position == 2 else render(self)
+
+    def flaky_reset(self, *, seed=None, options=None):
+        return reset(self, seed=seed, options=options) if seed != 3 else 1 / 0
+
+    monkeypatch.setattr(factory, "render", flaky_render)
+    monkeypatch.setattr(factory, "reset", flaky_reset)
+    result = film(line, [1, 3], tmp_path / "a.mp4")
+    assert (result.successes, result.errors, result.video) == (1, 1, "a.mp4")
+    pictures = frames(tmp_path / "a.mp4")
+    assert [int(picture[8, 8].mean()) for picture in pictures[:3]] == pytest.approx([20, 20, 60], abs=4)
+    assert pictures[0][8, 24].max() < 5  # black
+
+    result = film(line, [3, 1], tmp_path / "b.mp4")
+    assert (result.successes, result.video) == (1, None)
+    assert result.video_note == "There is no video: line/right raised ZeroDivisionError: division by zero"
+
+
+def test_an_evaluation_that_goes_on_films_the_first_episodes_again(line, tmp_path):
+    class Stopped(Pipeline):
+        groups = 0
+
+        def reset(self):
+            self.groups += 1
+            if self.groups == 6:
+                raise KeyboardInterrupt
+
+    paths = {"path": tmp_path / "a.mp4", "output": tmp_path / "a.json", "num_envs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopped(), line, range(7), progress=False, video=paths["path"], output=paths["output"], num_envs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.partial.json"]
+    result = film(line, range(7), **paths)
+    whole = film(line, range(7), tmp_path / "whole.mp4", num_envs=1)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert result.per_episode == whole.per_episode

@@ -358,3 +358,12 @@ def test_further_evaluations_stand_in_one_table(make_card, evaluation):
     assert "| Instruction | open it |" in text
     assert not lint_card(text)
     assert "open it" not in render_card(make_card(evaluation={**both, "further": []}))  # it reads no instruction
+
+
+def test_errors_and_an_early_stop_are_said(make_card, evaluation):
+    stopped = {**evaluation, "errors": 1, "requested_episodes": 400}
+    text = render_card(make_card(evaluation=stopped))
+    assert "| Stopped early | after 50 of 400 episodes |" in text
+    assert "| Ended in an error of the environment | 1 episode, counted as failed |" in text
+    whole = render_card(make_card(evaluation={**evaluation, "errors": 0, "requested_episodes": 50}))
+    assert "Stopped early" not in whole and "Ended in an error" not in whole
