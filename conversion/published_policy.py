@@ -21,7 +21,8 @@ logger = logging.get_logger(__name__)
 
 Weights = Mapping[str, torch.Tensor]
 
-# What LeRobot's config.json says of training, of publishing and of the machine: none of it changes an action.
+# What LeRobot's config.json says of training, of publishing and of the machine: none of it changes an action. Whether
+# actions are relative to the state is read where its processors say it.
 _HARMLESS = frozenset(
     (
         "action_feature_names",
@@ -43,6 +44,7 @@ _HARMLESS = frozenset(
         "use_amp",
         "use_cache",
         "use_peft",
+        "use_relative_actions",
     )
 )
 _HARMLESS_BEGINNINGS = ("optimizer_", "scheduler_")
@@ -96,6 +98,12 @@ def published_policies() -> list[PublishedPolicy]:
     return list(_PUBLISHED.values())
 
 
+def _is_ours(name: str, config_class: type[PolicyConfig]) -> bool:
+    """Return whether a config has a field of that name, or a published name for one, which can be assigned."""
+    other = getattr(config_class, name, None)
+    return name in config_class.field_names() or (isinstance(other, property) and other.fset is not None)
+
+
 def known_fields(
     config: Mapping[str, Any], config_class: type[PolicyConfig], read: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -111,14 +119,15 @@ def known_fields(
     """
     for name, value in config.items():
         harmless = name in _HARMLESS or name.startswith(_HARMLESS_BEGINNINGS) or value in (None, False, [], {})
-        if not (harmless or name in config_class.field_names() or hasattr(config_class, name) or name in read):
+        if not (harmless or _is_ours(name, config_class) or name in read):
             raise InvalidConfigError(
                 f"config.json has {name}={value!r}, which this library does not know: it may change what the network "
                 f"computes. If it does not, remove the line or set it to null."
             )
-    fields = {name: value for name, value in config.items() if name in config_class.field_names()}
+    fields = {name: value for name, value in config.items() if _is_ours(name, config_class)}
     for name, value in fields.items():
-        if config_class.__dataclass_fields__[name].type is bool and value in (0, 1):
+        field = config_class.__dataclass_fields__.get(name)
+        if field is not None and field.type is bool and value in (0, 1):
             fields[name] = bool(value)  # LeRobot saves a config that it has read again with 0 for false
     inputs = {name: PolicyFeature.from_value(dict(value)) for name, value in config["input_features"].items()}
     # LeRobot reads one STATE feature, by its name; others of that type are listed and never used.
