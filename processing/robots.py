@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ class Robots(ProcessorPart):
         normalization_eps (`float`, *optional*, defaults to 1e-8): ε of `Normalizer`.
         embodiments (`dict[str, dict]`, *optional*): robot → its statistics, of several; then `statistics` is None.
         embodiment (`str`, *optional*): the robot in use.
+        optional_cameras: cameras that may be absent: no dataset has statistics of one that no robot has.
 
     Raises:
         MissingStatisticsError: a feature is to be normalised and its statistics are absent or do not fit.
@@ -37,6 +38,7 @@ class Robots(ProcessorPart):
     normalization_eps: float = 1e-8
     embodiments: dict[str, dict] | None = None
     embodiment: str | None = None
+    optional_cameras: Sequence[str] = ()
 
     def __post_init__(self):
         given = as_mapping("normalization_mapping", self.normalization_mapping)
@@ -82,10 +84,11 @@ class Robots(ProcessorPart):
 
         Raises:
             EmbodimentError: there are several robots and none is chosen.
+            MissingStatisticsError: an optional camera has none, and its mode needs some.
         """
         if self._normalizers is None:
             raise EmbodimentError(None, self.embodiments)
-        return self._normalizers[name]
+        return self._normalizers[name] if name in self._normalizers else self._normalizer_of(name, None)
 
     def mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how features of this type are normalised; a type without a mode raises."""
@@ -111,11 +114,14 @@ class Robots(ProcessorPart):
 
     def _build(self, statistics: Mapping[str, Mapping]) -> dict[str, Normalizer]:
         return {
-            name: Normalizer(
-                name, self.parts(name), statistics.get(name), self.normalization_eps, len(feature.shape) - 1
-            )
-            for name, feature in self.features.items()
+            name: self._normalizer_of(name, statistics.get(name))
+            for name in self.features
+            if name in statistics or name not in (self.optional_cameras or ())
         }
+
+    def _normalizer_of(self, name: str, statistics: Mapping | None) -> Normalizer:
+        trailing = len(self.features[name].shape) - 1
+        return Normalizer(name, self.parts(name), statistics, self.normalization_eps, trailing)
 
 
 @dataclass(kw_only=True)

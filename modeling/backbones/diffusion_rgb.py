@@ -70,8 +70,9 @@ class DiffusionRgbEncoder(nn.Module):
         """Return images of `resize_shape`, with antialiasing."""
         if self.resize_shape is None or tuple(images.shape[-2:]) == self.resize_shape:
             return images
-        # In float32: on the CPU there is no antialiasing in half precision.
-        resized = F.interpolate(images.float(), self.resize_shape, mode="bilinear", antialias=True)
+        # At least in float32: on the CPU there is no antialiasing in half precision.
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        resized = F.interpolate(wide, self.resize_shape, mode="bilinear", antialias=True)
         return resized.to(images.dtype)
 
     def crop(self, images: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:

@@ -62,6 +62,18 @@ def test_config_of_the_first_releases():
     assert config.resize_shape is None and config.frames_without_start == 7
 
 
+@pytest.mark.parametrize(("masked", "over"), [(True, "real"), (1, "real"), (False, "steps"), (None, "steps")])
+def test_whether_padding_counts_in_the_loss(masked, over):
+    fields = diffusion_fields(OLD | FEATURES | {"do_mask_loss_for_padding": masked}, {})
+    assert DiffusionConfig.from_dict(fields).loss_over == over
+
+
+@pytest.mark.parametrize("name", ["features_width", "denoising_steps", "validate"])
+def test_a_field_that_only_bears_the_name_of_something_here_is_refused(name):
+    with pytest.raises(InvalidConfigError, match=f"has {name}=3, which this library does not know"):
+        diffusion_fields(OLD | FEATURES | {name: 3}, {})
+
+
 @pytest.mark.parametrize(("ratio", "crop"), [(1.0, None), (0.9, (90, 81))])
 def test_crop_that_follows_from_the_size(ratio, crop):
     fields = diffusion_fields(OLD | FEATURES | {"resize_shape": [100, 90], "crop_ratio": ratio}, {})

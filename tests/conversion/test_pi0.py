@@ -127,6 +127,12 @@ def test_fields():
     assert backbone.gemma_expert_config.hidden_size == 1024
 
 
+def test_actions_relative_to_the_state_are_a_matter_of_the_processors():
+    """LeRobot says them in its config too, where they were refused."""
+    relative = {"use_relative_actions": True, "relative_exclude_joints": ["gripper"], "action_feature_names": ["a"]}
+    assert pi0_fields(CONFIG | relative, {}) == pi0_fields(CONFIG, {})
+
+
 def test_variants_of_other_sizes():
     fields = pi0_fields(CONFIG | {"paligemma_variant": "gemma_300m", "action_expert_variant": "gemma_2b"}, {})
     backbone = PI0PolicyConfig.from_dict(fields).backbone_config()

@@ -82,6 +82,16 @@ def test_images_are_resized_before_they_are_cropped(tiny):
     assert encoder(images).shape == (1, 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_are_resized_in_their_own_type_or_in_a_wider_one(tiny, dtype):
+    encoder = tiny(TWO_CAMERAS, resize_shape=(16, 20), crop_shape=None).diffusion.rgb_encoder
+    images = torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    resized = encoder.resize(images)
+    assert resized.dtype is dtype
+    exact = torch.nn.functional.interpolate(images.double(), (16, 20), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resized.double(), exact, atol=1e-14 if dtype is torch.float64 else 4e-3, rtol=0)
+
+
 def test_any_size_of_image(tiny):
     encoder = tiny(TWO_CAMERAS, crop_shape=None).diffusion.rgb_encoder
     assert encoder(torch.randn(2, 3, 64, 48)).shape == (2, 8)

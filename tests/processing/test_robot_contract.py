@@ -121,6 +121,22 @@ def test_the_image_of_an_absent_camera_changes_nothing(optional_top):
     assert not torch.equal(optional_top.policy.predict_action_chunk(**inputs), masked)
 
 
+def test_an_optional_camera_needs_no_statistics_until_it_is_there(tmp_path):
+    """No dataset has statistics of a camera that its robot lacks."""
+    config = two_cameras(optional_cameras=["observation.images.top"])
+    config.normalization_mapping = config.normalization_mapping | {"VISUAL": "MEAN_STD"}
+    channels = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    processor = PolicyProcessor.from_config(config, {"observation.images.wrist": channels})
+    processor.save_pretrained(tmp_path)
+    for again in (processor, PolicyProcessor.from_pretrained(tmp_path)):
+        pixels = again(observation(wrist=image(255)))["pixel_values"]
+        assert pixels[0, :, 0, 0, 0].tolist() == [2.0, 0.0]
+        with pytest.raises(MissingStatisticsError, match=r"images\.top is normalised with MEAN_STD, which needs mean"):
+            again(observation(wrist=image(255), top=image(9)))
+    with pytest.raises(MissingStatisticsError, match=r"images\.wrist is normalised with MEAN_STD, which needs mean"):
+        PolicyProcessor.from_config(config, {"observation.images.top": channels})
+
+
 def test_an_optional_camera_must_be_a_camera():
     with pytest.raises(InvalidConfigError, match=r"'observation\.images\.tip', which is no camera.*top"):
         two_cameras(optional_cameras=["observation.images.tip"])
