@@ -456,5 +456,9 @@ class DiskFullError(RecordingError, OSError):
     """A disk that ran full while episodes were written; what was written is removed."""
 
 
+class CacheError(DatasetError, OSError):
+    """A cache folder that cannot be written."""
+
+
 class InvalidFrameError(DatasetError, ValueError):
     """A recorded frame with a missing, unknown or mis-shaped feature, or with values that are not finite."""
