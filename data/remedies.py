@@ -11,5 +11,4 @@ LEAVE_OUT_FEATURE_OR_EPISODE = (
 )
 ONLY_EPISODES = "episodes=[…] (train: --data.episodes, convert-dataset: --episodes)"
 LARGER_TOLERANCE = "a larger tolerance_s= (train: --data.tolerance_s, convert-dataset: --tolerance-s)"
-RENAME = "rename_map={…} (train: --data.rename_map '{…}', convert-dataset: --rename-map OLD=NEW)"
 OTHER_REVISION = 'revision="v3.0" or revision="v2.1" (train: --data.revision, convert-dataset: --revision)'

@@ -12,6 +12,7 @@ import numpy as np
 from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE
 from ..errors import DatasetFormatError, DatasetIndexError, UnknownDatasetFeatureError, nearest
 from .features import CAMERAS, INDEX_FEATURES, holds_depth
+from .naming import how_to_rename, suggested_names
 from .remedies import LEAVE_OUT_FEATURE, ONLY_EPISODES
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,13 @@ def choose_features(every: Mapping[str, dict], names: Sequence[str] | None, root
         chosen = {name: feature for name, feature in every.items() if name not in problems}
     else:
         names = [names] if isinstance(names, str) else list(names)
+        suggested = {new: old for old, new in suggested_names(every).items()}
         for name in names:
+            if name not in every and name in suggested:
+                raise UnknownDatasetFeatureError(
+                    f"features names {name!r}, which {root} calls {suggested[name]!r}. Rename: "
+                    f"{how_to_rename({old: new for new, old in suggested.items()})}."
+                )
             check_known(name, every, "features")
             if name in problems:
                 raise UnknownDatasetFeatureError(f"{name} of {root} {problems[name]}. {LEAVE_OUT_FEATURE}.")

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
+from ..configuration.features import ACTION
 from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError, MissingFileError
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
@@ -61,7 +62,9 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     config_class = registry.policy_class(recipe.policy).config_class
     dataset = open_dataset(recipe, config_class(**recipe.config))
     policy, processor = build_policy(recipe, dataset)
-    dataset = open_dataset(recipe, policy.config)  # a base has a horizon and a history of its own
+    # A base has a horizon and a history of its own. What the policy does not use is not read.
+    used = [name for name in policy.config.input_features if name in dataset.features]
+    dataset = open_dataset(recipe, policy.config, [*used, ACTION])
 
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import DatasetFormatError, DatasetVersionError
 from ..features import declared_features
+from ..remedies import OTHER_REVISION
 from . import v2, v3
 from .json_files import read_json
 from .metadata import INFO_PATH, DatasetMetadata, cameras_on_video
@@ -38,7 +39,7 @@ def load_metadata(root: Path, rename_map: Mapping[str, str] | None = None) -> Da
     if reader is None:
         raise DatasetVersionError(
             f"{root} is a LeRobot dataset of version {version}; v2.0, v2.1 and v3.0 can be read. Many Hub "
-            f'datasets keep them under tags, so try revision="v3.0" or revision="v2.1".'
+            f"datasets keep them under tags, so try {OTHER_REVISION}."
         )
     _check_info(root, info)
     info = info | {"features": declared_features(info["features"])}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from manipulators import ACTConfig, LeRobotDataset, PolicyFeature, convert_dataset
 from manipulators.data.features import camera_channels_last, holds_depth, standard_dtype
+from manipulators.data.naming import suggested_names
 from manipulators.data.policy_features import policy_features
 from manipulators.errors import DatasetFormatError, InvalidConfigError, UnknownDatasetFeatureError, VideoError
 
@@ -237,3 +238,43 @@ def test_a_video_of_deep_grey_is_refused(tiny):
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=r"file-000\.mp4 holds grey levels .*gray16le"):
         LeRobotDataset(tiny)[0]
+
+
+OPENPI = {
+    "state": {"dtype": "float32", "shape": [2]},
+    "actions": {"dtype": "float32", "shape": [1]},
+    "image": {"dtype": "image", "shape": [64, 64, 3]},
+    "observation/wrist_image": {"dtype": "image", "shape": [64, 64, 3]},
+}
+
+
+def test_the_names_of_other_projects_are_recognised():
+    assert suggested_names(OPENPI) == {
+        "actions": "action",
+        "state": "observation.state",
+        "image": "observation.images.image",
+        "observation/wrist_image": "observation.images.wrist_image",
+    }
+    with pytest.raises(UnknownDatasetFeatureError) as raised:
+        policy_features(OPENPI)
+    message = str(raised.value)
+    assert message.startswith("No policy reads 'actions', 'image', 'observation/wrist_image': policies know")
+    assert (
+        "rename_map={'actions': 'action', 'state': 'observation.state', 'image': 'observation.images.image'" in message
+    )
+    assert "--data.rename_map '{actions: action, state: observation.state, image: observation.images.image," in message
+    assert "--rename-map actions=action state=observation.state image=observation.images.image" in message
+
+
+def test_a_state_under_another_name_is_not_left_out_in_silence(caplog):
+    features = {"action": OPENPI["actions"], "qpos": OPENPI["state"], "force": OPENPI["state"]}
+    assert policy_features(features | {"next.reward": {"dtype": "float32", "shape": [1]}}).inputs == {}
+    assert "No policy reads 'qpos', 'force', which is left out" in caplog.text
+    assert "--data.rename_map '{qpos: observation.state}'" in caplog.text
+
+
+def test_a_feature_that_is_asked_for_by_the_name_it_should_have(tiny):
+    path = tiny / "meta/info.json"
+    path.write_text(path.read_text().replace('"action"', '"actions"'))
+    with pytest.raises(UnknownDatasetFeatureError, match=r"'action', which .* calls 'actions'. Rename: rename_map="):
+        LeRobotDataset(tiny, features=["action"])
