@@ -149,6 +149,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("source", help="dataset of version 2.0, 2.1 or 3.0: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new dataset")
+    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    command.add_argument("--features", nargs="+", help="the features to keep (default: all)")
+    command.add_argument("--episodes", type=int, nargs="+", help="the numbers of the episodes to keep (default: all)")
+    command.add_argument(
+        "--tolerance-s", type=float, default=1e-4, help="how far a frame may be from its timestamp [s] (default: 1e-4)"
+    )
+    command.add_argument("--rename-map", nargs="+", default=[], metavar="OLD=NEW", help="other names of features")
     command.set_defaults(command=convert_dataset)
 
     command = commands.add_parser("card", parents=[shared], help="write a checkpoint's model card, or check it")
@@ -215,7 +222,7 @@ def evaluate(options: argparse.Namespace) -> None:
     pipeline = PolicyPipeline.from_pretrained(
         options.source,
         device=options.device,
-        camera_map=_camera_map(options.camera_map),
+        camera_map=_pairs("--camera-map", options.camera_map, "your_camera=policy_camera"),
         clamp_actions=options.clamp_actions,
         **loading | _fields(options.rest),
     )
@@ -273,7 +280,15 @@ def convert_dataset(options: argparse.Namespace) -> None:
     """Convert a dataset."""
     from .data.convert import convert_dataset as run_conversion
 
-    run_conversion(options.source, options.output)
+    run_conversion(
+        options.source,
+        options.output,
+        revision=options.revision,
+        features=options.features,
+        episodes=options.episodes,
+        tolerance_s=options.tolerance_s,
+        rename_map=_pairs("--rename-map", options.rename_map, "old_name=new_name"),
+    )
     print(f"{options.source} written to {options.output}")
 
 
@@ -320,14 +335,14 @@ def _notes(error: BaseException) -> Sequence[str]:
     return getattr(error, "__notes__", ())
 
 
-def _camera_map(pairs: Sequence[str]) -> dict[str, str] | None:
-    """Read `yours=theirs` for every camera."""
+def _pairs(option: str, pairs: Sequence[str], form: str) -> dict[str, str] | None:
+    """Read `left=right` for every name."""
     from .errors import InvalidConfigError
 
     for pair in pairs:
         if not all(pair.partition("=")):
-            raise InvalidConfigError(f"--camera-map {pair!r} is no pair; write your_camera=policy_camera")
-    return {yours: theirs for yours, _, theirs in (pair.partition("=") for pair in pairs)} or None
+            raise InvalidConfigError(f"{option} {pair!r} is no pair; write {form}")
+    return {left: right for left, _, right in (pair.partition("=") for pair in pairs)} or None
 
 
 def _is_field(word: str) -> bool:

@@ -103,7 +103,10 @@ def parse_text(text: str, annotation: Any) -> Any:
         elif isinstance(option, type) and issubclass(option, Enum):
             return to_field_type(text, option)
         elif (get_origin(option) or option) is dict and text.lstrip().startswith("{"):
-            return yaml.safe_load(text)
+            try:
+                return yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{text!r} is not valid YAML: {error}") from error
     if str in options:
         return text
     raise ValueError(f"{text!r} cannot be read as {_name(annotation)}")

@@ -8,11 +8,20 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pyarrow.parquet as pq
 
+from ..configuration.features import ACTION
 from ..errors import DatasetFormatError
-from .layouts.metadata import DatasetMetadata, Statistics
+from .features import CAMERAS
+from .layouts.metadata import DatasetMetadata
+from .remedies import LARGER_TOLERANCE, LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 from .table import FrameTable
+from .windows import OBSERVATION_PREFIX
 
 logger = logging.getLogger(__name__)
+
+
+def is_for_policies(name: str) -> bool:
+    """Tell whether a policy may read a feature: only those have to be numbers that it can compute with."""
+    return name == ACTION or name.startswith(OBSERVATION_PREFIX)
 
 
 def check_table(
@@ -29,13 +38,32 @@ def check_table(
     if absent:
         raise DatasetFormatError(
             f"meta/info.json of {metadata.root} names {', '.join(absent)}; the data files have no such "
-            f"column. Leave them out with features=[…]."
+            f"column. {LEAVE_OUT_FEATURE}."
         )
-    if len(table) != metadata.episode_ends[-1]:
-        raise _wrong_counts(metadata, len(table))
-    first, last = metadata.episode_starts, metadata.episode_ends - 1
-    _check_bounds(metadata, table.numbers("episode_index", np.stack([first, last], axis=1), ()))
-    _check_times(metadata, table.numbers("timestamp", first, ()), table.numbers("timestamp", last, ()), tolerance_s)
+    for name, feature in features.items():
+        _check_kind(metadata, table, name, feature)
+    here = {str(path.relative_to(metadata.root)) for path in table.paths}
+    episodes = np.flatnonzero([path in here for path in metadata.data_paths])
+    first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
+    if len(table) != (last + 1 - first).sum():
+        raise _wrong_counts(metadata, here, len(table))
+    _check_bounds(metadata, episodes, table.numbers("episode_index", np.stack([first, last], axis=1), ()))
+    times = (table.numbers("timestamp", rows, ()) for rows in (first, last))
+    _check_times(metadata, episodes, *times, tolerance_s)
+
+
+def _check_kind(metadata: DatasetMetadata, table: FrameTable, name: str, feature: Mapping) -> None:
+    """Compare what a column holds with the declared dtype."""
+    dtype = feature["dtype"]
+    if dtype == "video":
+        return
+    expected = "picture" if dtype in CAMERAS else "text" if dtype == "string" else "number"
+    found = table.kind(name)
+    if found != expected:
+        raise DatasetFormatError(
+            f"meta/info.json of {metadata.root} gives {name} the dtype {dtype!r}, but the data files hold {found} "
+            f"there instead of {expected}. {LEAVE_OUT_FEATURE}, or correct its dtype."
+        )
 
 
 def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
@@ -52,25 +80,6 @@ def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
         )
 
 
-def check_statistics(metadata: DatasetMetadata, table: FrameTable, statistics: Statistics) -> None:
-    """Refuse statistics that are not finite, and find the cause in the data.
-
-    Raises:
-        DatasetFormatError: some are not finite; the message names the feature, and the episode if there is one.
-    """
-    for name, values in statistics.items():
-        wrong = [key for key, value in values.items() if not np.all(np.isfinite(value))]
-        if not wrong:
-            continue
-        row = table.first_not_finite(name) if name in table else None
-        if row is not None:
-            raise not_finite(metadata, name, [row])
-        raise DatasetFormatError(
-            f"The statistics of {name} in {metadata.root} are not finite ({', '.join(wrong)}), though its data are. "
-            f"Recompute them: manipulators convert-dataset {metadata.root} <new folder>"
-        )
-
-
 def instruction(metadata: DatasetMetadata, task_index: int, episode: int) -> str:
     """Return the instruction with that index, which a frame of `episode` refers to.
 
@@ -79,9 +88,10 @@ def instruction(metadata: DatasetMetadata, task_index: int, episode: int) -> str
     """
     if task_index not in metadata.tasks:
         raise DatasetFormatError(
-            f"Episode {episode} ({metadata.root / metadata.data_paths[episode]}) has task_index {task_index}, which "
-            f"{metadata.tasks_path} does not list; it has {', '.join(map(str, list(metadata.tasks)[:12]))}. Add the "
-            f"instruction there, or leave the episode out with episodes=[…]."
+            f"Episode {metadata.episode_numbers[episode]} ({metadata.root / metadata.data_paths[episode]}) has "
+            f"task_index {task_index}, which {metadata.tasks_path} does not list; it has "
+            f"{', '.join(map(str, list(metadata.tasks)[:12]))}. Add the instruction there, or read other episodes: "
+            f"{ONLY_EPISODES}."
         )
     return metadata.tasks[task_index]
 
@@ -91,17 +101,27 @@ def not_finite(metadata: DatasetMetadata, name: str, rows: Iterable[int]) -> Dat
     row = min(int(row) for row in rows)
     episode = int(np.searchsorted(metadata.episode_ends, row, side="right"))
     return DatasetFormatError(
-        f"{name} has NaN or infinity in frame {row - metadata.episode_starts[episode]} of episode {episode} "
-        f"({metadata.root / metadata.data_paths[episode]}). Leave the feature out with features=[…] or the episode "
-        f"out with episodes=[…], or correct the recording."
+        f"{name} has NaN or infinity in frame {row - metadata.episode_starts[episode]} of episode "
+        f"{metadata.episode_numbers[episode]} ({metadata.root / metadata.data_paths[episode]}). "
+        f"{LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the recording."
     )
 
 
-def _wrong_counts(metadata: DatasetMetadata, found: int) -> DatasetFormatError:
+def not_a_picture(table: FrameTable, camera: str, row: int, reason: object) -> DatasetFormatError:
+    """Return the error for a cell that does not hold a picture in colours."""
+    path, row_in_file = table.place(row)
+    return DatasetFormatError(
+        f"{camera} in row {row_in_file} of {path} is not a picture in colours or grey: {reason}. "
+        f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
+    )
+
+
+def _wrong_counts(metadata: DatasetMetadata, here: set[str], found: int) -> DatasetFormatError:
     """Return the error that names the file whose number of rows is wrong."""
     expected: dict[str, int] = {}
     for path, start, end in zip(metadata.data_paths, metadata.episode_starts, metadata.episode_ends, strict=True):
-        expected[path] = expected.get(path, 0) + int(end - start)
+        if path in here:
+            expected[path] = expected.get(path, 0) + int(end - start)
     rows = {path: pq.read_metadata(metadata.root / path).num_rows for path in expected}
     wrong = [path for path in expected if rows[path] != expected[path]]
     named = "; ".join(
@@ -110,39 +130,46 @@ def _wrong_counts(metadata: DatasetMetadata, found: int) -> DatasetFormatError:
     )
     return DatasetFormatError(
         f"The data files of {metadata.root} hold {found} frames; its metadata lists "
-        f"{metadata.episode_ends[-1]}. {named}. Download or write the dataset again."
+        f"{sum(expected.values())}. {named}. Download or write the dataset again."
     )
 
 
 def _span(metadata: DatasetMetadata, path: str) -> str:
-    episodes = [episode for episode, other in enumerate(metadata.data_paths) if other == path]
+    episodes = [
+        number
+        for number, other in zip(metadata.episode_numbers.tolist(), metadata.data_paths, strict=True)
+        if other == path
+    ]
     return f"{episodes[0]}" if len(episodes) == 1 else f"{episodes[0]} … {episodes[-1]}"
 
 
-def _check_bounds(metadata: DatasetMetadata, found: np.ndarray) -> None:
+def _check_bounds(metadata: DatasetMetadata, episodes: np.ndarray, found: np.ndarray) -> None:
     """Compare the column `episode_index` in the first and last row of every episode, (episodes, 2)."""
-    wrong = np.flatnonzero(np.any(found != np.arange(len(found))[:, None], axis=1))
+    numbers = metadata.episode_numbers[episodes]
+    wrong = np.flatnonzero(np.any(found != numbers[:, None], axis=1))
     if wrong.size:
-        episode = int(wrong[0])
+        i = int(wrong[0])
         raise DatasetFormatError(
-            f"Episode {episode} of {metadata.root} is not where its metadata says: "
-            f"{metadata.data_paths[episode]} has episode_index {found[episode][0]} … {found[episode][1]} there "
+            f"Episode {numbers[i]} of {metadata.root} is not where its metadata says: "
+            f"{metadata.data_paths[episodes[i]]} has episode_index {found[i][0]} … {found[i][1]} there "
             f"({wrong.size} such episode(s)). An episode is missing, or has another length than stated; download "
             f"or write the dataset again."
         )
 
 
-def _check_times(metadata: DatasetMetadata, first: np.ndarray, last: np.ndarray, tolerance_s: float) -> None:
+def _check_times(
+    metadata: DatasetMetadata, episodes: np.ndarray, first: np.ndarray, last: np.ndarray, tolerance_s: float
+) -> None:
     """Compare the duration of every episode, from its first and last timestamp, with the frame rate."""
-    steps = metadata.episode_ends - metadata.episode_starts - 1  # (episodes,)
+    steps = (metadata.episode_ends - metadata.episode_starts - 1)[episodes]
     seconds = last.astype(np.float64) - first
     # An episode that is off by half a frame: row numbers no longer give times, and windows would be wrong.
     wrong = np.flatnonzero(~(np.abs(seconds - steps / metadata.fps) <= max(0.5 / metadata.fps, tolerance_s)))
     if wrong.size:
-        episode = int(wrong[0])
+        i = int(wrong[0])
         raise DatasetFormatError(
-            f"Episode {episode} of {metadata.root} lasts {seconds[episode]:g} s by its timestamps, and "
-            f"{steps[episode] / metadata.fps:g} s by its {steps[episode] + 1} frames at {metadata.fps:g} frames per "
-            f"second ({wrong.size} such episode(s)). Correct fps in meta/info.json or record again; if the timestamps "
-            f"are only approximate, pass a larger tolerance_s."
+            f"Episode {metadata.episode_numbers[episodes[i]]} of {metadata.root} lasts {seconds[i]:g} s by its "
+            f"timestamps, and {steps[i] / metadata.fps:g} s by its {steps[i] + 1} frames at {metadata.fps:g} frames "
+            f"per second ({wrong.size} such episode(s)). Correct fps in meta/info.json or record again; if the "
+            f"timestamps are only approximate, pass {LARGER_TOLERANCE}."
         )

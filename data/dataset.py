@@ -11,25 +11,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ..configuration.features import ACTION
-from ..errors import (
-    DatasetFormatError,
-    DatasetIndexError,
-    MissingVideoError,
+from ..errors import DatasetFormatError, DatasetIndexError, MissingVideoError, VideoError
+from .checks import (
+    check_table,
+    instruction,
+    is_for_policies,
+    not_a_picture,
+    not_finite,
+    warn_of_unlisted_files,
 )
-from .checks import check_statistics, check_table, instruction, not_finite, warn_of_unlisted_files
-from .features import CAMERAS
-from .images import decode_image
+from .features import CAMERAS, INDEX_FEATURES
+from .images import NOT_AN_IMAGE, decode_image
 from .layouts.reader import load_metadata
 from .policy_features import PolicyFeatures, policy_features
-from .selection import check_known, choose_episodes, choose_features, flat_names, samples_per_episode
+from .remedies import LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE
+from .selection import check_known, choose_episodes, choose_features, named_dimensions, samples_per_episode
 from .source import fetch_files, fetch_metadata
-from .table import FrameTable
+from .statistics_checks import checked_statistics
+from .summary import html_summary, text_summary
+from .table import open_table
 from .video.frame_cache import FrameCache
 from .video.reader import VideoReader
-from .windows import OBSERVATION_PREFIX, sample_windows
+from .windows import OBSERVATION_PREFIX, exact_times, sample_windows
+
+# torch has no arithmetic in these: the type that holds every value of theirs.
+_SIGNED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 class LeRobotDataset(Dataset):
@@ -43,7 +52,10 @@ class LeRobotDataset(Dataset):
     0-d tensors. `action` is (h, a) for the steps 1-t … h-t; with t = `n_obs_steps` > 1 every `observation.*`
     is (t, …) for the steps 1-t … 0. Steps outside the episode repeat its first or last one, and
     `<feature>_is_pad` (steps,) is True there. As in LeRobot, other features of shape (1,) are 0-d and a
-    camera with exactly one timestamp has no time dimension.
+    camera on video with exactly one timestamp has no time dimension.
+
+    `dataset[3]`, `dataset[-1]` and `dataset[np.int64(3)]` are samples; `dataset[0:3]` and `dataset[[0, 5]]` are
+    batches, as a DataLoader makes them: every feature stacked (b, …), and the list of the tasks.
 
     Args:
         source (`str` or `Path`): a local folder, or a Hub id such as `"lerobot/pusht"`; of a Hub dataset only
@@ -51,21 +63,26 @@ class LeRobotDataset(Dataset):
         action_horizon (`int`, *optional*, defaults to 1): h, steps of `action`.
         n_obs_steps (`int`, *optional*, defaults to 1): t, steps of every observation, the last one now.
         features (`Sequence[str]`, *optional*): the features to read; other cameras are never decoded. By default
-            all except language annotations and depth, which have no tensor form here.
-        episodes (`Sequence[int]`, *optional*): the episodes to read, in the order of the dataset.
+            all except language annotations and depth, which have no tensor form here; a warning names them.
+        episodes (`Sequence[int]`, *optional*): the episodes to read, by their numbers, in the order of the dataset.
+            Files of others need not be there.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
         delta_timestamps (`Mapping[str, Sequence[float]]`, *optional*): feature → times relative to the sample
             [s], in LeRobot's form; replaces the two counts above for the features it names.
-        tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s].
+        tolerance_s (`float`, *optional*, defaults to 1e-4): how far a frame may be from its timestamp [s], beyond the
+            rounding of float32.
         drop_n_last_frames (`int`, *optional*, defaults to 0): frames at every episode's end at which no sample
             starts; they are still read as part of earlier samples. `len()` counts samples.
         decoded_cache (`str` or `Path`, *optional*): a folder in which decoded frames are kept, so that no frame
             of a video is decoded twice; takes 3·h·w bytes of disk per frame and camera of the whole dataset.
+        rename_map (`Mapping[str, str]`, *optional*): name of a feature in the dataset → the name it has here, such as
+            `{"state": "observation.state", "actions": "action"}`. All other arguments take the new names.
 
     Raises:
         DatasetNotFoundError, MissingVideoError: no such folder or repository, or one of its files is missing.
         DatasetVersionError, DatasetFormatError: another version of the format, or files that contradict each other.
         UnknownDatasetFeatureError, DatasetIndexError, TimeWindowError: an argument that does not fit the dataset.
+        ReadOnlyError, DiskFullError: a cache cannot be written.
 
     Source: the formats of https://github.com/huggingface/lerobot.
     """
@@ -83,11 +100,12 @@ class LeRobotDataset(Dataset):
         tolerance_s: float = 1e-4,
         drop_n_last_frames: int = 0,
         decoded_cache: str | Path | None = None,
+        rename_map: Mapping[str, str] | None = None,
     ):
         root, downloaded = fetch_metadata(source, revision)
-        self._metadata = load_metadata(root)
-        self._features = choose_features(self._metadata.features, features)
-        self._episodes = choose_episodes(len(self._metadata.episode_starts), episodes)
+        self._metadata = load_metadata(root, rename_map)
+        self._features = choose_features(self._metadata.features, features, root)
+        self._episodes = choose_episodes(self._metadata.episode_numbers, episodes)
         for name in delta_timestamps or {}:
             check_known(name, self._features, "delta_timestamps")
         self._windows = sample_windows(
@@ -95,18 +113,19 @@ class LeRobotDataset(Dataset):
         )
         self._tolerance_s = tolerance_s
 
+        needed = list(dict.fromkeys(self._metadata.data_paths[episode] for episode in self._episodes))
         videos = self._video_paths()
         if downloaded:
-            fetch_files(str(source), self._metadata, [*self._metadata.data_files, *videos])
+            fetch_files(str(source), self._metadata, [*needed, *videos])
         else:
             warn_of_unlisted_files(self._metadata)
         missing = [path for path in videos if not (root / path).is_file()]
         if missing:
             raise MissingVideoError(
-                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset "
-                f"again, or leave the camera out with features=[…]."
+                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset again. "
+                f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
             )
-        self._table = FrameTable([root / path for path in self._metadata.data_files])
+        self._table = open_table(self._metadata, needed, rename_map)
         check_table(self._metadata, self._table, self._features, tolerance_s)
         self._reader = VideoReader(fps=self.fps)
         self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
@@ -138,6 +157,11 @@ class LeRobotDataset(Dataset):
         return dict(self._features)
 
     @property
+    def recorded_features(self) -> dict[str, dict]:
+        """The kept features without the index columns that every dataset has."""
+        return {name: feature for name, feature in self._features.items() if name not in INDEX_FEATURES}
+
+    @property
     def policy_features(self) -> PolicyFeatures:
         """The (inputs, outputs) of a policy for this dataset: name → `PolicyFeature`, cameras (c, h, w).
 
@@ -154,27 +178,24 @@ class LeRobotDataset(Dataset):
     @property
     def dimension_names(self) -> dict[str, list[str] | None]:
         """Feature → the name of every dimension of a vector (for cameras of every axis), None if unnamed."""
-        return {name: flat_names(feature.get("names")) for name, feature in self._features.items()}
+        return named_dimensions(self._features, "names", self.root)
 
     @property
     def units(self) -> dict[str, list[str] | None]:
         """Feature → the unit of every dimension, None where the dataset does not record units."""
-        return {name: flat_names(feature.get("units")) for name, feature in self._features.items()}
+        return named_dimensions(self._features, "units", self.root)
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
         """Feature → min, max, mean, std, count, q01 … q99 over the whole dataset, float32.
 
-        Cameras have shape (c, 1, 1) in [0, 1]. `episodes` does not change them. Versions 2.0 and 2.1 have no
+        Cameras have shape (3, 1, 1) in [0, 1]. `episodes` does not change them. Versions 2.0 and 2.1 have no
         quantiles; `convert_dataset` computes them.
 
         Raises:
-            DatasetFormatError: some are not finite; the message names the episode.
+            DatasetFormatError: there are none, or those of an observation or of the action cannot be of its data.
         """
-        every = self._metadata.load_statistics()
-        statistics = {name: values for name, values in every.items() if name in self._features}
-        check_statistics(self._metadata, self._table, statistics)
-        return statistics
+        return checked_statistics(self._metadata, self._table, self._features)
 
     @property
     def tasks(self) -> list[str]:
@@ -183,8 +204,8 @@ class LeRobotDataset(Dataset):
 
     @property
     def episodes(self) -> list[int]:
-        """The kept episodes."""
-        return self._episodes.tolist()
+        """The numbers of the kept episodes."""
+        return self._metadata.episode_numbers[self._episodes].tolist()
 
     @property
     def episode_lengths(self) -> list[int]:
@@ -206,9 +227,18 @@ class LeRobotDataset(Dataset):
     def __len__(self) -> int:
         return int(self._positions[-1])
 
-    def __getitem__(self, index: int) -> dict:
-        """Return one sample; negative positions count from the end."""
+    def __getitem__(self, index: int | slice | Sequence[int]) -> dict:
+        """Return one sample, or of a slice or list a batch of them; negative positions count from the end."""
+        if isinstance(index, slice):
+            return self._batch(range(len(self))[index])
+        if np.ndim(index):
+            return self._batch(index)
         return self.__getitems__([index])[0]
+
+    def _batch(self, indices: Sequence[int]) -> dict:
+        if not len(indices):  # no samples, but the shapes of one
+            return {name: value[:0] for name, value in self._batch([0]).items()}
+        return default_collate(self.__getitems__(indices))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Return the samples at `indices`; a DataLoader fetches its whole batch with one call.
@@ -225,19 +255,24 @@ class LeRobotDataset(Dataset):
             inside = np.clip(steps, first[:, None], last[:, None])  # (samples, steps)
             values = self._read(name, feature, inside, episodes)
             for sample, value in zip(samples, values, strict=True):
-                alone = window is None or (len(window) == 1 and feature["dtype"] in CAMERAS)
+                alone = window is None or (len(window) == 1 and feature["dtype"] == "video")
                 sample[name] = value[0] if alone else value
             if window is not None:
                 padded = torch.from_numpy(steps != inside)  # (samples, steps)
                 for sample, row in zip(samples, padded, strict=True):
                     sample[f"{name}_is_pad"] = row
         for sample, episode in zip(samples, episodes, strict=True):
-            sample["task"] = instruction(self._metadata, sample["task_index"].reshape(-1)[0].item(), int(episode))
+            sample["task"] = instruction(self._metadata, sample["task_index"].reshape(-1)[0].item(), episode)
         return samples
 
     def _locate(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the row in the dataset, and the episode, of every position among the samples."""
-        positions = np.asarray(indices, dtype=np.int64).reshape(-1)
+        positions = np.asarray(indices)
+        if positions.dtype.kind not in "iu":
+            raise DatasetIndexError(
+                f"A sample is chosen by a whole number, several by a slice or a list of them; got {indices!r:.200}."
+            )
+        positions = positions.astype(np.int64).reshape(-1)
         outside = positions[(positions < -len(self)) | (positions >= len(self))]
         if outside.size:
             raise DatasetIndexError(f"There is no frame {outside[0]}: the dataset has frames 0 … {len(self) - 1}.")
@@ -258,9 +293,16 @@ class LeRobotDataset(Dataset):
         if np.issubdtype(values.dtype, np.floating):
             values = values.astype(np.float32, copy=False)
             # A few microseconds per batch; a single NaN in a batch ruins the whole policy.
-            if not np.isfinite(values).all():
+            if is_for_policies(name) and not np.isfinite(values).all():
                 wrong = ~np.isfinite(values).reshape(*rows.shape, -1).all(axis=-1)  # (samples, steps)
                 raise not_finite(self._metadata, name, rows[wrong])
+        elif values.dtype.name in _SIGNED:
+            if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
+                raise DatasetFormatError(
+                    f"{name} in {self.root} holds {values.max()}, which is no 64-bit integer with a sign. "
+                    f"{LEAVE_OUT_FEATURE}."
+                )
+            values = values.astype(_SIGNED[values.dtype.name])
         return torch.from_numpy(values).unbind(0)
 
     def _decode_videos(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> list[torch.Tensor]:
@@ -278,11 +320,13 @@ class LeRobotDataset(Dataset):
     def _decode(self, camera: str, rows: np.ndarray, episodes: np.ndarray) -> torch.Tensor:
         """Decode the frames of `rows` (n,), file by file: (n, 3, h, w)."""
         places = self._metadata.videos[camera]
-        seconds = places.from_timestamp[episodes] + self._table.numbers("timestamp", rows, ())
+        stated = self._table.numbers("timestamp", rows, ())
+        seconds = places.from_timestamp[episodes] + exact_times(
+            stated, rows - self._metadata.episode_starts[episodes], self.fps
+        )
         paths = np.asarray([places.paths[episode] for episode in episodes])
         decoded = {
-            path: self._reader.frames(self.root / path, seconds[paths == path], self._tolerance_s)
-            for path in dict.fromkeys(paths.tolist())
+            path: self._frames_of(camera, path, seconds[paths == path]) for path in dict.fromkeys(paths.tolist())
         }
         frames = decoded[paths[0]]  # (n, 3, h, w)
         if len(decoded) > 1:
@@ -291,6 +335,19 @@ class LeRobotDataset(Dataset):
                 frames[torch.from_numpy(paths == path)] = part
         return frames
 
+    def _frames_of(self, camera: str, path: str, seconds: np.ndarray) -> torch.Tensor:
+        frames = self._reader.frames(self.root / path, seconds, self._tolerance_s)  # (n, 3, h, w)
+        self._check_size(camera, self.root / path, tuple(frames.shape[-2:]))
+        return frames
+
+    def _check_size(self, camera: str, place: object, found: tuple[int, ...]) -> None:
+        stated = tuple(self._features[camera]["shape"][:2])
+        if found != stated:
+            raise VideoError(
+                f"{place} has pictures of {found[0]} × {found[1]} (height × width); meta/info.json says {stated[0]} × "
+                f"{stated[1]} of {camera}. {LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the size there or the pictures."
+            )
+
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
         """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
         distinct, inverse = np.unique(rows, return_inverse=True)
@@ -298,10 +355,9 @@ class LeRobotDataset(Dataset):
         for row, value in zip(distinct, self._table.values(camera, distinct), strict=True):
             try:
                 pixels = decode_image(value)  # (h, w, 3)
-            except (OSError, TypeError) as error:
-                raise DatasetFormatError(
-                    f"Frame {row} of {camera} in {self.root} is not an image: {error}. Record it again."
-                ) from error
+            except NOT_AN_IMAGE as error:
+                raise not_a_picture(self._table, camera, int(row), error) from error
+            self._check_size(camera, f"Frame {row} of {self.root}", pixels.shape[:2])
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
 
@@ -310,6 +366,14 @@ class LeRobotDataset(Dataset):
         shape = tuple(int(size) for size in feature["shape"])
         vector = name == ACTION or name.startswith(OBSERVATION_PREFIX)  # policies need their width, even of 1
         return () if shape == (1,) and not vector else shape
+
+    # --- how it is shown ----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return text_summary(self)
+
+    def _repr_html_(self) -> str:
+        return html_summary(self)
 
     # --- files of the kept features ------------------------------------------------------------------------------
 
@@ -323,7 +387,8 @@ class LeRobotDataset(Dataset):
             height, width, _ = self._features[camera]["shape"]
             videos = {self.root / path for path in self._metadata.videos[camera].paths}
             videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
-            caches[camera] = FrameCache(folder, camera, videos, len(self._table), (int(height), int(width)))
+            rows = int(self._metadata.episode_ends[-1])
+            caches[camera] = FrameCache(folder, camera, videos, rows, (int(height), int(width)))
         return caches
 
 

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DatasetFormatError, DatasetNotFoundError
+from .arrow_cache import memory_mapped
+from .layouts.metadata import DatasetMetadata
+from .remedies import LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
 
 
 class FrameTable:
     """Rows of parquet files, through the memory-mapped Arrow copy that 🤗 datasets keeps in its cache.
 
-    Parquet is compressed and cannot be mapped; its Arrow copy can, so memory does not grow with the dataset.
+    Parquet is compressed and cannot be mapped; its Arrow copy can, so memory does not grow with the dataset. Of a
+    dataset whose files are not all here, rows keep the numbers that they have in the whole.
+
+    Args:
+        paths (`Sequence[Path]`): the files.
+        first_rows (`Sequence[int]`, *optional*): the row of the dataset that each file begins with; by default they
+            follow one another.
+        rename_map (`Mapping[str, str]`, *optional*): name of a column in the files → the name it has here.
 
     Raises:
         DatasetNotFoundError: a file is missing.
         DatasetFormatError: a file cannot be read.
+        ReadOnlyError: the Arrow copy cannot be written.
     """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        first_rows: Sequence[int] | None = None,
+        rename_map: Mapping[str, str] | None = None,
+    ):
         missing = [str(path) for path in paths if not path.is_file()]
         if missing:
             raise DatasetNotFoundError(
-                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download them again."
+                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download them again, or read the "
+                f"episodes that are there: {ONLY_EPISODES}."
             )
-        self._dataset = _memory_mapped(paths)
+        self.paths = list(paths)
+        self._dataset = memory_mapped(paths)
+        renamed = {old: new for old, new in (rename_map or {}).items() if old in self._dataset.column_names}
+        if renamed:
+            self._dataset = self._dataset.rename_columns(renamed)
+        self._first_rows = None if first_rows is None else np.asarray(first_rows)
         self._columns: dict[str, _Column] = {}
 
     def __len__(self) -> int:
@@ -46,34 +70,101 @@ class FrameTable:
         return [Path(entry["filename"]) for entry in self._dataset.cache_files]
 
     def numbers(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the column `name` at `rows`: (*rows.shape, *shape)."""
-        return self._column(name).numbers(rows, shape)
+        """Return the column `name` at `rows`: (*rows.shape, *shape).
+
+        Raises:
+            DatasetFormatError: the column holds no numbers of that shape, or nothing in one of these rows.
+        """
+        here = self._here(rows)
+        values, empty = self._column(name).numbers(here, shape)
+        if empty is not None:
+            raise self._nothing(name, int(here.reshape(-1)[empty]))
+        return values
+
+    def all_numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the whole column `name`: (rows, *shape); errors as in `numbers`."""
+        rows = np.arange(len(self))
+        values, empty = self._column(name).numbers(rows, shape)
+        if empty is not None:
+            raise self._nothing(name, empty)
+        return values
 
     def values(self, name: str, rows: Sequence[int]) -> list:
-        """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image."""
+        """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image.
+
+        Raises:
+            DatasetFormatError: there is nothing in one of these rows.
+        """
         column = self._column(name).data
-        return [column[int(row)].as_py() for row in rows]
+        here = self._here(np.asarray(rows)).tolist()
+        values = [column[row].as_py() for row in here]
+        if None in values:
+            raise self._nothing(name, here[values.index(None)])
+        return values
 
     def rows(self, start: int, stop: int) -> pa.Table:
         """Return whole rows, with the types of 🤗 datasets in the schema's metadata."""
-        return self._dataset.with_format("arrow")[start:stop]
+        start, last = self._here(np.asarray([start, stop - 1])).tolist()
+        return self._dataset.with_format("arrow")[start : last + 1]
 
-    def chunks(self, name: str) -> list[pa.Array]:
-        """Return the column `name` as the mapped parts it consists of."""
-        return self._column(name).data.chunks
+    def kind(self, name: str) -> str:
+        """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
+        kind = _stored(self._column(name).data.type)
+        while any(is_kind(kind) for is_kind in _LISTS):
+            kind = _stored(kind.value_type)
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            return "number"
+        if any(is_kind(kind) for is_kind in _TEXTS):
+            return "text"
+        return "picture" if any(is_kind(kind) for is_kind in _BYTES) else str(kind)
 
     def first_not_finite(self, name: str) -> int | None:
         """Return the first row whose floats in the column `name` are not all finite; None if there is none."""
         start = 0
-        for chunk in self.chunks(name):
-            values = as_numpy(name, chunk, (-1,)) if len(chunk) else np.zeros((0, 1))
+        if self.kind(name) != "number":
+            return None
+        for chunk in self._column(name).data.chunks:
+            values, _ = _numbers(name, chunk, (-1,)) if len(chunk) else (np.zeros((0, 1)), None)
             if not np.issubdtype(values.dtype, np.floating):
                 return None
             wrong = np.flatnonzero(~np.all(np.isfinite(values), axis=1))
             if wrong.size:
-                return start + int(wrong[0])
+                return self._row_of_dataset(start + int(wrong[0]))
             start += len(chunk)
         return None
+
+    def place(self, row: int) -> tuple[Path, int]:
+        """Return the file that a row of the dataset is in, and its row there."""
+        return self._place(int(self._here(np.asarray(row))))
+
+    def _place(self, here: int) -> tuple[Path, int]:
+        file = int(np.searchsorted(self._file_starts, here, side="right")) - 1
+        return self.paths[file], here - int(self._file_starts[file])
+
+    def _nothing(self, name: str, here: int) -> DatasetFormatError:
+        path, row = self._place(here)
+        return DatasetFormatError(
+            f"{name} has no value (null) in row {row} of {path}. {LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the "
+            f"recording."
+        )
+
+    @cached_property
+    def _file_starts(self) -> np.ndarray:
+        """(files,) where each file's rows begin among those that are here."""
+        return np.cumsum([0, *(pq.read_metadata(path).num_rows for path in self.paths[:-1])])
+
+    def _here(self, rows: np.ndarray) -> np.ndarray:
+        """Return where rows of the dataset are among those that are here."""
+        if self._first_rows is None:
+            return rows
+        file = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return rows - self._first_rows[file] + self._file_starts[file]
+
+    def _row_of_dataset(self, here: int) -> int:
+        if self._first_rows is None:
+            return here
+        file = int(np.searchsorted(self._file_starts, here, side="right")) - 1
+        return here - int(self._file_starts[file]) + int(self._first_rows[file])
 
     def _column(self, name: str) -> _Column:
         if name not in self._columns:
@@ -81,7 +172,7 @@ class FrameTable:
         return self._columns[name]
 
     def __getstate__(self) -> dict:
-        return {"_dataset": self._dataset, "_columns": {}}  # pickles the names of the mapped files, not rows
+        return self.__dict__ | {"_columns": {}}  # pickles the names of the mapped files, not rows
 
 
 class _Column:
@@ -91,24 +182,40 @@ class _Column:
         self.name, self.data = name, data
         lengths = [len(chunk) for chunk in data.chunks]
         self._starts = np.cumsum([0, *lengths[:-1]])  # (chunks,) row of each chunk's first
-        self._views: dict[int, np.ndarray] = {}
+        self._views: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
 
-    def numbers(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def numbers(self, rows: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int | None]:
+        """Return (*rows.shape, *shape), and the first position in the flat `rows` where nothing is stored."""
         flat = rows.reshape(-1)
         chunk_of = np.searchsorted(self._starts, flat, side="right") - 1
-        result = None
+        result, absent = None, np.zeros(len(flat), dtype=bool)
         for chunk in np.unique(chunk_of):
             here = chunk_of == chunk
-            view = self._view(int(chunk), shape)  # (rows of the chunk, *shape)
+            view, empty = self._view(int(chunk), shape)  # (rows of the chunk, *shape)
+            places = flat[here] - self._starts[chunk]
             if result is None:
                 result = np.empty((len(flat), *shape), dtype=view.dtype)
-            result[here] = view[flat[here] - self._starts[chunk]]
-        return result.reshape(*rows.shape, *shape)
+            result[here] = view[places]
+            if empty is not None:
+                absent[here] = empty[places]
+        first = int(absent.argmax()) if absent.any() else None
+        return result.reshape(*rows.shape, *shape), first
 
-    def _view(self, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
+    def _view(self, chunk: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
         if chunk not in self._views:
-            self._views[chunk] = as_numpy(self.name, self.data.chunk(chunk), shape)
+            self._views[chunk] = _numbers(self.name, self.data.chunk(chunk), shape)
         return self._views[chunk]
+
+
+def open_table(
+    metadata: DatasetMetadata, needed: Sequence[str] | None = None, rename_map: Mapping[str, str] | None = None
+) -> FrameTable:
+    """Open the data files of a dataset: all of them, or, where some are not there, those that are `needed`."""
+    every = metadata.data_files
+    if needed is None or all((metadata.root / path).is_file() for path in every):
+        return FrameTable([metadata.root / path for path in every], rename_map=rename_map)
+    starts = [metadata.frames_of(path)[0] for path in needed]
+    return FrameTable([metadata.root / path for path in needed], starts, rename_map)
 
 
 def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
@@ -117,42 +224,66 @@ def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         DatasetFormatError: the rows are not numbers of that shape.
     """
-    count = len(array)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+    return _numbers(name, array, shape)[0]
+
+
+def _numbers(name: str, array: pa.Array, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return a column's rows as (rows, *shape), and which hold nothing where a number cannot say so; None: all do.
+
+    Nothing in place of a float is NaN.
+    """
+    rows, has_nulls = array, False
+    array = _storage(array)
     while any(is_kind(array.type) for is_kind in _LISTS):
-        array = array.flatten()
+        has_nulls |= array.null_count > 0
+        array = _storage(array.flatten())
+    if has_nulls or array.null_count:
+        return _with_nulls(name, rows, array.type, shape)
     try:
         # Arrow packs eight booleans into a byte; every other type is mapped, not copied.
-        return array.to_numpy(zero_copy_only=False).reshape(count, *shape)
-    except (ValueError, pa.ArrowException) as error:
-        raise DatasetFormatError(
-            f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json "
-            f"says: {error}. Leave it out with features=[…]."
-        ) from error
+        values = array.to_numpy(zero_copy_only=False)
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"they hold {array.type}")
+        return values.reshape(len(rows), *shape), None
+    except (ValueError, NotImplementedError, pa.ArrowException) as error:
+        raise _other_shape(name, shape, error) from error
 
 
-def _memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
-    shown = not datasets.utils.are_progress_bars_disabled()
-    datasets.utils.disable_progress_bars()
+def _with_nulls(
+    name: str, rows: pa.Array, kind: pa.DataType, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        return datasets.Dataset.from_parquet([str(path) for path in paths])
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError) as error:
-        reason = error.__cause__ or error
-        raise DatasetFormatError(_unreadable(paths, reason)) from error
-    finally:
-        if shown:
-            datasets.utils.enable_progress_bars()
+        dtype = kind.to_pandas_dtype()
+        is_float = np.issubdtype(dtype, np.floating)
+        stand_in = np.nan if is_float else 0
+        sizes = [size for size in shape if size > 0]
+        items = [_filled(item, tuple(sizes), stand_in) for item in rows.to_pylist()]
+        values = np.asarray([item for item, _ in items], dtype=dtype).reshape(len(rows), *shape)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _other_shape(name, shape, error) from error
+    return values, None if is_float else np.asarray([empty for _, empty in items])
 
 
-def _unreadable(paths: Sequence[Path], reason: object) -> str:
-    """Return a message that names the unreadable data file, where a single one causes the error."""
-    for path in paths:
-        try:
-            pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            return f"{path} cannot be read as a parquet file: {error}. Download or write it again."
-    return (
-        f"The data files beside {paths[0]} cannot be read together: {reason}. Their columns may differ from file to "
-        f"file; download or write the dataset again."
+def _filled(item: object, shape: tuple[int, ...], stand_in: float) -> tuple[object, bool]:
+    """Return one row with a stand-in for every null, and whether it had one."""
+    if item is None:
+        return np.full(shape, stand_in).tolist(), True
+    if isinstance(item, list):
+        filled = [_filled(inner, shape[1:], stand_in) for inner in item]
+        return [inner for inner, _ in filled], any(empty for _, empty in filled)
+    return item, False
+
+
+def _other_shape(name: str, shape: tuple[int, ...], reason: object) -> DatasetFormatError:
+    return DatasetFormatError(
+        f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json says: {reason}. "
+        f"{LEAVE_OUT_FEATURE}."
     )
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.ExtensionType) else kind

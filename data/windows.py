@@ -46,6 +46,22 @@ def sample_windows(
     return windows
 
 
+def exact_times(stated: np.ndarray, frames: np.ndarray, fps: float) -> np.ndarray:
+    """Return the times of frames as float64 [s]: number / fps, where that is the time stated but for its rounding.
+
+    Timestamps are float32, which from 34 minutes on is coarser than 0.1 ms: a frame is found by its number then. A
+    time that is further off says that the recording did not keep to its rate, and stays as it is.
+
+    Args:
+        stated (`np.ndarray`): (n,) times [s].
+        frames (`np.ndarray`): (n,) the frames' numbers, from the same start.
+        fps (`float`): frames per second.
+    """
+    stated, exact = np.asarray(stated, dtype=np.float64), np.asarray(frames, dtype=np.float64) / fps
+    rounding = 2 * np.spacing(np.abs(stated).astype(np.float32)).astype(np.float64)
+    return np.where(np.abs(stated - exact) <= rounding, exact, stated)
+
+
 def _steps(name: str, seconds: Sequence[float], fps: float, tolerance_s: float) -> np.ndarray:
     exact = np.asarray(seconds, dtype=np.float64) * fps
     if exact.ndim != 1 or not exact.size:

@@ -12,6 +12,7 @@ from typing import Any
 from .._files import read_json
 from ..checkpoint import ADAPTER_CONFIG, CONFIG_FILE, base_of
 from ..configuration.contract import Contract
+from ..configuration.crops import small_crops
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from ..families import title_of
 from .card import CARD_FILE, save_card
@@ -144,6 +145,7 @@ def describe_policy(
         base_model=base_model,
         components={kind: str(part["type"]) for kind, part in parts.items() if part.get("type")},
         is_adapter=is_adapter,
+        limits=small_crops(config),
     )
 
 

@@ -13,6 +13,7 @@ from .arrays import to_tensor
 
 # How far beyond the recorded spread a value may lie, in float32 and without becoming infinite.
 _USUAL = 1e3
+_COMPUTE = "Compute the statistics anew: manipulators convert-dataset <dataset> <new folder>"
 
 
 class Normalizer:
@@ -130,7 +131,7 @@ class _PartMap:
             }
             raise MissingStatisticsError(
                 f"The statistics of {subject} are impossible in dimensions {bad}: {values}. In float32 they make "
-                f"values infinite. Compute them again from the data: LeRobotDataset(...).statistics"
+                f"values infinite. {_COMPUTE}"
             )
 
     def _line(self, like: torch.Tensor) -> _Line:
@@ -158,7 +159,7 @@ def _statistic(name: str, part: Part, width: int, statistics: Mapping, which: st
             f"{subject} is normalised with {part.mode}, which needs {' and '.join(MODES[part.mode].statistics)}; the "
             f"statistics of {name} have: {', '.join(sorted(statistics)) or 'nothing'}. "
             f"Pass statistics={{{name!r}: {{{which!r}: [...], …}}}} (a dataset's: LeRobotDataset(...).statistics)"
-            f"{by_part}, or choose {identity}."
+            f"{by_part}, or choose {identity}. Where a dataset lacks them: {_COMPUTE}"
         )
     value = to_tensor(f"{which} of {name}", statistics[which]).to(torch.float64)
     if value.numel() != width:
@@ -203,7 +204,7 @@ def _check_range(name: str, part: Part, statistics: Mapping, width: int, start: 
             raise MissingStatisticsError(
                 f"The statistics of {part.name!r} in {name} are impossible: in dimensions {bad} {which} does not go "
                 f"with the range; in dimension {i} it is {x[i]:.6g}, min is {low[i]:.6g} and max is {high[i]:.6g}. "
-                f"They are not of the same data, or damaged. Compute them again: LeRobotDataset(...).statistics"
+                f"They are not of the same data, or damaged. {_COMPUTE}"
             )
 
 

@@ -29,6 +29,7 @@ class Observation(dict[str, torch.Tensor]):
         steps: observations of history, t; 1 is no history, and no such dimension.
         batched: whether the arrays came with a batch dimension.
         task: the instruction that came with it, one or one each.
+        present: of cameras that only some of the batch have: which (b,); there, the values of the others are zeros.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Observation(dict[str, torch.Tensor]):
         steps: int = 1,
         batched: bool = True,
         task: str | Sequence[str] | None = None,
+        present: Mapping[str, torch.Tensor] | None = None,
     ):
         super().__init__(values)
-        self.steps, self.batched, self.task = steps, batched, task
+        self.steps, self.batched, self.task, self.present = steps, batched, task, dict(present or {})
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -57,16 +59,27 @@ class Observation(dict[str, torch.Tensor]):
         """The robot's current state (b, s); None where it is not observed."""
         return now(self[STATE]) if STATE in self else None
 
+    def has(self, name: str) -> torch.Tensor:
+        """Return which of the batch have a feature, (b,)."""
+        return self.present.get(name, torch.full((self.batch_size,), name in self))
+
     def copied(self) -> Observation:
         """Return an observation with tensors of its own."""
-        return Observation({name: x.clone() for name, x in self.items()}, self.steps, self.batched, self.task)
+        values = {name: x.clone() for name, x in self.items()}
+        return Observation(values, self.steps, self.batched, self.task, self.present)
 
     @classmethod
     def stacked(cls, history: Sequence[Observation]) -> Observation:
-        """Return single observations, the oldest first, as one with history."""
+        """Return single observations, the oldest first, as one with history; a camera is there if it always was."""
         last = history[-1]
-        values = {name: torch.stack([past[name] for past in history], dim=1) for name in last}
-        return cls(values, len(history), last.batched, last.task)
+        names = [name for name in last if all(name in past for past in history)]
+        values = {name: torch.stack([past[name] for past in history], dim=1) for name in names}
+        present = {
+            name: torch.stack([past.has(name) for past in history]).all(dim=0)
+            for name in names
+            if any(name in past.present for past in history)
+        }
+        return cls(values, len(history), last.batched, last.task, present)
 
 
 @dataclass(kw_only=True)
@@ -108,10 +121,20 @@ class ObservationReader(ProcessorPart):
         renamed = self.renamed(observation)
         self._check_names(renamed)
         values: dict[str, torch.Tensor] = {}
+        present: dict[str, torch.Tensor] = {}
         batched = None
         for name, feature in self.inputs.items():
             if name not in renamed:
                 continue
+            if _is_absent_for_some(renamed[name]):
+                given = [picture is not None for picture in renamed[name]]
+                if name not in self.optional_cameras:
+                    lacking = f"Observation {given.index(False)} of {len(given)}"
+                    raise MissingFeatureError([name], renamed.keys() - {name}, self.inputs, lacking)
+                if not any(given):
+                    continue
+                renamed = {**renamed, name: _filled_in(name, renamed[name])}
+                present[name] = torch.tensor(given)
             if feature.type is FeatureType.VISUAL:
                 x = read_image(name, renamed[name], feature, self.resizes_pictures)
             else:
@@ -123,7 +146,7 @@ class ObservationReader(ProcessorPart):
         sizes = {name: len(x) for name, x in values.items()}
         if len(set(sizes.values())) > 1:
             raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size; {sizes}")
-        return Observation(values, steps, batched, renamed.get(TASK))
+        return Observation(values, steps, batched, renamed.get(TASK), present)
 
     def renamed(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an observation under the features' names, a state that comes in parts as one vector.
@@ -153,6 +176,8 @@ class ObservationReader(ProcessorPart):
             return observation.leading[:1] if observation.batched else ()
         renamed = self.renamed(observation)
         for name, feature in self.inputs.items():
+            if name in renamed and _is_absent_for_some(renamed[name]):
+                return (len(renamed[name]),)
             if name in renamed:
                 shape = tuple(to_tensor(name, renamed[name]).shape)
                 return shape[: max(0, len(shape) - len(feature.shape))][:1]
@@ -181,6 +206,16 @@ class ObservationReader(ProcessorPart):
             raise FeatureValueError(f"The parts of the state have different leading dimensions: {shapes}.")
         others = {name: value for name, value in observation.items() if name not in widths}
         return others | {STATE: torch.cat(vectors, dim=-1)}
+
+
+def _is_absent_for_some(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(item is None for item in value)
+
+
+def _filled_in(name: str, pictures: Sequence[Any]) -> list[torch.Tensor]:
+    """Return a batch of pictures with zeros for those that are None."""
+    like = torch.zeros_like(to_tensor(name, next(picture for picture in pictures if picture is not None)))
+    return [like if picture is None else to_tensor(name, picture) for picture in pictures]
 
 
 def now(state: torch.Tensor) -> torch.Tensor:

@@ -52,22 +52,24 @@ class Pictures(ProcessorPart):
         """Return `pixel_values` (b, v, c, h, w), with history (b, t, v, c, h, w), and the mask where it is wanted.
 
         Args:
-            observation: cameras may be absent from it.
+            observation: cameras may be absent from it, or from some of its batch.
             with_mask: whether `pixel_mask` (b, v) says which cameras are there.
         """
         inputs: dict[str, Any] = {}
         cameras, leading = self.cameras, observation.leading
         if cameras:
-            views = [
-                self.encode(name, observation[name])
-                if name in observation
-                else (absent := self.absent(name)).expand(*leading, *absent.shape)
-                for name in cameras
-            ]
+            views = []
+            for name in cameras:
+                view = self.encode(name, observation[name]) if name in observation else None
+                if view is None or name in observation.present:
+                    absent = self.absent(name)
+                    absent = absent.expand(*leading, *absent.shape)
+                    here = observation.has(name).reshape(-1, *[1] * (absent.ndim - 1))  # (b, 1, …)
+                    view = absent if view is None else torch.where(here, view, absent)
+                views.append(view)
             inputs["pixel_values"] = stack_views(views)
         if with_mask:
-            mask = torch.tensor([name in observation for name in cameras])
-            inputs["pixel_mask"] = mask.expand(observation.batch_size, -1).clone()  # (b, v)
+            inputs["pixel_mask"] = torch.stack([observation.has(name) for name in cameras], dim=1)  # (b, v)
         return inputs
 
 

@@ -58,8 +58,8 @@ class PolicyProcessor(PartHolder):
         Args:
             observation: dataset names → numpy, torch or PIL; images HWC or CHW, uint8 or float in [0, 1]. Arrays
                 carry either no leading dimension (one observation) or all of them: batch, then history when
-                `n_obs_steps > 1`. One observation without history is repeated to fill it. Or what
-                `read_observation` returned.
+                `n_obs_steps > 1`. One observation without history is repeated to fill it. An optional camera that only
+                some of a batch have is a list with None for the others. Or what `read_observation` returned.
             task: the instruction, one for the whole batch or one each; by default the observation's `task`. Policies
                 without language ignore it.
             actions: labels (h, a) or (b, h, a), in robot units.

@@ -11,6 +11,7 @@ from ..configuration.normalization import Part, one_part, read_parts, short_name
 from ..configuration.typed_values import to_field_type
 from ..errors import CheckpointError, EmbodimentError, MissingStatisticsError
 from .arrays import to_tensor
+from .fragile import fragile_dimensions
 from .normalization import Normalizer, whole_statistics
 from .part import ProcessorPart, as_mapping
 
@@ -111,6 +112,16 @@ class Robots(ProcessorPart):
     def state_part_widths(self) -> dict[str, int]:
         """Return the names under which the state may come in parts, with their widths: here, none."""
         return {}
+
+    def fragile_dimensions(self, dimension_names: Mapping[str, Any]) -> list[str]:
+        """Return what `processing.fragile` says of the vectors of the robot in use."""
+        statistics = self.embodiments.get(self.embodiment, {}) if self.embodiments else self.statistics
+        sentences = []
+        for name, feature in self.features.items():
+            if len(feature.shape) == 1:
+                known = (statistics.get(name), self.normalization_eps, dimension_names.get(name))
+                sentences += fragile_dimensions(name, feature, self.parts(name), *known)
+        return sentences
 
     def _build(self, statistics: Mapping[str, Mapping]) -> dict[str, Normalizer]:
         return {

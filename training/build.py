@@ -30,8 +30,9 @@ def open_dataset(
 
     Without a config, which a base brings, samples hold one step: enough for features and statistics.
     """
-    if features is None and recipe.inputs is not None:
-        features = [*recipe.inputs, ACTION]
+    chosen = recipe.data.features if recipe.inputs is None else recipe.inputs
+    if features is None and chosen is not None:
+        features = list(dict.fromkeys([*chosen, ACTION]))
     record = recipe.data.record
     if record is not None and not Path(recipe.data.dataset).exists():
         from ..evaluation.demonstrations import record_demonstrations
@@ -41,6 +42,10 @@ def open_dataset(
         recipe.data.dataset,
         features=features,
         episodes=recipe.data.episodes,
+        revision=recipe.data.revision,
+        tolerance_s=recipe.data.tolerance_s,
+        rename_map=recipe.data.rename_map,
+        decoded_cache=recipe.data.decoded_cache,
         **({} if config is None else _windows(config)),
     )
     if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
@@ -78,16 +83,17 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
             raise InvalidRecipeError(
                 f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
             )
-    return policy, _build_processor(recipe, dataset, policy.config, features)
+    return policy, build_processor(recipe, dataset, policy.config, features)
 
 
-def _build_processor(
+def build_processor(
     recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig, features: PolicyFeatures
 ) -> PolicyProcessor:
+    """Build the processor of a policy for a dataset's features and statistics."""
     statistics = dict(dataset.statistics)
     if getattr(config, "pretrained_backbone_weights", None):
         # A pretrained backbone expects the pixel statistics it was pretrained with, not those of a few scenes.
-        statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
+        statistics |= {name: statistics.get(name, {}) | IMAGENET_STATISTICS for name in config.image_features}
     relative_to = None
     if recipe.relative_actions is not False:
         relative_to = _relative_to(recipe, dataset)

@@ -47,12 +47,19 @@ class DataSection:
     Args:
         dataset: LeRobot dataset, a folder or Hub id.
         record: how the folder is recorded when it does not exist.
-        episodes: the episodes to use; all by default.
+        episodes: the numbers of the episodes to use; all by default.
+        features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
+        revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
     """
 
     dataset: str
     record: Recording | None = None
     episodes: list[int] | None = None
+    features: list[str] | None = None
+    revision: str | None = None
+    tolerance_s: float = 1e-4
+    rename_map: dict[str, str] | None = None
+    decoded_cache: str | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
+from ..configuration.features import ACTION
 from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError, MissingFileError
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
@@ -63,8 +64,9 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it is.
     dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
     policy, processor = build_policy(recipe, dataset)
-    if recipe.base is not None:
-        dataset = open_dataset(recipe, policy.config)
+    # What the policy does not use is not read; a base has a horizon and a history of its own.
+    used = [name for name in policy.config.input_features if name in dataset.features]
+    dataset = open_dataset(recipe, policy.config, [*used, ACTION])
 
     trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     began = time.perf_counter()

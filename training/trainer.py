@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .._files import replace_folder
+from ..configuration.crops import small_crops
 from ..errors import DivergedTrainingError, InvalidConfigError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
 from ..hub_cards.publish import origin_of
@@ -95,6 +96,10 @@ class PolicyTrainer(Publishing, Trainer):
                 "ema_decay averages whole parameters, which FSDP and DeepSpeed split among processes. Leave it out, "
                 "or train with DDP."
             )
+        if self.is_world_process_zero():
+            named = processor.dimension_names or {}
+            for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(model.config.to_dict())):
+                logger.warning(sentence)
         # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
         self.processor = processor
         self._augmentation = augmentation

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,30 @@ STATISTICS_PATH = "meta/stats.json"
 
 
 def load_statistics_file(root: Path) -> Statistics:
-    """Read `meta/stats.json`; cameras have shape (c, 1, 1) in [0, 1]."""
-    return as_statistics(read_json(root, STATISTICS_PATH), root / STATISTICS_PATH)
+    """Read `meta/stats.json`; cameras have shape (c, 1, 1) in [0, 1].
+
+    Raises:
+        DatasetFormatError: it is absent or cannot be read.
+    """
+    with naming_the_remedy(root):
+        return as_statistics(read_json(root, STATISTICS_PATH), root / STATISTICS_PATH)
+
+
+@contextmanager
+def naming_the_remedy(root: Path) -> Iterator[None]:
+    """Say of every error in reading statistics how they are computed anew: no download mends them."""
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        raise DatasetFormatError(f"{root} has no statistics of its features. {recompute(root)}") from error
+    except DatasetFormatError as error:
+        reason = str(error).removesuffix(" Download or write it again.")
+        raise DatasetFormatError(f"{reason} {recompute(root)}") from error
+
+
+def recompute(root: Path) -> str:
+    """Return the line that heals statistics which are absent or damaged."""
+    return f"Compute the statistics anew: manipulators convert-dataset {shlex.quote(str(root))} <new folder>"
 
 
 def as_statistics(plain: Mapping, where: object) -> Statistics:
@@ -26,7 +50,7 @@ def as_statistics(plain: Mapping, where: object) -> Statistics:
             feature: {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
             for feature, values in plain.items()
         }
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DatasetFormatError(
             f"{where} must map each feature to its statistics, lists of numbers: {error}. Download or write it again."
         ) from error
@@ -37,7 +61,7 @@ def read_json(root: Path, name: str) -> dict:
     text = _text(root, name)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetFormatError(f"{root / name} is not valid JSON: {error}. Download or write it again.") from error
     if not isinstance(value, dict):
         raise DatasetFormatError(f"{root / name} must hold a JSON object; got {type(value).__name__}.")
@@ -54,7 +78,7 @@ def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> list[dic
             row = json.loads(line)
             wrong = [key for key, kind in keys.items() if not isinstance(row[key], kind)]
             problem = f"its {', '.join(wrong)} has another type than expected" if wrong else None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"it is not valid JSON ({error})"
         except (KeyError, TypeError):
             problem = f"it must be an object with {', '.join(keys)}"
@@ -75,7 +99,7 @@ def incomplete(root: Path, name: str) -> DatasetNotFoundError:
 def _text(root: Path, name: str) -> str:
     try:
         return (root / name).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise incomplete(root, name) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetFormatError(f"{root / name} cannot be read: {error}. Download or write it again.") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from ...errors import UnknownDatasetFeatureError, nearest
+from ..features import INDEX_FEATURES, pictures_in_colour
 
 INFO_PATH = "meta/info.json"
 
@@ -29,6 +32,7 @@ class DatasetMetadata:
     info: dict  # meta/info.json
     tasks: dict[int, str]
     tasks_path: str  # where they are listed
+    episode_numbers: np.ndarray  # (episodes,) what each is called, ascending; numbers of deleted ones are left out
     episode_starts: np.ndarray  # (episodes,) row of the first frame
     episode_ends: np.ndarray  # (episodes,) one past the row of the last frame
     data_paths: list[str]  # per episode, relative to root; many episodes may share one file
@@ -43,12 +47,13 @@ class DatasetMetadata:
     @property
     def robot_type(self) -> str | None:
         """The robot's name, as recorded."""
-        return self.info.get("robot_type")
+        name = self.info.get("robot_type")
+        return None if name is None else str(name)
 
     @property
     def features(self) -> dict[str, dict]:
-        """Feature → its dtype, shape and names."""
-        return self.info["features"]
+        """Feature → its dtype, shape and names, as it is read: pictures as (h, w, 3)."""
+        return pictures_in_colour(self.info["features"])
 
     @property
     def data_files(self) -> list[str]:
@@ -60,6 +65,46 @@ class DatasetMetadata:
         """The distinct data and video files."""
         videos = (path for places in self.videos.values() for path in places.paths)
         return list(dict.fromkeys([*self.data_paths, *videos]))
+
+    def frames_of(self, path: str) -> tuple[int, int]:
+        """Return the first row of a data file, and how many rows it holds by the metadata."""
+        here = np.flatnonzero(np.asarray(self.data_paths) == path)
+        return int(self.episode_starts[here[0]]), int((self.episode_ends - self.episode_starts)[here].sum())
+
+    def renamed(self, rename_map: Mapping[str, str] | None) -> DatasetMetadata:
+        """Return the metadata with other names of features, `{name in the dataset: new name}`.
+
+        Raises:
+            UnknownDatasetFeatureError: there is no such feature, or two would have one name.
+        """
+        if not rename_map:
+            return self
+        features = self.info["features"]
+        for name in rename_map:
+            if name not in features:
+                raise UnknownDatasetFeatureError(
+                    f"rename_map names {name!r}, which the dataset does not have. {nearest(name, features)}"
+                )
+        new = {name: rename_map.get(name, name) for name in features}
+        twice = sorted(
+            name
+            for name in set(rename_map.values())
+            if list(new.values()).count(name) > 1 or name in INDEX_FEATURES or name == "task"
+        )
+        if twice:
+            raise UnknownDatasetFeatureError(
+                f"rename_map gives the name {twice[0]!r}, which another feature has already. Choose another."
+            )
+
+        def load_statistics() -> Statistics:
+            return {new.get(name, name): values for name, values in self.load_statistics().items()}
+
+        return replace(
+            self,
+            info=self.info | {"features": {new[name]: feature for name, feature in features.items()}},
+            videos={new[name]: places for name, places in self.videos.items()},
+            load_statistics=load_statistics,
+        )
 
 
 def cameras_on_video(info: Mapping) -> list[str]:

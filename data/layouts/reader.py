@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DatasetFormatError, DatasetVersionError
-from ..features import cameras_channels_last
+from ..features import declared_features
+from ..remedies import OTHER_REVISION
 from . import v2, v3
 from .json_files import read_json
-from .metadata import INFO_PATH, DatasetMetadata
+from .metadata import INFO_PATH, DatasetMetadata, cameras_on_video
+from .paths import is_inside
 
 # How a version begins → what reads it: (root, info) → DatasetMetadata.
 _READERS = {"v2.0": v2.read_v2_0, "v2.1": v2.read_v2_1, "v3.": v3.read}
 
 
-def load_metadata(root: Path) -> DatasetMetadata:
+def load_metadata(root: Path, rename_map: Mapping[str, str] | None = None) -> DatasetMetadata:
     """Read and check everything in `meta/` except the statistics.
 
+    Args:
+        root (`Path`): the dataset's folder.
+        rename_map (`Mapping[str, str]`, *optional*): name of a feature in the dataset → the name it has here.
+
     Raises:
+        UnknownDatasetFeatureError: `rename_map` does not fit the dataset.
         DatasetNotFoundError: a file is missing.
         DatasetVersionError: the version is not 2.0, 2.1 or 3.
         DatasetFormatError: a file cannot be read or contradicts another.
@@ -30,11 +39,13 @@ def load_metadata(root: Path) -> DatasetMetadata:
     if reader is None:
         raise DatasetVersionError(
             f"{root} is a LeRobot dataset of version {version}; v2.0, v2.1 and v3.0 can be read. Many Hub "
-            f'datasets keep them under tags, so try revision="v3.0" or revision="v2.1".'
+            f"datasets keep them under tags, so try {OTHER_REVISION}."
         )
     _check_info(root, info)
-    info = info | {"features": cameras_channels_last(info["features"])}
-    metadata = reader(root, info)
+    info = info | {"features": declared_features(info["features"])}
+    _check_cameras(root, info)
+    metadata = reader(root, info).renamed(rename_map)
+    _check_cameras(root, metadata.info)
     _check_episodes(metadata)
     return metadata
 
@@ -47,7 +58,7 @@ def _check_info(root: Path, info: dict) -> None:
             f"{path} lacks {', '.join(missing)}; it has {', '.join(info)}. Download or write it again."
         )
     fps, features = info["fps"], info["features"]
-    if not isinstance(fps, int | float) or not fps > 0:
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise DatasetFormatError(f"{path} has fps {fps!r}; expected a positive number. Correct it.")
     if not isinstance(features, dict) or not features:
         raise DatasetFormatError(f"{path} has features {features!r}; expected a description per feature.")
@@ -56,9 +67,22 @@ def _check_info(root: Path, info: dict) -> None:
             raise DatasetFormatError(
                 f"{path} describes {name!r} as {feature!r}, without dtype or shape. Add them or download it again."
             )
-        if not isinstance(feature["shape"], list):
+        if not isinstance(feature["dtype"], str):
+            raise DatasetFormatError(f"{path} gives {name!r} the dtype {feature['dtype']!r}; expected a name.")
+        sizes = feature["shape"] if isinstance(feature["shape"], list) else [feature["shape"]]
+        if not all(isinstance(size, int | float) and size % 1 == 0 and 0 < size < 2**31 for size in sizes):
             raise DatasetFormatError(
                 f"{path} gives {name!r} the shape {feature['shape']!r}; expected a list of sizes."
+            )
+
+
+def _check_cameras(root: Path, info: dict) -> None:
+    """Refuse cameras by whose name a file of theirs would lie outside the folder it belongs in."""
+    for name in cameras_on_video(info):
+        if not is_inside(f"videos/{name}"):
+            raise DatasetFormatError(
+                f"{root / INFO_PATH} has a camera called {name!r}, by which its files would lie outside the dataset's "
+                f"folder. Choose another name in meta/info.json."
             )
 
 
@@ -67,8 +91,8 @@ def _check_episodes(metadata: DatasetMetadata) -> None:
     empty = np.flatnonzero(metadata.episode_starts == metadata.episode_ends)
     if empty.size:
         raise DatasetFormatError(
-            f"Episode {empty[0]} of {metadata.root} has length 0 ({empty.size} such episode(s)). Delete empty "
-            f"episodes with the tool that recorded the dataset, or record it again."
+            f"Episode {metadata.episode_numbers[empty[0]]} of {metadata.root} has length 0 ({empty.size} such "
+            f"episode(s)). Delete empty episodes with the tool that recorded the dataset, or record it again."
         )
     for name, found in (("episodes", len(metadata.episode_starts)), ("frames", int(metadata.episode_ends[-1]))):
         stated = metadata.info.get(f"total_{name}")

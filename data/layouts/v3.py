@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import DatasetFormatError
+from ..windows import exact_times
 from .json_files import incomplete, load_statistics_file
-from .metadata import INFO_PATH, DatasetMetadata, VideoPlaces, cameras_on_video
+from .metadata import DatasetMetadata, VideoPlaces, cameras_on_video
+from .paths import PathTemplate
 
 FORMAT_VERSION = "v3.0"
 TASKS_PATH = "meta/tasks.parquet"
@@ -47,13 +49,13 @@ class FileNumbering:
 def read(root: Path, info: dict) -> DatasetMetadata:
     """Read version 3.0."""
     cameras = cameras_on_video(info)
-    episodes = _read_episodes(root, cameras)
+    episodes = _read_episodes(root, cameras, info["fps"])
     starts, ends = episodes["dataset_from_index"], episodes["dataset_to_index"]
     wrong = (starts != np.concatenate([[0], ends[:-1]])) | (ends - starts != episodes["length"])
     if np.any(wrong):
         raise DatasetFormatError(
-            f"Episode {np.flatnonzero(wrong)[0]} in {root / 'meta/episodes'} does not follow the one before: each "
-            f"must start at the row where the one before ends, and its length must be the number of its rows. "
+            f"Episode {episodes['episode_index'][wrong][0]} in {root / 'meta/episodes'} does not follow the one "
+            f"before: each must start at the row where the one before ends, and be as long as the number of its rows. "
             f"Download or write the dataset again."
         )
     return DatasetMetadata(
@@ -61,13 +63,14 @@ def read(root: Path, info: dict) -> DatasetMetadata:
         info=info,
         tasks=_read_tasks(root),
         tasks_path=TASKS_PATH,
+        episode_numbers=episodes["episode_index"],
         episode_starts=starts,
         episode_ends=ends,
-        data_paths=_paths(info.get("data_path") or DATA_PATH, episodes, "data"),
+        data_paths=_paths(info, "data_path", DATA_PATH, episodes, "data"),
         videos={
             camera: VideoPlaces(
-                _paths(info.get("video_path") or VIDEO_PATH, episodes, f"videos/{camera}", camera),
-                episodes[f"videos/{camera}/from_timestamp"].astype(np.float64),
+                _paths(info, "video_path", VIDEO_PATH, episodes, f"videos/{camera}", camera),
+                episodes[f"videos/{camera}/from_timestamp"],
             )
             for camera in cameras
         },
@@ -94,10 +97,13 @@ def _read_tasks(root: Path) -> dict[int, str]:
             f"{path} must have the columns task and task_index; got {table.column_names}. Download it again."
         )
     pairs = zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True)
-    return {int(index): str(task) for index, task in sorted(pairs)}
+    tasks = dict(pairs)
+    if not all(isinstance(index, int) and isinstance(task, str) for index, task in tasks.items()):
+        raise DatasetFormatError(f"{path} must give each whole number one text; got {tasks}. Download it again.")
+    return {index: tasks[index] for index in sorted(tasks)}
 
 
-def _read_episodes(root: Path, cameras: list[str]) -> dict[str, np.ndarray]:
+def _read_episodes(root: Path, cameras: list[str], fps: float) -> dict[str, np.ndarray]:
     """Return the columns that say where each episode is, ordered by episode; statistics are left unread."""
     files = sorted(root.glob("meta/episodes/*/*.parquet"))
     if not files:
@@ -113,21 +119,40 @@ def _read_episodes(root: Path, cameras: list[str]) -> dict[str, np.ndarray]:
         if missing:
             raise DatasetFormatError(f"{path} lacks the columns {', '.join(missing)}. Download it again.")
         tables.append(table.select(columns))
-    table = pa.concat_tables(tables, promote_options="permissive").sort_by("episode_index")
-    episodes = {name: table[name].to_numpy() for name in columns}
-    count = len(episodes["episode_index"])
-    if count == 0 or np.any(episodes["episode_index"] != np.arange(count)):
-        raise DatasetFormatError(
-            f"{root / 'meta/episodes'} must list the episodes 0, 1, 2, …, each once. Download it again."
-        )
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+        episodes = {name: _numbers(name, table[name], fps) for name in columns}
+    except (pa.ArrowException, ValueError) as error:
+        raise DatasetFormatError(f"{root / 'meta/episodes'} cannot be read: {error}. Download it again.") from error
+    order = np.argsort(episodes["episode_index"], kind="stable")
+    episodes = {name: values[order] for name, values in episodes.items()}
+    found = episodes["episode_index"]
+    if not found.size or found[0] < 0 or np.any(np.diff(found) < 1):
+        raise DatasetFormatError(f"{root / 'meta/episodes'} must list episodes, each once. Download it again.")
     return episodes
 
 
-def _paths(template: str, episodes: dict[str, np.ndarray], prefix: str, camera: str = "") -> list[str]:
-    places = zip(episodes[f"{prefix}/chunk_index"], episodes[f"{prefix}/file_index"], strict=True)
-    try:
-        return [template.format(video_key=camera, chunk_index=int(c), file_index=int(f)) for c, f in places]
-    except (KeyError, IndexError, ValueError) as error:
-        raise DatasetFormatError(
-            f"{INFO_PATH} has a path that cannot be filled in, {template!r}: {error!r}. Correct or remove it."
-        ) from error
+def _numbers(name: str, column: pa.ChunkedArray, fps: float) -> np.ndarray:
+    """Return a column as int64, times as float64 [s].
+
+    Raises:
+        ValueError, pa.ArrowException: it holds something else, or nothing in some row.
+    """
+    if column.null_count:
+        raise ValueError(f"{name} has no value in {column.null_count} row(s)")
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ValueError(f"{name} holds {column.type} instead of numbers")
+    of_times = name.endswith("from_timestamp")
+    values = column.cast(pa.float64() if of_times else pa.int64()).to_numpy()
+    if of_times and not np.isfinite(values).all():
+        raise ValueError(f"{name} has times that are not finite")
+    return exact_times(values, np.rint(values * fps), fps) if of_times else values
+
+
+def _paths(
+    info: dict, key: str, default: str, episodes: dict[str, np.ndarray], prefix: str, camera: str | None = None
+) -> list[str]:
+    video = {} if camera is None else {"video_key": camera}
+    template = PathTemplate(info.get(key) or default, key, ("chunk_index", "file_index", *video))
+    places = zip(*(episodes[f"{prefix}/{name}"].tolist() for name in ("chunk_index", "file_index")), strict=True)
+    return [template.fill(chunk_index=chunk, file_index=file, **video) for chunk, file in places]

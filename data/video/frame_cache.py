@@ -5,18 +5,19 @@ Notation: n frames, h height, w width.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
 
 from ..._disk import full_disk_message, naming_disk_errors
 from ...errors import DiskFullError, VideoError
+from ..fingerprint import fingerprint
 
 
 class FrameCache:
@@ -35,13 +36,15 @@ class FrameCache:
 
     Raises:
         DiskFullError: there is no space for the frames.
+        ReadOnlyError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, camera: str, videos: Iterable[Path], num_frames: int, size: tuple[int, int]):
         self._camera, self._shape = camera, (num_frames, 3, *size)
-        stem = folder / f"{camera}-{_fingerprint(videos, self._shape)}"
+        # The name as it is in a web address: a camera's may hold what separates folders.
+        stem = folder / f"{quote(camera, safe='')}-{fingerprint(sorted(set(videos)), repr(self._shape))}"
         self._paths = stem.with_name(stem.name + ".frames"), stem.with_name(stem.name + ".checksums")
-        with naming_disk_errors(folder):
+        with naming_disk_errors(folder, remedy="another folder: decoded_cache="):
             folder.mkdir(parents=True, exist_ok=True)
             for path, size in zip(self._paths, (int(np.prod(self._shape)), 4 * num_frames), strict=True):
                 _reserve(path, size)
@@ -87,14 +90,6 @@ class FrameCache:
 
 def _checksum(frame: np.ndarray) -> int:
     return zlib.crc32(frame) or 1  # 0 marks a frame that is not stored yet
-
-
-def _fingerprint(videos: Iterable[Path], shape: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(repr(shape).encode())
-    for path in sorted(set(videos)):
-        status = path.stat()
-        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _reserve(path: Path, size: int) -> None:

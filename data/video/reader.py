@@ -17,6 +17,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from ...errors import FrameNotFoundError, MissingVideoError, VideoError
+from ..features import has_deep_grey
+from ..remedies import LARGER_TOLERANCE, LEAVE_OUT_FEATURE
 
 # Conversion to RGB starts a thread per core from PyAV 18 on; DataLoader workers already use every core.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
@@ -140,6 +142,12 @@ class _OpenVideo:
             self._rate = float(self._stream.average_rate or self._stream.guessed_rate)
         except (av.FFmpegError, IndexError, TypeError) as error:
             raise self._unreadable(error) from error
+        if has_deep_grey(self._stream.codec_context.pix_fmt):
+            self._container.close()
+            raise VideoError(
+                f"{path} holds grey levels of more than eight bits ({self._stream.codec_context.pix_fmt}), such as "
+                f"depth, not colours. {LEAVE_OUT_FEATURE}."
+            )
         if fps is not None and abs(self._rate / fps - 1) > RATE_TOLERANCE:
             self._container.close()
             raise VideoError(
@@ -189,8 +197,8 @@ class _OpenVideo:
             closest = "it holds no frames" if found is None else f"the nearest frame is at {found.time:.6f} s"
             raise FrameNotFoundError(
                 f"{self.path} has no frame within {tolerance_s:g} s of {seconds:.6f} s: {closest}. The "
-                f"file is cut short or belongs to another dataset; download or record it again, or pass a "
-                f"larger tolerance_s if its timestamps are only approximate."
+                f"file is cut short or belongs to another dataset; download or record it again, or pass "
+                f"{LARGER_TOLERANCE} if its timestamps are only approximate."
             )
         return found
 

@@ -125,7 +125,7 @@ def test_values_that_are_not_finite(tiny):
 
 def test_statistics_that_are_not_finite(tiny):
     edit_json(tiny / "meta/stats.json", action={"mean": [float("nan")], "std": [1.0]})
-    with pytest.raises(DatasetFormatError, match=r"statistics of action .* \(mean\), .*convert-dataset"):
+    with pytest.raises(DatasetFormatError, match=r"statistics of action .*: mean is not finite\. .*convert-dataset"):
         LeRobotDataset(tiny).statistics
     edit_rows(tiny / DATA, with_nan(5, "action", np.inf))
     with pytest.raises(DatasetFormatError, match="action has NaN or infinity in frame 2 of episode 1"):

@@ -145,3 +145,24 @@ def test_command(tmp_path, capsys):
     assert "OutputExistsError" in capsys.readouterr().err
     edit_json(old / "meta/info.json", total_frames=1)
     assert main(["convert-dataset", str(old), str(tmp_path / "other")]) == 1
+
+
+def test_the_remedies_of_errors_on_the_command_line(tmp_path, capsys):
+    old = record_v2(tmp_path / "old", "v2.1")
+    edit_rows(
+        old / "data/chunk-000/episode_000001.parquet",
+        lambda rows: [row | {"timestamp": row["timestamp"] + 0.02 * (row["frame_index"] == 2)} for row in rows],
+    )
+    command = ["convert-dataset", str(old), str(tmp_path / "new")]
+    assert main(command) == 1 and not (tmp_path / "new").exists()
+    assert "convert-dataset: --tolerance-s" in capsys.readouterr().err
+    assert main([*command, "--episodes", "0", "--features", CAMERA, "action", "--rename-map", f"{CAMERA}=front"]) == 1
+    assert "features names 'observation.images.top'" in capsys.readouterr().err  # by its new name
+    chosen = ["--episodes", "0", "--features", "observation.images.front", "action"]
+    assert main([*command, *chosen, "--rename-map", f"{CAMERA}=observation.images.front"]) == 0
+    new = LeRobotDataset(tmp_path / "new")
+    assert (list(new.recorded_features), new.num_episodes) == (["observation.images.front", "action"], 1)
+    assert main(["convert-dataset", str(old), str(tmp_path / "drifted"), "--tolerance-s", "0.05"]) == 0
+    assert len(LeRobotDataset(tmp_path / "drifted", tolerance_s=0.05)[:][CAMERA]) == 7
+    assert main([*command, "--rename-map", "front"]) == 1
+    assert "write old_name=new_name" in capsys.readouterr().err

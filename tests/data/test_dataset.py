@@ -1,13 +1,16 @@
 import json
 import pickle
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from manipulators.data.convert import convert_dataset
 from manipulators.data.dataset import LeRobotDataset
+from manipulators.data.writer import LeRobotWriter
 from manipulators.errors import (
     DatasetFormatError,
     DatasetIndexError,
@@ -19,7 +22,7 @@ from manipulators.errors import (
     VideoError,
 )
 
-from .conftest import record
+from .conftest import edit_json, edit_rows, record, record_v2, write_lines
 
 
 def test_sample_at_the_end_of_an_episode_repeats_its_last_action(tiny):
@@ -142,7 +145,7 @@ def test_opening_maps_the_numbers_and_opens_no_video(tiny):
     dataset = LeRobotDataset(tiny, action_horizon=2)
     dataset._table.numbers("timestamp", np.array([0]), ())
     before = pa.total_allocated_bytes()
-    view = dataset._table._column("observation.state")._view(0, (2,))
+    view, _ = dataset._table._column("observation.state")._view(0, (2,))
     assert pa.total_allocated_bytes() == before and not view.flags.owndata
     assert [path.suffix for path in dataset._table.cache_files] == [".arrow"]
     assert dataset._reader.open_files == []
@@ -249,3 +252,124 @@ def test_unknown_features_and_bad_windows(tiny):
         LeRobotDataset(tiny, delta_timestamps={"action": [0.0, 0.05]})
     with pytest.raises(TimeWindowError, match="action_horizon"):
         LeRobotDataset(tiny, action_horizon=0)
+
+
+def test_a_slice_or_a_list_is_a_batch(tiny):
+    dataset = LeRobotDataset(tiny, action_horizon=2)
+    batch = next(iter(DataLoader(dataset, 3)))
+    for chosen in (dataset[0:3], dataset[-7:-4], dataset[[0, 1, 2]], dataset[np.array([0, 1, -5])]):
+        assert chosen.keys() == batch.keys() and chosen["task"] == ["push"] * 3
+        assert all(torch.equal(value, batch[name]) for name, value in chosen.items() if name != "task")
+    assert dataset[::3]["index"].tolist() == [0, 3, 6] and dataset[5:99]["index"].tolist() == [5, 6]
+    empty = dataset[7:]
+    assert empty["task"] == [] and empty["action"].shape == (0, 2, 1)
+
+
+def test_one_sample_by_any_whole_number(tiny):
+    dataset = LeRobotDataset(tiny)
+    for number in (np.int64(5), np.uint8(5), np.array(5), torch.tensor(5), -2):
+        assert dataset[number]["index"].shape == () and dataset[number]["index"] == 5
+    for wrong in (1.5, "1", None, [True, False], np.array([0.0])):
+        with pytest.raises(DatasetIndexError, match="a whole number, several by a slice or a list"):
+            dataset[wrong]
+    for outside in ([0, 7], np.int64(-8)):
+        with pytest.raises(DatasetIndexError, match=r"0 … 6"):
+            dataset[outside]
+
+
+def test_a_dataset_shows_what_it_holds(tiny):
+    lines = repr(LeRobotDataset(tiny, drop_n_last_frames=1)).splitlines()
+    assert lines[:2] == [f"LeRobotDataset('{tiny}')", "  2 episodes, 7 frames, 5 samples at 10 Hz, robot tiny"]
+    assert "    observation.state       float32  (2,)         x, y" in lines
+    assert lines[-1] == "  tasks: 'push', 'pull'"
+    page = LeRobotDataset(tiny)._repr_html_()
+    assert "<td style='text-align: left'>observation.state</td>" in page and "7 frames" in page
+    assert "<script>" not in LeRobotDataset(tiny, rename_map={"next.reward": "<script>"})._repr_html_()
+
+
+def test_one_step_of_pictures_in_parquet_has_a_time_dimension_as_in_lerobot(tmp_path):
+    root = record(tmp_path / "png", use_videos=False)
+    dataset = LeRobotDataset(root, delta_timestamps={"observation.images.top": [-0.1]})
+    assert dataset[5]["observation.images.top"].shape == (1, 3, 64, 64)
+    assert dataset[5]["observation.images.top"].unique().tolist() == [80]
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
+def test_episodes_keep_their_numbers_where_others_were_deleted(tmp_path, version):
+    root, numbers = tmp_path / "gaps", {0: 1, 1: 4, 2: 1005}
+    record(root, (3, 4, 2)) if version == "v3.0" else record_v2(root, version, (3, 4, 2))
+    renumber(root, version, numbers)
+    dataset = LeRobotDataset(root, action_horizon=2)
+    assert (dataset.episodes, dataset.episode_lengths) == ([1, 4, 1005], [3, 4, 2])
+    assert [s["episode_index"].item() for s in dataset] == [1] * 3 + [4] * 4 + [1005] * 2
+    last = LeRobotDataset(root, episodes=[1005])[1]
+    assert last["observation.state"].tolist() == [8, -8] and last["task"] == "push"
+    assert abs(float(last["observation.images.top"].float().mean()) - 160) < 3
+    with pytest.raises(DatasetIndexError, match=r"only episodes 1 … 1005, 3 of them; there is no 2\."):
+        LeRobotDataset(root, episodes=[2])
+    new = LeRobotDataset(convert_dataset(root, tmp_path / "new", progress=False))
+    assert new.episodes == [0, 1, 2] and new[8]["episode_index"] == 2 and new[8]["index"] == 8
+    assert new.statistics["episode_index"]["max"] == 2
+
+
+def renumber(root, version, numbers):
+    """Give the episodes of a dataset other numbers, in metadata, columns and file names."""
+
+    def change(rows):
+        return [row | {"episode_index": numbers[row["episode_index"]]} for row in rows]
+
+    for file in root.glob("data/*/*.parquet"):
+        edit_rows(file, change)
+    if version == "v3.0":
+        edit_rows(root / "meta/episodes/chunk-000/file-000.parquet", change)
+        return
+    for name in ("episodes", "episodes_stats"):
+        path = root / f"meta/{name}.jsonl"
+        if path.is_file():
+            write_lines(path, change([json.loads(line) for line in path.read_text().splitlines()]))
+    for file in [*root.glob("data/*/*"), *root.rglob("*.mp4")]:
+        number = numbers[int(file.stem.removeprefix("episode_"))]
+        folder = file.parent.parent.parent if file.suffix == ".mp4" else file.parent.parent
+        rest = file.parent.relative_to(folder).parts[1:]
+        new = folder.joinpath(f"chunk-{number // 1000:03d}", *rest, f"episode_{number:06d}{file.suffix}")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(new)
+
+
+def test_every_frame_of_an_episode_of_more_than_34_minutes_is_exact(tmp_path, monkeypatch):
+    """float32 tells times apart by 0.5 ms there, the tolerance is 0.1 ms."""
+    frames, fps = 1500, 0.3  # 83 minutes
+    with monkeypatch.context() as patch:
+        patch.setattr("manipulators.data.statistics.MAX_SIDE", 8)
+        root = long_episode(tmp_path / "long", frames, fps)
+    dataset = LeRobotDataset(root, features=["observation.images.top"])
+    rows = list(range(620, frames, 7))
+    grey = dataset[rows]["observation.images.top"].float().mean(dim=(1, 2, 3))
+    assert (grey - torch.tensor([row % 12 * 20 for row in rows])).abs().max() < 5
+    new = LeRobotDataset(convert_dataset(root, tmp_path / "new", progress=False), features=["observation.images.top"])
+    assert new[rows]["observation.images.top"].float().mean(dim=(1, 2, 3)).equal(grey)
+
+
+def long_episode(root, frames, fps):
+    """Record an episode of 16 × 16 pixels whose grey levels tell the frame's number, then slow it down."""
+    features = {"observation.images.top": {"dtype": "video", "shape": [16, 16, 3]}}
+    with LeRobotWriter(root, 3, features) as writer:
+        for number in range(frames):
+            picture = np.full((16, 16, 3), number % 12 * 20, dtype=np.uint8)
+            writer.add_frame({"observation.images.top": picture}, task="wait")
+        writer.end_episode()
+    edit_json(root / "meta/info.json", fps=fps)
+    edit_rows(
+        root / "data/chunk-000/file-000.parquet",
+        lambda rows: [row | {"timestamp": float(np.float32(row["frame_index"] / fps))} for row in rows],
+    )
+    video = root / "videos/observation.images.top/chunk-000/file-000.mp4"
+    with av.open(str(video)) as old, av.open(str(tmp := video.with_suffix(".slow.mp4")), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.duration = packet.pts * 10, packet.dts * 10, packet.duration * 10
+                packet.stream = stream
+                new.mux(packet)
+    tmp.replace(video)
+    return root

@@ -1,18 +1,30 @@
-"""What a recipe builds for a dataset whose cameras are declared as (c, h, w), as openpi's converter writes them."""
+"""What a recipe builds for datasets as other projects write them."""
 
 import json
+import shlex
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from manipulators import AutoPolicy, LeRobotWriter, PolicyFeature, PolicyPipeline
-from manipulators.errors import InvalidRecipeError
+from manipulators import (
+    ACTConfig,
+    AutoPolicy,
+    LeRobotDataset,
+    LeRobotWriter,
+    PolicyFeature,
+    PolicyPipeline,
+    convert_dataset,
+)
+from manipulators.cli import main
+from manipulators.errors import DatasetFormatError, FrameNotFoundError, InvalidRecipeError, MissingStatisticsError
 from manipulators.modeling import registry
 from manipulators.training import run
-from manipulators.training.build import build_policy, open_dataset
+from manipulators.training.build import build_policy, build_processor, open_dataset
 from manipulators.training.recipe import load_recipe
 from manipulators.training.run import run_recipe
 
@@ -123,3 +135,100 @@ def test_no_outputs_are_refused(recipe):
     recipe.inputs = []
     with pytest.raises(InvalidRecipeError, match=r"gives the inputs \[\] and the outputs"):
         build_policy(recipe, open_dataset(recipe, recipe_config(recipe)))
+
+
+def edit_columns(folder, change):
+    """Change the only data file of a dataset."""
+    path = folder / "data/chunk-000/file-000.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def renamed(folder, names):
+    """Give features other names, in meta/ and in the data file."""
+    for path in folder.glob("meta/*.json"):
+        text = path.read_text()
+        for old, new in names.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        path.write_text(text)
+    edit_columns(folder, lambda table: table.replace_schema_metadata(None).rename_columns(
+        [names.get(name, name) for name in table.column_names]
+    ))  # fmt: skip
+
+
+def test_the_names_of_openpi_are_renamed_from_the_command_line(recipe, tmp_path, capsys):
+    """The message says what to add, and the recipe and the command take it as it is."""
+    renamed(tmp_path / "chw", {"observation.state": "state", "action": "actions"})
+    arguments = ["train", str(tmp_path / "tiny.yaml")]
+    assert main(arguments) == 1
+    remedy = "--data.rename_map '{actions: action, state: observation.state}'"
+    assert remedy in capsys.readouterr().err
+    for option in (shlex.split(remedy), ["--data.rename_map.actions", "action", "--data.rename_map.state"]):
+        option = option if len(option) == 2 else [*option, "observation.state"]
+        output = tmp_path / f"trained_{len(option)}"
+        assert main([*arguments, *option, "--output", str(output)]) == 0
+        assert list(PolicyPipeline.from_pretrained(output).policy.config.input_features) == [
+            CAMERA,
+            "observation.state",
+        ]
+    assert main([*arguments, "--data.rename_map", "{actions"]) == 1
+    assert "InvalidRecipeError" in capsys.readouterr().err
+
+
+def test_every_remedy_exists_in_a_recipe(recipe, tmp_path, monkeypatch):
+    """Time stamps that drift, cameras and episodes to leave out, another revision: as the errors say."""
+
+    def drifted(table):
+        times = [row["frame_index"] / 10 + 0.02 * (row["frame_index"] % 2) for row in table.to_pylist()]
+        position = table.column_names.index("timestamp")
+        return table.set_column(position, table.schema.field("timestamp"), pa.array(times, pa.float32()))
+
+    edit_columns(tmp_path / "chw", drifted)
+    with pytest.raises(FrameNotFoundError, match=r"a larger tolerance_s= \(train: --data\.tolerance_s, "):
+        run_recipe(recipe)
+    overrides = {"tolerance_s": "0.05", "features": f"[{CAMERA}]", "episodes": "[1]", "decoded_cache": "null"}
+    changed = load_recipe(tmp_path / "tiny.yaml", [(f"data.{name}", text) for name, text in overrides.items()])
+    dataset = open_dataset(changed, recipe_config(recipe))
+    assert (dataset.episodes, list(dataset.recorded_features)) == ([1], [CAMERA, "action"])
+    assert len(dataset[:][CAMERA]) == 5
+    seen = []
+    monkeypatch.setattr("manipulators.data.dataset.fetch_metadata", lambda *given: seen.append(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_dataset(load_recipe(tmp_path / "tiny.yaml", [("data.revision", "v2.1")]), recipe_config(recipe))
+    assert seen == [(str(tmp_path / "chw"), "v2.1")]
+
+
+def test_nan_in_a_column_that_the_policy_does_not_use_is_no_reason_to_refuse(recipe, tmp_path):
+    path = tmp_path / "chw/meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"] |= {
+        name: {"dtype": "float32", "shape": [1]} for name in ("next.reward", "observation.environment_state")
+    }
+    path.write_text(json.dumps(info))
+    nan = pa.array([float("nan")] * 10, pa.float32())
+    edit_columns(
+        tmp_path / "chw",
+        lambda t: t.append_column("next.reward", nan).append_column("observation.environment_state", nan),
+    )
+    recipe.inputs = ["observation.state"]
+    run_recipe(recipe)
+    names = {"features": ["observation.state", "action", "next.reward"]}
+    assert LeRobotDataset(tmp_path / "chw", **names)[3]["next.reward"].isnan()
+    with pytest.raises(DatasetFormatError, match=r"environment_state has NaN or infinity in frame 0"):
+        convert_dataset(tmp_path / "chw", tmp_path / "new", progress=False)
+    new = LeRobotDataset(convert_dataset(tmp_path / "chw", tmp_path / "new", progress=False, **names))
+    assert new[3]["next.reward"].isnan() and "next.reward" not in new.statistics
+
+
+def test_a_camera_without_statistics_is_trained_on_a_pretrained_backbone(recipe, tmp_path):
+    path = tmp_path / "chw/meta/stats.json"
+    path.write_text(json.dumps({name: v for name, v in json.loads(path.read_text()).items() if name != CAMERA}))
+    dataset = open_dataset(recipe, recipe_config(recipe))
+    with pytest.raises(
+        MissingStatisticsError, match=r"images\.top.*manipulators convert-dataset <dataset> <new folder>"
+    ):
+        build_policy(recipe, dataset)
+    features = dataset.policy_features
+    config = ACTConfig(input_features=features.inputs, output_features=features.outputs)
+    assert config.pretrained_backbone_weights is not None
+    processor = build_processor(recipe, dataset, config, features)
+    assert processor.statistics[CAMERA]["mean"] == [0.485, 0.456, 0.406]

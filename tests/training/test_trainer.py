@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from manipulators import AutoPolicy, PolicyPipeline, PolicyTrainer
+from manipulators import (
+    AutoPolicy,
+    DiffusionConfig,
+    DiffusionPolicy,
+    PolicyPipeline,
+    PolicyProcessor,
+    PolicyTrainer,
+    PolicyTrainingArguments,
+)
+from manipulators.configuration.crops import small_crops
 from manipulators.errors import (
     CheckpointError,
     CorruptFileError,
@@ -20,6 +29,7 @@ from manipulators.errors import (
     WeightsMismatchError,
     WeightsValueError,
 )
+from manipulators.hub_cards.checkpoint_card import describe_policy
 from manipulators.training.collator import PolicyCollator
 
 BIAS, WEIGHT = "action_head.action_head.bias", "action_head.action_head.weight"
@@ -553,3 +563,29 @@ def test_plain_trainer_trains_a_policy(
     if with_processing_class:
         pipeline = PolicyPipeline.from_pretrained(folder, device="cpu")
         assert pipeline.processor.statistics == processor.statistics
+
+
+def test_what_normalization_loses_and_a_crop_hides_is_said_before_training(make_dataset, tmp_path, caplog):
+    config = DiffusionConfig(
+        action_dim=2, robot_state_dim=2, image_features=(3, 240, 320), down_dims=(8, 16), n_groups=4, horizon=16,
+        vision_config={"layer_type": "basic", "hidden_sizes": [8, 8], "depths": [1, 1], "embedding_size": 8},
+        normalization_mapping={"ACTION": "QUANTILES"},
+    )  # fmt: skip
+    ramp = {"min": [0.0, 0.0], "max": [1.0, 1.0], "q01": [0.0, 0.0], "q99": [1.0, 0.0]}
+    camera = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    statistics = {"action": ramp, "observation.state": ramp, "observation.images.camera_0": camera}
+    names = {"action": ["arm", "gripper"]}
+    processor = PolicyProcessor.from_config(config, statistics, dimension_names=names)
+    arguments = PolicyTrainingArguments(str(tmp_path), use_cpu=True)
+    with caplog.at_level("WARNING"):
+        PolicyTrainer(DiffusionPolicy(config), arguments, processor, train_dataset=make_dataset())
+    crop = (
+        "Of the pictures of observation.images.camera_0, 240 × 320 pixels (height × width), the network sees a crop of "
+        "84 × 84: 9 % of the picture (`crop_shape`, `resize_shape`)."
+    )
+    assert crop in caplog.text
+    assert "gripper of action moves from 0 to 1 in under 1 % of the frames" in caplog.text
+    assert describe_policy(config.to_dict(), processor.to_dict(), 1).limits == [crop]
+    assert small_crops(config.to_dict() | {"resize_shape": [96, 96]}) == []
+    composed = {"input_features": config.to_dict()["input_features"], "backbone": {"type": "diffusion"}}
+    assert small_crops(composed) == [crop]

@@ -73,8 +73,9 @@ def test_missing_files(tmp_path, name):
         ("tasks.jsonl", '{"task_index": 0', "Line 1 of .*tasks.jsonl: it is not valid JSON"),
         ("tasks.jsonl", '{"task_index": 0}', "must be an object with task_index, task"),
         ("episodes.jsonl", '{"episode_index": 0, "length": "3"}', "its length has another type"),
-        ("episodes.jsonl", '{"episode_index": 1, "length": 3}', "the episodes 0, 1, 2"),
-        ("episodes.jsonl", '{"episode_index": 0, "length": -3}', "negative length"),
+        ("episodes.jsonl", '{"episode_index": 1, "length": 3}', "total_episodes = 2, but"),
+        ("episodes.jsonl", '{"episode_index": 0, "length": 3}\n' * 2, "2 lines for 1 episodes"),
+        ("episodes.jsonl", '{"episode_index": 0, "length": -3}', "not negative; it has {'episode_index': 0"),
         ("episodes.jsonl", "", "it has 0 lines"),
     ],
 )
@@ -90,10 +91,10 @@ def test_broken_statistics(tmp_path):
     path = root / "meta/episodes_stats.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_lines(path, [rows[0], rows[1] | {"stats": {}}])
-    with pytest.raises(DatasetFormatError, match=r"no statistics of .* in some episodes.*convert-dataset"):
+    with pytest.raises(DatasetFormatError, match=r"statistics of .*: some episodes have none.*convert-dataset"):
         LeRobotDataset(root).statistics
     write_lines(path, rows[1:])
-    with pytest.raises(DatasetFormatError, match=r"episodes_stats\.jsonl must list"):
+    with pytest.raises(DatasetFormatError, match=r"episodes_stats\.jsonl lacks 1 episode\(s\), the first of them 0\."):
         LeRobotDataset(root).statistics
     rows[1]["stats"]["action"]["mean"] = [[1.0, 2.0]]
     write_lines(path, rows)
@@ -104,7 +105,10 @@ def test_broken_statistics(tmp_path):
 def test_a_path_that_cannot_be_filled_in(tmp_path):
     root = record_v2(tmp_path / "old", "v2.1")
     edit_json(root / "meta/info.json", data_path="data/{chunk}.parquet")
-    with pytest.raises(DatasetFormatError, match=r"data_path that cannot be filled in"):
+    with pytest.raises(
+        DatasetFormatError,
+        match=r"data_path 'data/{chunk}\.parquet', in which {chunk} cannot be filled in. Known: {ep",
+    ):
         LeRobotDataset(root)
 
 
@@ -114,7 +118,7 @@ def test_names_of_version_3_need_no_paths_in_info(tmp_path):
     assert len(LeRobotDataset(root)) == 7
 
 
-def test_whole_folders_are_fetched_from_the_hub_and_of_some_episodes_only_their_videos(tmp_path, monkeypatch):
+def test_whole_folders_are_fetched_from_the_hub_and_of_some_episodes_only_their_files(tmp_path, monkeypatch):
     root, calls = record_v2(tmp_path / "old", "v2.1"), []
 
     def download(*_, revision, allow_patterns, **__):
@@ -130,4 +134,4 @@ def test_whole_folders_are_fetched_from_the_hub_and_of_some_episodes_only_their_
         (tmp_path / "hidden").rename(kept)
     top = "videos/chunk-000/observation.images.top"
     assert calls[1] == ("old", ["data/chunk-000/*", f"{top}/*"])
-    assert calls[3] == ("old", ["data/chunk-000/*", f"{top}/episode_000001.mp4"])
+    assert calls[3] == ("old", ["data/chunk-000/episode_000001.parquet", f"{top}/episode_000001.mp4"])
