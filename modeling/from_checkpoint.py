@@ -13,6 +13,8 @@ from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
 from ..errors import UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
 from .loading import LOADING_ARGUMENTS, allowed_arguments, discard_index, load_weights, remove_other_weights
+from .precision import COMPUTE_TYPES
+from .quantization import require_saveable
 
 
 class Checkpointed:
@@ -59,13 +61,17 @@ class Checkpointed:
         """
         kwargs, publishing = split_publishing(kwargs)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
+        require_saveable(self)
         if is_main:
             discard_index(Path(save_directory), variant)
+        loaded_dtype = self.config.dtype or self.dtype
         super().save_pretrained(save_directory, *args, **kwargs)
         if not is_main:
             return
-        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.dtype in COMPUTE_TYPES}
         narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
+        if getattr(self, "is_quantized", False):  # bitsandbytes casts biases while it computes
+            narrowest = loaded_dtype
         if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
             self.config.dtype = narrowest
             self.config.save_pretrained(save_directory)
@@ -174,6 +180,10 @@ def _load_adapted(
         if not isinstance(config, PreTrainedConfig):
             config, unused = _config(policy_class, checkpoint.config, config, kwargs, checkpoint.has_config)
             loading |= unused
+        if config is not None and "quantization_config" not in checkpoint.base.config:
+            # The adapter was trained on a base that was quantised while it was loaded; its files have no fewer bits.
+            quantization = vars(config).pop("quantization_config", None)
+            loading.setdefault("quantization_config", quantization)
         if checkpoint.base.layout is not None and checkpoint.has_config:
             # The adapter's robot need not be the base's; its dtype is by default the one it was trained in.
             fields = {name: getattr(config, name) for name in config.field_names()}

@@ -126,8 +126,8 @@ class Backbone(Protocol):
     """Turn an observation into features; a `torch.nn.Module`.
 
     A component may also declare, as class attributes with names inside itself, `parameter_parts`, `lora_targets`,
-    `modules_to_save` and `stages` (see `PolicyModel`), and as methods what `PartlyFrozen` has. The policy collects
-    them. One that leaves the robot's state out of its features says so: `reads_state = False`.
+    `modules_to_save`, `quantizable` and `stages` (see `parts`), and as methods what `PartlyFrozen` has. The policy
+    collects them. One that leaves the robot's state out of its features says so: `reads_state = False`.
     """
 
     width: int  # d

@@ -48,6 +48,7 @@ class ACTBackbone(nn.Module):
         "tune_projector": ("_input_proj",),
         "tune_diffusion_model": ("linear1", "linear2"),
     }
+    quantizable = ("encoder",)
     stages = {"observation": "forward"}
     no_split_modules = ("EncoderLayer",)
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.diffusion import DiffusionConfig
+from ..precision import compute_dtype
 from .positional import encode_timesteps
 from .time_conv import TimeConv1d, TimeUpsample1d
 
@@ -138,7 +139,7 @@ class ConditionalUnet1d(nn.Module):
     def step_films(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the timesteps' half of all blocks' FiLM side by side, (n, f), for timesteps (n,)."""
         embedding, *layers = self.diffusion_step_encoder
-        x = embedding(timesteps).to(layers[0].weight.dtype)  # (n, step width)
+        x = embedding(timesteps).to(compute_dtype(layers[0]))  # (n, step width)
         for layer in layers:
             x = layer(x)
         activated = F.mish(x)
