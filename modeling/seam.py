@@ -53,10 +53,15 @@ class PolicyInputs(NamedTuple):
         return named | dict(self.extra or {})
 
     @property
+    def first(self) -> torch.Tensor:
+        """One of the inputs (b, …)."""
+        found = next(iter(self.given().values()))
+        return found[0] if isinstance(found, (list, tuple)) else found
+
+    @property
     def batch_size(self) -> int:
         """b."""
-        first = next(iter(self.given().values()))
-        return len(first[0] if isinstance(first, (list, tuple)) else first)
+        return len(self.first)
 
 
 SHARED_INPUTS = PolicyInputs._fields[:-1]

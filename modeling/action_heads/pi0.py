@@ -265,8 +265,8 @@ class PI0FlowMatching(nn.Module):
 
         Neither sees actions, so that their keys and values are the same at every step.
         """
-        b, n = real.shape
-        cache = self.paligemma_with_expert.new_cache(b, n + 1 + self.config.chunk_size)
+        n = real.shape[1]
+        cache = self.paligemma_with_expert.new_cache(prefix, n + 1 + self.config.chunk_size)
         rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, 1), value=True).cumsum(dim=1) - 1)
         bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0))  # (b, 1, n + 1, n + 1)
         streams = (prefix, self.embed_state(state))

@@ -180,14 +180,17 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         dtype = compute_dtype(self.embed_tokens)
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
 
-    def new_cache(self, batch: int, tokens: int) -> list[KeysValues]:
+    def new_cache(self, like: torch.Tensor, tokens: int) -> list[KeysValues]:
         """Return empty buffers (b, k, n, e) for the keys and values of so many tokens in every layer.
 
-        Each has memory of its own: compiled, writing into a part of one that all share would copy the whole.
+        They lie where the layer computes: where accelerate says, else where `like` (b, …) lies. Each has memory of its
+        own: compiled, writing into a part of one that all share would copy the whole.
         """
-        text, weight = self.config.paligemma_config.text_config, self.embed_tokens.weight
-        shape = (batch, text.num_key_value_heads, tokens, text.head_dim)
-        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.layers]
+        text, dtype = self.config.paligemma_config.text_config, compute_dtype(self.embed_tokens)
+        shape = (len(like), text.num_key_value_heads, tokens, text.head_dim)
+        hooks = [getattr(layer, "_hf_hook", None) for layer in self.layers]
+        devices = [getattr(hook, "execution_device", None) or like.device for hook in hooks]
+        return [tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)) for device in devices]
 
     def fuse(self) -> None:
         """Join projections that read the same, and let others add to the residual stream themselves."""
