@@ -42,6 +42,14 @@ RUNTIME_NAMES = frozenset(
     )
 )
 
+# Arguments of loading weights that `transformers.pipeline` gives to the config as well, before it loads the policy.
+PASSED_BY_PIPELINES = frozenset(
+    (
+        *("allow_partial", "base", "device_map", "low_cpu_mem_usage", "max_memory", "offload_buffers"),
+        *("offload_folder", "quantization_config", "use_safetensors"),
+    )
+)
+
 
 # Fields that an override replaces whole: another robot's features are not completed from this one's.
 REPLACED_WHOLE = ("input_features", "output_features", "state_parts", "action_parts")
@@ -137,7 +145,7 @@ class StrictConfig(PreTrainedConfig):
         config.validate()  # an override may contradict another field
         if return_unused:  # asked by whoever has a use for them: arguments of loading weights, say
             return config, unused
-        unknown = [name for name in unused if not name.startswith("_")]
+        unknown = [name for name in unused if not name.startswith("_") and name not in PASSED_BY_PIPELINES]
         if unknown:
             raise UnknownConfigFieldError(cls.__name__, unknown[0], cls.field_names())
         return config

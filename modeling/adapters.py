@@ -8,7 +8,6 @@ every policy.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from transformers.utils import logging
 from .._files import read_json, write_text
 from ..checkpoint import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import BaseMismatchError, CorruptFileError, InvalidConfigError
+from .fingerprint import fingerprint
 from .loading import (
     read_shapes,
     read_tensors,
@@ -30,12 +30,12 @@ from .loading import (
     require_weight_types,
     weight_files,
 )
+from .quantization import dequantize, quantized_names
 
 logger = logging.get_logger(__name__)
 
 _PREFIX = "base_model.model."  # peft's, in front of every name in an adapter's file
 _NAME = "default"
-_SAMPLES = 4096  # of each tensor, for the fingerprint
 
 
 def has_adapter(policy: torch.nn.Module) -> bool:
@@ -77,21 +77,6 @@ def add_adapter(policy: PreTrainedModel, config: Any) -> None:
 def base_of_adapter(policy: PreTrainedModel) -> str | None:
     """Return the folder or Hub id of what the policy's adapter is trained on; None where that is not recorded."""
     return getattr(policy, "_adapter_base", {}).get("base")
-
-
-def fingerprint(policy: torch.nn.Module) -> dict[str, str]:
-    """Return digests of up to 4096 values of every parameter, as they are and rounded to half precision.
-
-    The rounded ones agree between a base and the same base loaded in float16 or bfloat16.
-    """
-    digests = {dtype: hashlib.sha256() for dtype in ("float32", "bfloat16", "float16")}
-    for name, parameter in sorted(policy.named_parameters()):
-        values = parameter.detach().flatten()[:: max(1, parameter.numel() // _SAMPLES)].float().cpu()
-        for dtype, digest in digests.items():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(values.to(getattr(torch, dtype)).float().numpy().tobytes())
-    dtypes = sorted({str(parameter.dtype) for parameter in policy.parameters()})  # some parts stay in float32
-    return {"dtype": " ".join(dtypes)} | {dtype: digest.hexdigest() for dtype, digest in digests.items()}
 
 
 def adapter_tensors(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -174,12 +159,38 @@ def _is_same(record: Mapping[str, Any], found: Mapping[str, str], path: Path) ->
         raise CorruptFileError(path, "record of a base", f"it lacks {error}") from error
 
 
+def _onto_plain_weights(policy: PreTrainedModel) -> None:
+    """Put the adapter of a quantised policy onto its weights with fractions, into which it can be merged exactly."""
+    from peft import set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    config, tensors = policy.peft_config[_NAME], policy.get_adapter_state_dict(_NAME)
+    for name, module in list(policy.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            policy.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            policy.set_submodule(name, module.original_module)
+    _forget_adapter(policy)
+    dequantize(policy)
+    policy.add_adapter(config, _NAME)
+    set_peft_model_state_dict(policy, tensors, adapter_name=_NAME)
+
+
+def _forget_adapter(policy: PreTrainedModel) -> None:
+    policy._hf_peft_config_loaded = False
+    for leftover in ("peft_config", "_adapter_base"):
+        vars(policy).pop(leftover, None)
+
+
 def merged(policy: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a policy in which the adapter has become part of the weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
     copied = copy.deepcopy(policy)
+    if quantized_names(policy):
+        _onto_plain_weights(copied)
     for name, module in list(copied.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
@@ -188,11 +199,8 @@ def merged(policy: PreTrainedModel) -> PreTrainedModel:
             plain = module.modules_to_save[_NAME]
         else:
             continue
-        parent, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(parent), child, plain)
-    copied._hf_peft_config_loaded = False
-    for leftover in ("peft_config", "_adapter_base"):
-        vars(copied).pop(leftover, None)
+        copied.set_submodule(name, plain)
+    _forget_adapter(copied)
     copied.requires_grad_(True)
     copied.freeze_parts()
     return copied

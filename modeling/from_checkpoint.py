@@ -21,6 +21,8 @@ from .loading import (
     remove_other_weights,
     removing_stale_records,
 )
+from .precision import COMPUTE_TYPES
+from .quantization import require_saveable
 
 
 class Checkpointed:
@@ -68,22 +70,26 @@ class Checkpointed:
         """
         kwargs, publishing = split_publishing(kwargs)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
+        require_saveable(self)
         folder = Path(save_directory)
         with removing_stale_records(folder) if is_main else nullcontext():
             if is_main:
                 discard_index(folder, variant)
+            loaded_dtype = self.config.dtype or self.dtype
             super().save_pretrained(save_directory, *args, **kwargs)
             if is_main:
-                self._complete_saved(folder, variant)
+                self._complete_saved(folder, variant, loaded_dtype)
         if publishing is not None and is_main:
             from ..hub_cards.publish import publish_saved
 
             publish_saved(self, save_directory, **publishing)
 
-    def _complete_saved(self, folder: Path, variant: str | None) -> None:
+    def _complete_saved(self, folder: Path, variant: str | None, loaded_dtype: torch.dtype) -> None:
         """Note what transformers does not, and remove the weights that the folder held before."""
-        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.dtype in COMPUTE_TYPES}
         narrowest = min(dtypes, key=lambda dtype: dtype.itemsize, default=self.dtype)
+        if getattr(self, "is_quantized", False):  # bitsandbytes casts biases while it computes
+            narrowest = loaded_dtype
         if narrowest != self.dtype:  # transformers notes the first parameter's, which may be of a part kept in float32
             self.config.dtype = narrowest
             self.config.save_pretrained(folder)
@@ -188,6 +194,10 @@ def _load_adapted(
         if not isinstance(config, PreTrainedConfig):
             config, unused = _config(policy_class, checkpoint.config, config, kwargs, checkpoint.has_config)
             loading |= unused
+        if config is not None and "quantization_config" not in checkpoint.base.config:
+            # The adapter was trained on a base that was quantised while it was loaded; its files have no fewer bits.
+            quantization = vars(config).pop("quantization_config", None)
+            loading.setdefault("quantization_config", quantization)
         if checkpoint.base.layout is not None and checkpoint.has_config:
             # The adapter's robot need not be the base's; its dtype is by default the one it was trained in.
             fields = {name: getattr(config, name) for name in config.field_names()}

@@ -29,6 +29,7 @@ from ..errors import (
     WeightsMismatchError,
     WeightsValueError,
 )
+from .quantization import limited_to_declared, quantized_names, settle
 
 logger = logging.get_logger(__name__)
 
@@ -216,8 +217,12 @@ def read_tensors(path: Path, backend: str = "pread") -> dict[str, torch.Tensor]:
 
 def read_weights(folder: Path, variant: str | None = None) -> dict[str, torch.Tensor]:
     """Return all tensors of a folder's weight files, which stay on disk until `load_weights` has placed them."""
+    return _read_all(weight_files(folder, variant))
+
+
+def _read_all(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(folder, variant):
+    for path in files:
         tensors |= read_tensors(path, backend="mmap")
     return tensors
 
@@ -313,8 +318,12 @@ def load_weights(
     if getattr(config, "transformers_weights", None) is not None:
         raise CheckpointError(f"transformers_weights={config.transformers_weights!r} is refused: leave it out.")
     files = [] if folder is None else weight_files(folder, kwargs.get("variant"), source)
+    were_quantised = getattr(config, "quantization_config", None) is not None
+    if kwargs.get("quantization_config") is not None and not were_quantised:
+        chosen = kwargs["quantization_config"]
+        kwargs["quantization_config"] = limited_to_declared(chosen, policy_class, config, *args)
     try:
-        with _without_load_report():
+        with _without_load_report() as reports:
             policy, info = PreTrainedModel.from_pretrained.__func__(
                 policy_class,
                 None if folder is None else str(folder),
@@ -331,6 +340,11 @@ def load_weights(
         if isinstance(error, ManipulatorsError):
             raise
         raise MissingFileError(f"The weights of {source} cannot be read: {error}") from error
+    except RuntimeError as error:
+        if not reports or "conversion" not in str(error):
+            raise
+        reason = "; ".join(dict.fromkeys(re.findall(r"^(\w+Error: .*)$", reports[0], re.MULTILINE)))
+        raise CheckpointError(f"The weights of {source} cannot be quantised: {reason or reports[0]}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, ManipulatorsError):
             raise
@@ -346,12 +360,24 @@ def load_weights(
         if not allow_partial:
             raise mismatch
         logger.warning(f"allow_partial=True: {mismatch}")
-    if not (getattr(config, "quantization_config", None) or kwargs.get("quantization_config")):
-        given = kwargs.get("state_dict")
+    given, quantised = kwargs.get("state_dict"), quantized_names(policy)
+    if not were_quantised:
+        if kwargs.get("quantization_config") is not None and not quantised:
+            method = type(kwargs["quantization_config"]).__name__
+            raise InvalidConfigError(
+                f"{method} has quantised no layer of {source}: their widths do not suit it. Choose another method or "
+                f"group size, or leave quantization_config out."
+            )
         types = read_types(files) if given is None else {name: value.dtype for name, value in given.items()}
-        require_weight_types(source, types, policy.state_dict())
+        floats = dict.fromkeys(quantised, torch.empty(0))
+        require_weight_types(source, types, policy.state_dict() | floats)
     own_memory(policy)
     require_finite(source, dict(_tensors(policy)))
+    if quantised:
+        before = dict(policy.named_parameters()) if were_quantised else given or _read_all(files)
+        before = {name: before[name] for name in quantised if name in before}
+        require_finite(source, before)
+        settle(policy, before)
     policy.config.name_or_path = policy.name_or_path = source
     policy.freeze_parts()
     return (policy, info) if output_loading_info else policy
@@ -420,15 +446,23 @@ def require_device(device: str | int | torch.device) -> torch.device:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep back transformers' table of what did not fit: here the same becomes an error or one warning."""
+def _without_load_report() -> Iterator[list[str]]:
+    """Collect transformers' table of what did not fit, not log it: here it becomes an error or one warning."""
     report = logging.get_logger("transformers.modeling_utils")
+    found: list[str] = []
+
+    level, own = report.getEffectiveLevel(), report.level
 
     def is_other(record: Any) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        if "LOAD REPORT" not in record.getMessage():
+            return record.levelno >= level
+        found.append(record.getMessage())
+        return False
 
     report.addFilter(is_other)
+    report.setLevel(min(level, logging.WARNING))  # the table is read at any verbosity
     try:
-        yield
+        yield found
     finally:
         report.removeFilter(is_other)
+        report.setLevel(own)

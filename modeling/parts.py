@@ -2,13 +2,13 @@
 
 A component (backbone, action head) may declare, by names inside itself: `parameter_parts`, the modules of each part
 that can be tuned apart; `lora_targets`, where LoRA layers go in each; `modules_to_save`, what is trained whole beside
-LoRA; `stages`, the methods that sampling consists of; `no_split_modules`, classes of layers that stay on one device;
-`input_embeddings`, the embedding of its language model.
+LoRA; `quantizable`, the modules whose layers may be quantised; `stages`, the methods that sampling consists of;
+`no_split_modules`, classes of layers that stay on one device; `input_embeddings`, the embedding of its language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import ClassVar
 
@@ -52,6 +52,13 @@ class Parts(nn.Module):
         return tuple(f"{name}.{inner}".rstrip(".") for name, modules in declared.items() for inner in modules)
 
     @property
+    def quantizable(self) -> dict[str, nn.Module]:
+        """The modules whose layers may be quantised, by name: encoders and language models that this policy has."""
+        declared = {name: getattr(module, "quantizable", ()) for name, module in self._components().items()}
+        names = [f"{name}.{inner}" for name, modules in declared.items() for inner in modules]
+        return self._existing(names)
+
+    @property
     def stages(self) -> dict[str, str]:
         """The methods that sampling consists of, in order, by what each does: `compile` compiles them and
         `manipulators benchmark` times them. They take and return tensors, or containers of tensors."""
@@ -68,11 +75,15 @@ class Parts(nn.Module):
 
     def part_modules(self, part: str) -> dict[str, nn.Module]:
         """Return the modules of a part that this policy has, by name; a config may leave some out."""
+        found = self._existing(self.parameter_parts.get(part, ()))
+        return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
+
+    def _existing(self, names: Iterable[str]) -> dict[str, nn.Module]:
         found = {}
-        for name in self.parameter_parts.get(part, ()):
+        for name in names:
             with suppress(AttributeError):
                 found[name] = self.get_submodule(name)
-        return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
+        return found
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of the policy's language model, which NEFTune and peft ask for.
@@ -81,7 +92,10 @@ class Parts(nn.Module):
             NotImplementedError: the policy has none.
         """
         found = [getattr(module, "input_embeddings", None) for module in self._components().values()]
-        return next((module for module in found if module is not None), None) or super().get_input_embeddings()
+        found = [module for module in found if module is not None]
+        if not found and getattr(self, "is_quantized", False):
+            return None  # torchao compares every layer with it
+        return found[0] if found else super().get_input_embeddings()
 
     def freeze_parts(self) -> None:
         """Mark the parameters that the config says are not trained; called again after loading, which forgets it."""

@@ -18,6 +18,7 @@ from .losses import counted, fill_padded, mean_over
 from .output import PolicyOutput
 from .parts import Parts
 from .seam import SHARED_INPUTS, Draws, Features, Labels, PolicyInputs
+from .sharding import gather_for_methods
 from .stages import compile_stages, example_observation
 
 NO_DRAWS = Draws()
@@ -127,6 +128,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
         Returns:
             `PolicyOutput` with `loss` and `losses`, or with `actions` (b, h, a), normalised and padded.
         """
+        gather_for_methods(self, self._components())
         inputs = self.check_inputs(inputs)
         if labels.actions is not None:
             labels = self.check_labels(labels)
@@ -157,6 +159,8 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             num_steps: of sampling; by default the config's.
             inputs: as in `forward`, labels among them are ignored; for samplers that draw at every step `step_noise`.
         """
+        if gather_for_methods(self, self._components()):
+            return self.predict_action_chunk(noise=noise, generator=generator, num_steps=num_steps, **inputs)
         draws = Draws(noise, step_noise=inputs.pop("step_noise", None), generator=generator, num_steps=num_steps)
         draws.checked()
         observation = {name: value for name, value in inputs.items() if name not in LABELS}

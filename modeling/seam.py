@@ -53,10 +53,15 @@ class PolicyInputs(NamedTuple):
         return named | dict(self.extra or {})
 
     @property
+    def first(self) -> torch.Tensor:
+        """One of the inputs (b, …)."""
+        found = next(iter(self.given().values()))
+        return found[0] if isinstance(found, (list, tuple)) else found
+
+    @property
     def batch_size(self) -> int:
         """b."""
-        first = next(iter(self.given().values()))
-        return len(first[0] if isinstance(first, (list, tuple)) else first)
+        return len(self.first)
 
 
 SHARED_INPUTS = PolicyInputs._fields[:-1]
@@ -126,8 +131,8 @@ class Backbone(Protocol):
     """Turn an observation into features; a `torch.nn.Module`.
 
     A component may also declare, as class attributes with names inside itself, `parameter_parts`, `lora_targets`,
-    `modules_to_save` and `stages` (see `PolicyModel`), and as methods what `PartlyFrozen` has. The policy collects
-    them. One that leaves the robot's state out of its features says so: `reads_state = False`.
+    `modules_to_save`, `quantizable` and `stages` (see `parts`), and as methods what `PartlyFrozen` has. The policy
+    collects them. One that leaves the robot's state out of its features says so: `reads_state = False`.
     """
 
     width: int  # d

@@ -17,7 +17,8 @@ from ...configuration.act import ACTConfig
 from ...errors import FeatureShapeError
 from ..inputs import model_inputs
 from ..layers.detr_transformer import Decoder, Encoder, LayerShape, start_xavier
-from ..layers.positional import sinusoidal_1d
+from ..layers.positional import all_vectors, sinusoidal_1d
+from ..precision import compute_dtype
 from ..seam import Draws, Features, PolicyInputs
 
 
@@ -97,9 +98,8 @@ class ACTActionHead(nn.Module):
         inputs = model_inputs(batch, self.config)
         if self.config.use_vae and self.training and "actions" in inputs:
             return self.sample_latent(inputs["actions"], inputs.get("action_is_pad"), inputs.get("state"), noise)
-        first = next(iter(inputs.values()))
-        b = (first if isinstance(first, torch.Tensor) else first[0]).shape[0]
-        return self.action_head.weight.new_zeros(b, self.config.latent_dim), None, None
+        like, dtype = PolicyInputs.of(inputs).first, compute_dtype(self.action_head)
+        return torch.zeros(len(like), self.config.latent_dim, dtype=dtype, device=like.device), None, None
 
     def sample_latent(
         self,
@@ -113,7 +113,7 @@ class ACTActionHead(nn.Module):
         if h != self.config.chunk_size:
             expected = f"a horizon of chunk_size={self.config.chunk_size}"
             raise FeatureShapeError("actions", tuple(actions.shape), expected)
-        tokens = [self.vae_encoder_cls_embed.weight.expand(b, 1, -1)]  # (b, 1, d)
+        tokens = [all_vectors(self.vae_encoder_cls_embed, actions).expand(b, 1, -1)]  # (b, 1, d)
         if self.config.state_dim:
             tokens.append(self.vae_encoder_robot_state_input_proj(state)[:, None])  # (b, 1, d)
         observed = len(tokens)
@@ -156,6 +156,6 @@ class ACTActionHead(nn.Module):
         self, features: torch.Tensor, positions: torch.Tensor, absent: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the chunk (b, h, a) for features (b, n, d) at positions (1, n, d); `absent` (b, n) is not read."""
-        queries = self.decoder_pos_embed.weight[None]  # (1, h, d)
+        queries = all_vectors(self.decoder_pos_embed, features)[None]  # (1, h, d)
         x = torch.zeros_like(queries).expand(features.shape[0], -1, -1)  # (b, h, d): DETR's empty queries
         return self.action_head(self.decoder(x, queries, features, positions, absent))

@@ -26,6 +26,7 @@ from ..layers.category_specific import (
 )
 from ..layers.dit import DiT, PreparedDiT
 from ..losses import mean_over
+from ..precision import compute_dtype
 from ..samplers import FlowSampler, draw_noise
 from ..seam import Draws, Features, PolicyInputs
 
@@ -114,7 +115,7 @@ class FlowmatchingActionHead(PartlyFrozen):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, in which tokens are computed; noise, time and integration are float32."""
-        return self.action_decoder.layer2.W.dtype
+        return compute_dtype(self.action_decoder)
 
     def refine(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the features (b, n, c) that the tokens attend to; N1.5 works on them first."""

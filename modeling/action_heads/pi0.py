@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from ...configuration.pi0 import PI0PolicyConfig
 from ...errors import FeatureShapeError
 from ..backbones.paligemma_with_expert import KeysValues, PaliGemmaWithExpertModel, Rotary
+from ..precision import compute_dtype
 from ..samplers import FlowSampler, draw_noise
 
 BACKBONE = "paligemma_with_expert."
@@ -101,6 +102,12 @@ class PI0FlowMatching(nn.Module):
         return self.paligemma_with_expert.embed_tokens
 
     @property
+    def quantizable(self) -> tuple[str, ...]:
+        """PaliGemma's own layers; the action expert's are none of them."""
+        layers = range(len(self.paligemma_with_expert.layers))
+        return (BACKBONE + "vision_tower", *(f"{BACKBONE}layers.{i}.language_model" for i in layers))
+
+    @property
     def parameter_parts(self) -> dict[str, tuple[str, ...]]:
         """Modules of each part; what no loss depends on is in none."""
         layers = [f"{BACKBONE}layers.{i}." for i in range(len(self.paligemma_with_expert.layers))]
@@ -157,24 +164,24 @@ class PI0FlowMatching(nn.Module):
         """Return the token (b, 1, w) of a state (b, s), or of the last of a history (b, t, s)."""
         _require_width("state", state, self.config.max_state_dim)
         state = state[:, -1:] if state.ndim == 3 else state[:, None]  # (b, 1, s)
-        return self.state_proj(state.to(self.state_proj.weight.dtype))
+        return self.state_proj(state.to(compute_dtype(self.state_proj)))
 
     def embed_time(self, time: torch.Tensor) -> torch.Tensor:
         """Return the encoding (n, w) of flow times (n,) that actions are mixed with."""
         projection = self.action_in_proj
         encoded = encode_time(time, projection.out_features, self.config.min_period, self.config.max_period)
-        return encoded.to(projection.weight.dtype)
+        return encoded.to(compute_dtype(projection))
 
     def embed_actions(self, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, h, w) of actions (b, h, a) at an encoded flow time (b or 1, 1, w)."""
         _require_width("actions", noisy_actions, self.config.max_action_dim)
-        actions = self.action_in_proj(noisy_actions.to(self.action_in_proj.weight.dtype))  # (b, h, w)
+        actions = self.action_in_proj(noisy_actions.to(compute_dtype(self.action_in_proj)))  # (b, h, w)
         mixed = F.silu(self.action_time_mlp_in(torch.cat([actions, time.expand_as(actions)], dim=-1)))
         return self.action_time_mlp_out(mixed)
 
     def _velocity(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the velocity (b, h, a) that the expert's output for the actions (b, h, w) stands for."""
-        return self.action_out_proj(actions.to(self.action_out_proj.weight.dtype)).float()
+        return self.action_out_proj(actions.to(compute_dtype(self.action_out_proj))).float()
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -258,8 +265,8 @@ class PI0FlowMatching(nn.Module):
 
         Neither sees actions, so that their keys and values are the same at every step.
         """
-        b, n = real.shape
-        cache = self.paligemma_with_expert.new_cache(b, n + 1 + self.config.chunk_size)
+        n = real.shape[1]
+        cache = self.paligemma_with_expert.new_cache(prefix, n + 1 + self.config.chunk_size)
         rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, 1), value=True).cumsum(dim=1) - 1)
         bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0))  # (b, 1, n + 1, n + 1)
         streams = (prefix, self.embed_state(state))

@@ -15,8 +15,9 @@ from torch import nn
 from ...configuration.act import ACTConfig
 from ..inputs import model_inputs
 from ..layers.detr_transformer import Encoder, LayerShape, start_xavier
-from ..layers.positional import sinusoidal_2d
+from ..layers.positional import all_vectors, sinusoidal_2d
 from ..layers.resnet import build_resnet
+from ..precision import compute_dtype
 from ..seam import Features, PolicyInputs
 
 
@@ -48,6 +49,7 @@ class ACTBackbone(nn.Module):
         "tune_projector": ("_input_proj",),
         "tune_diffusion_model": ("linear1", "linear2"),
     }
+    quantizable = ("encoder",)
     stages = {"observation": "forward"}
     no_split_modules = ("EncoderLayer",)
 
@@ -78,7 +80,9 @@ class ACTBackbone(nn.Module):
     def encode(self, inputs: PolicyInputs, latent: torch.Tensor | None = None) -> Features:
         """Return the features of an observation under a latent style (b, L); None is the mean style, zeros."""
         if latent is None:
-            latent = self.encoder_latent_input_proj.weight.new_zeros(inputs.batch_size, self.config.latent_dim)
+            like = inputs.first
+            dtype = compute_dtype(self.encoder_latent_input_proj)
+            latent = torch.zeros(len(like), self.config.latent_dim, dtype=dtype, device=like.device)
         tokens, positions, absent = self(
             latent, inputs.state, inputs.environment_state, inputs.pixel_values, inputs.pixel_mask
         )
@@ -122,7 +126,7 @@ class ACTBackbone(nn.Module):
         if self.config.environment_state_dim:
             vectors.append(self.encoder_env_state_input_proj(environment_state))
         tokens = [torch.stack(vectors, dim=1)]  # (b, 1..3, d)
-        positions = [self.encoder_1d_feature_pos_embed.weight]  # (1..3, d)
+        positions = [all_vectors(self.encoder_1d_feature_pos_embed, latent)]  # (1..3, d)
         camera_tokens = []
         if self.config.image_features:
             for feature_map in self.encode_images(pixel_values):  # (b, d, h, w)

@@ -37,6 +37,7 @@ class DiffusionBackbone(PartlyFrozen):
 
     parameter_parts = {"tune_visual": ("rgb_encoder",), "tune_projector": ("language_projection",)}
     lora_targets = {"tune_visual": ("convolution",), "tune_projector": ("language_projection",)}
+    quantizable = ("language_encoder.text_model",)
     stages = {"observation": "encode_observation"}
     no_split_modules = ("CLIPEncoderLayer",)
     draws = ("crop_offsets",)  # what encoding draws in training

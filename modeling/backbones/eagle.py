@@ -51,6 +51,7 @@ class EagleBackbone(EagleBackboneBase):
 
     parameter_parts = eagle_parts("model", "linear")
     modules_to_save = ("linear",)
+    quantizable = ("model.language_model", "model.vision_model")
     stages = eagle_stages("model")
 
     def __init__(

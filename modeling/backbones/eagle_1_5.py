@@ -41,6 +41,7 @@ class EagleBackbone1_5(EagleBackboneBase):
     prefix = "eagle_"
     parameter_parts = eagle_parts("eagle_model", "eagle_linear")
     modules_to_save = ("eagle_linear",)
+    quantizable = ("eagle_model.language_model", "eagle_model.vision_model")
     stages = eagle_stages("eagle_model")
 
     def __init__(

@@ -24,6 +24,7 @@ from ...configuration.pi0 import ATTENTION, PaliGemmaWithExpertConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..freezing import PartlyFrozen
 from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, project_joined
+from ..precision import compute_dtype
 
 # Keys and values of one layer, (b, k, n, e) each; cosine and sine of rotary positions, (b, n, 1, e) each.
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -84,7 +85,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, n, d) of pictures (b, 3, h, w) in [-1, 1]; they are not scaled as words are."""
-        image = image.to(self.vision_tower.dtype)
+        image = image.to(compute_dtype(self.vision_tower))
         return self.multi_modal_projector(self.vision_tower(image)[0])  # whatever its config's return_dict
 
     def embed_language_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -156,7 +157,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         Returns:
             [prefix, suffix], None where not given or not wanted, and all layers' keys and values.
         """
-        dtype = self.embed_tokens.weight.dtype
+        dtype = compute_dtype(self.embed_tokens)
         streams = [None if x is None else x.to(dtype) for x in streams]
         implementation = ATTENTION[self.config.attention_implementation]
         filled = []
@@ -172,21 +173,24 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """Return the tables of rotary positions (b, n), see `rotary_angles`."""
-        return rotary_angles(positions, self.config.paligemma_config.text_config, self.embed_tokens.weight.dtype)
+        return rotary_angles(positions, self.config.paligemma_config.text_config, compute_dtype(self.embed_tokens))
 
     def attention_bias(self, mask: torch.Tensor) -> torch.Tensor:
         """Return what is added to scores, (b, 1, queries, keys), for a mask (b, queries, keys) of who sees whom."""
-        dtype = self.embed_tokens.weight.dtype
+        dtype = compute_dtype(self.embed_tokens)
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
 
-    def new_cache(self, batch: int, tokens: int) -> list[KeysValues]:
+    def new_cache(self, like: torch.Tensor, tokens: int) -> list[KeysValues]:
         """Return empty buffers (b, k, n, e) for the keys and values of so many tokens in every layer.
 
-        Each has memory of its own: compiled, writing into a part of one that all share would copy the whole.
+        They lie where the layer computes: where accelerate says, else where `like` (b, …) lies. Each has memory of its
+        own: compiled, writing into a part of one that all share would copy the whole.
         """
-        text, weight = self.config.paligemma_config.text_config, self.embed_tokens.weight
-        shape = (batch, text.num_key_value_heads, tokens, text.head_dim)
-        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.layers]
+        text, dtype = self.config.paligemma_config.text_config, compute_dtype(self.embed_tokens)
+        shape = (len(like), text.num_key_value_heads, tokens, text.head_dim)
+        hooks = [getattr(layer, "_hf_hook", None) for layer in self.layers]
+        devices = [getattr(hook, "execution_device", None) or like.device for hook in hooks]
+        return [tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)) for device in devices]
 
     def fuse(self) -> None:
         """Join projections that read the same, and let others add to the residual stream themselves."""

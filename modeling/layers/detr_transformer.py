@@ -6,6 +6,7 @@ form that ACT and LeRobot use; parameter names are theirs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -73,8 +74,22 @@ class Attention(nn.MultiheadAttention):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_padding_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Map queries (b, m, d), keys and values (b, n, d) → (b, m, d); masked keys (b, n) are True."""
-        explicit = torch.is_grad_enabled()
-        return super().forward(q, k, v, key_padding_mask, need_weights=explicit, average_attn_weights=False)[0]
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, heads, n, e)
+            for x, weight, bias in zip((q, k, v), weights, biases, strict=True)
+        )
+        bias, dropout = None, self.dropout if self.training else 0.0
+        if key_padding_mask is not None:
+            bias = torch.zeros_like(key_padding_mask, dtype=q.dtype).masked_fill(key_padding_mask, -torch.inf)
+            bias = bias[:, None, None]  # (b, 1, 1, n)
+        if torch.is_grad_enabled():
+            scores = (q * math.sqrt(1.0 / q.shape[-1])) @ k.transpose(2, 3)  # (b, heads, m, n)
+            scores = scores if bias is None else scores + bias
+            out = F.dropout(scores.softmax(dim=-1), dropout) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, bias, dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # called, where torch's own forward reads its weight
 
 
 class FeedForward(nn.Module):

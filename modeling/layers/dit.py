@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...configuration.flow_matching import DiTConfig, SelfAttentionTransformerConfig
+from ..precision import compute_dtype
 from .positional import encode_timesteps, sinusoidal_1d
 
 TIME_CHANNELS = 256  # sines and cosines that a timestep is encoded by
@@ -62,7 +63,7 @@ class TimestepEncoder(nn.Module):
         half = TIME_CHANNELS // 2
         steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
         waves = encode_timesteps(timesteps, steps * -math.log(10000) / (half - 1), cosine_first=True)  # (t, channels)
-        return self.timestep_embedder(waves.to(self.timestep_embedder.linear_1.weight.dtype))
+        return self.timestep_embedder(waves.to(compute_dtype(self.timestep_embedder)))
 
 
 class AdaLayerNorm(nn.Module):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 
 
 def sinusoidal_1d(length: int, width: int) -> torch.Tensor:
@@ -31,6 +32,14 @@ def sinusoidal_2d(height: int, width: int, channels: int, like: torch.Tensor) ->
     y = encode(height)[:, None].expand(height, width, half)
     x = encode(width)[None, :].expand(height, width, half)
     return torch.cat([y, x], dim=-1).flatten(0, 1).to(like.dtype)  # (h·w, d)
+
+
+def all_vectors(embedding: nn.Embedding, like: torch.Tensor) -> torch.Tensor:
+    """Return all vectors (n, d) of an embedding, on the device of a tensor.
+
+    It is called rather than read: that is when FSDP gathers its weight, and when an offloaded one is fetched.
+    """
+    return embedding(torch.arange(embedding.num_embeddings, device=like.device))
 
 
 def encode_timesteps(

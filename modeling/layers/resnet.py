@@ -33,14 +33,30 @@ class FrozenBatchNorm2d(nn.Module):
             frozen.load_state_dict({name: getattr(norm, name) for name in frozen.state_dict()})
         return frozen
 
-    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the factor and the summand (c,) of every channel."""
+    def forward(self, x: torch.Tensor | None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return x (b, c, h, w), normalised; without x the factor and the summand (c,) of every channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        shift = self.bias - self.running_mean * scale
+        return (scale, shift) if x is None else x * scale[:, None, None] + shift[:, None, None]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.scale_and_shift()
-        return x * scale[:, None, None] + shift[:, None, None]  # (b, c, h, w)
+
+class ScaledConv2d(nn.Conv2d):
+    """Convolve, with a factor and a summand for every channel of the result."""
+
+    @classmethod
+    def over(cls, conv: nn.Conv2d) -> "ScaledConv2d":
+        """Return one that takes over the kernel of a convolution without bias."""
+        size = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        scaled = cls(*size, bias=False, device="meta")
+        scaled.weight = conv.weight
+        return scaled
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None):
+        """Return (b, c, h, w); scale and shift (c,) are folded into kernel and bias."""
+        if scale is None:
+            return super().forward(x)
+        kernel = (self.weight * scale[:, None, None, None]).to(x.dtype)  # (c, c_in, k, k)
+        return F.conv2d(x, kernel, shift.to(x.dtype), self.stride, self.padding)
 
 
 class FrozenConvLayer(nn.Module):
@@ -55,18 +71,16 @@ class FrozenConvLayer(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self.convolution = layer.convolution
+        self.convolution = ScaledConv2d.over(layer.convolution)
         self.normalization = FrozenBatchNorm2d.from_batch_norm(layer.normalization)
         self.normalization._is_hf_initialized = getattr(layer.normalization, "_is_hf_initialized", False)
         self.activation = getattr(layer, "activation", nn.Identity())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv = self.convolution
-        if type(conv) is not nn.Conv2d:  # wrapped by an adapter, which must be called
+        if not isinstance(conv, ScaledConv2d):  # wrapped by an adapter
             return self.activation(self.normalization(conv(x)))
-        scale, shift = self.normalization.scale_and_shift()
-        kernel = conv.weight * scale[:, None, None, None]  # (c, c_in, k, k)
-        return self.activation(F.conv2d(x, kernel, shift, conv.stride, conv.padding))  # (b, c, h, w)
+        return self.activation(conv(x, *self.normalization(None)))  # (b, c, h, w)
 
 
 def build_resnet(

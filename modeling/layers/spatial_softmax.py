@@ -31,7 +31,7 @@ class SpatialSoftmax(nn.Module):
         heat = self.nets(features).flatten(2).softmax(dim=-1)  # (b, k, h·w)
         size = tuple(features.shape[2:])
         grid = self.pos_grid if size == self.size else pixel_positions(*size, like=features)
-        return heat @ grid  # (b, k, 2)
+        return (heat.to(grid.dtype) @ grid).to(heat.dtype)  # (b, k, 2)
 
 
 def pixel_positions(height: int, width: int, like: torch.Tensor | None = None) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ...configuration.diffusion import DiffusionConfig
+from ..precision import compute_dtype
 from .positional import encode_timesteps
 from .time_conv import TimeConv1d, TimeUpsample1d
 
@@ -49,6 +50,27 @@ class ConvBlock(nn.Module):
         return self.block(x)  # (b, c, h)
 
 
+class FilmLinear(nn.Linear):
+    """Map the encodings of timestep and observation, side by side, to a FiLM; each half can be mapped alone.
+
+    Args:
+        step_width, condition_width: of the two encodings.
+        width: of the FiLM.
+    """
+
+    def __init__(self, step_width: int, condition_width: int, width: int):
+        super().__init__(step_width + condition_width, width)
+        self.step_width = step_width
+
+    def forward(self, x: torch.Tensor, half: str | None = None) -> torch.Tensor:
+        """Return (n, width): of both, or of the half "step" or "condition", of which the latter has the bias."""
+        if half == "step":
+            return F.linear(x, self.weight[:, : self.step_width])
+        if half == "condition":
+            return F.linear(x, self.weight[:, self.step_width :], self.bias)
+        return super().forward(x)
+
+
 class ConditionalResidualBlock(nn.Module):
     """Two convolutions with a FiLM between them, and a shortcut.
 
@@ -64,26 +86,29 @@ class ConditionalResidualBlock(nn.Module):
         self.scales = config.use_film_scale_modulation
         self.film_width = 2 * c_out if self.scales else c_out
         self.conv1 = ConvBlock(c_in, c_out, config.kernel_size, config.n_groups)
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(step_width + condition_width, self.film_width))
+        self.cond_encoder = nn.Sequential(nn.Mish(), FilmLinear(step_width, condition_width, self.film_width))
         self.conv2 = ConvBlock(c_out, c_out, config.kernel_size, config.n_groups)
         self.residual_conv = TimeConv1d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
 
-    def step_film(self, activated: torch.Tensor) -> torch.Tensor:
-        """Return the timestep's half of the FiLM (n, 2c or c) for Mish(its encoding)."""
+    def half_film(self, half: str, activated: torch.Tensor) -> torch.Tensor:
+        """Return one half of the FiLM (n, 2c or c), the "condition" with its bias, for Mish(an encoding)."""
         linear = self.cond_encoder[1]
-        if type(linear) is not nn.Linear:  # wrapped by an adapter, which must be called
-            padded = F.pad(activated, (0, linear.in_features - self.step_width))
-            return linear(padded) - linear(torch.zeros_like(padded))
-        return F.linear(activated, linear.weight[:, : self.step_width])
-
-    def condition_film(self, activated: torch.Tensor) -> torch.Tensor:
-        """Return the observation's half of the FiLM (b, 2c or c), bias included, for Mish(its encoding)."""
-        linear = self.cond_encoder[1]
-        if type(linear) is not nn.Linear:
+        if isinstance(linear, FilmLinear):
+            return linear(activated, half)
+        # Wrapped by an adapter, which maps both or none.
+        if half == "condition":
             return linear(F.pad(activated, (self.step_width, 0)))
-        return F.linear(activated, linear.weight[:, self.step_width :], linear.bias)
+        padded = F.pad(activated, (0, linear.in_features - self.step_width))
+        return linear(padded) - linear(torch.zeros_like(padded))
 
-    def forward(self, x: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | None, film: torch.Tensor, half: str | None = None) -> torch.Tensor:
+        """Return (b, c, h) for x (b, c_in, h) and both halves of its FiLM, added (b, 2c or c).
+
+        Without x, `film` is Mish(an encoding), and the named half of the FiLM is returned: whatever reads weights goes
+        through this call, by which FSDP and offloading know that they are needed.
+        """
+        if x is None:
+            return self.half_film(half, film)
         h = self.conv1(x)  # (b, c, h)
         film = film[:, :, None]  # (b, 2c or c, 1)
         if self.scales:
@@ -138,16 +163,16 @@ class ConditionalUnet1d(nn.Module):
     def step_films(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the timesteps' half of all blocks' FiLM side by side, (n, f), for timesteps (n,)."""
         embedding, *layers = self.diffusion_step_encoder
-        x = embedding(timesteps).to(layers[0].weight.dtype)  # (n, step width)
+        x = embedding(timesteps).to(compute_dtype(layers[0]))  # (n, step width)
         for layer in layers:
             x = layer(x)
         activated = F.mish(x)
-        return torch.cat([block.step_film(activated) for block in self.blocks()], dim=1)
+        return torch.cat([block(None, activated, "step") for block in self.blocks()], dim=1)
 
     def condition_films(self, condition: torch.Tensor) -> torch.Tensor:
         """Return the observation's half of all blocks' FiLM side by side, (b, f), for its encoding (b, g)."""
         activated = F.mish(condition)
-        return torch.cat([block.condition_film(activated) for block in self.blocks()], dim=1)
+        return torch.cat([block(None, activated, "condition") for block in self.blocks()], dim=1)
 
     def forward(self, actions: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the prediction (b, h, a) for noisy actions (b, h, a) at timesteps (b,), given (b, g)."""
