@@ -109,6 +109,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
         Returns:
             `PolicyOutput` with `loss` and `losses`, or with `actions` (b, h, a), normalised and padded.
         """
+        draws.checked()
         inputs = self.check_inputs(inputs)
         if labels.actions is not None:
             labels = self.check_labels(labels)
