@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownInputError
-from .adapters import has_adapter
+from .adapters import has_adapter, record_base
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
 from .losses import fill_padded, mean_over
@@ -224,6 +224,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
                 f"again, and fuse it after merging."
             )
         super().add_adapter(*args, **kwargs)
+        record_base(self)
 
     def _fuse(self) -> None:
         """Replace layers by fused ones; a policy that has some to join overrides this."""

@@ -132,7 +132,9 @@ def checked_draw(
     is_whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     if not (is_whole if whole else value.is_floating_point()):
         example = "torch.int64" if whole else "torch.float32"
-        raise FeatureValueError(f"{name} is {value.dtype}; expected {'whole' if whole else 'real'} numbers, {example}.")
+        raise FeatureValueError(
+            f"{name} is {value.dtype}; expected {'whole' if whole else 'real'} numbers, {example}."
+        )
     # Values are for the host to look at, which a compiled graph cannot do.
     if not (whole or value.is_meta or torch.compiler.is_compiling()) and not torch.isfinite(value).all():
         raise FeatureValueError(f"{name} holds NaN or infinity; expected finite numbers.")

@@ -77,6 +77,14 @@ class PolicyTrainingArguments(TrainingArguments):
         super().__post_init__()
         for part, mode in self.tuning.items():
             setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)
+        self.check()
+
+    def check(self) -> None:
+        """Check what is set here; a search over hyperparameters sets it after the arguments were made.
+
+        Raises:
+            InvalidConfigError: as above.
+        """
         for part, mode in self.tuning.items():
             if mode not in (None, True, False, "lora"):
                 raise InvalidConfigError(f"{part}={mode!r} must be None, False, True or 'lora'.")

@@ -106,6 +106,10 @@ def test_every_declared_module_exists(complete_case, build):
         assert [name for name in declared if name not in names] == []
 
 
+def test_no_parameter_is_taken_for_an_adapters(policy):
+    assert [name for name, _ in policy.named_parameters() if is_adapter_parameter(name)] == []
+
+
 def test_a_frozen_part_has_no_gradients_and_stays_in_eval_mode(policy):
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     for part in parts_of(policy):

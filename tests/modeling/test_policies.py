@@ -442,7 +442,9 @@ def test_draws_that_do_not_fit_are_refused(policy, training):
                 policy(**inputs | draws | {name: broken})
         elif name == "time":
             for wrong in (value - 100, value + 100):
-                with pytest.raises(FeatureValueError, match=r"^time=\[.*\] holds others than the timesteps from 0 to 4"):
+                with pytest.raises(
+                    FeatureValueError, match=r"^time=\[.*\] holds others than the timesteps from 0 to 4"
+                ):
                     policy(**inputs | draws | {name: wrong})
         with pytest.raises(InvalidConfigError, match=f"^{name}="):
             policy(**inputs | draws | {name: value.tolist()})

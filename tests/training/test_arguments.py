@@ -41,8 +41,8 @@ def test_what_a_trainer_needs(make_policy, make_processor, make_dataset, tmp_pat
         PolicyTrainer(policy, TrainingArguments(output_dir=str(tmp_path), use_cpu=True), processor)
     with pytest.raises(InvalidConfigError, match="needs the policy's processor, not None"):
         PolicyTrainer(policy, arguments)
-    with pytest.raises(InvalidConfigError, match="model_init= is not supported"):
-        PolicyTrainer(args=arguments, processor=processor, model_init=make_policy)
+    with pytest.raises(InvalidConfigError, match="PolicyTrainer needs a policy"):
+        PolicyTrainer(args=arguments, processor=processor)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
