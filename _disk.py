@@ -71,8 +71,7 @@ def _named(number: int, path: Path, kept: str, remedy: str) -> DiskError:
     disk = mount_point(path)
     if number == errno.EROFS:
         return ReadOnlyError(
-            f"The disk mounted at {disk} is read-only: {path} cannot be written. {_kept(kept)}"
-            f"Choose {remedy}."
+            f"The disk mounted at {disk} is read-only: {path} cannot be written. {_kept(kept)}Choose {remedy}."
         )
     if number in _REFUSED:
         return ReadOnlyError(

@@ -73,6 +73,8 @@ class PolicyConfig(StrictConfig):
     # The field that says how many actions are predicted at once. A chunk that is executed whole (`n_action_steps`)
     # stays so when that field is assigned.
     horizon_field: ClassVar[str | None] = None
+    # Trainer takes all other outputs of an evaluation for predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses"]
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 

@@ -14,7 +14,7 @@ import torch
 
 from .._files import read_json, write_text
 from ..errors import CorruptFileError, DifferentEvaluationError
-from ..modeling.adapters import fingerprint
+from ..modeling.fingerprint import fingerprint
 from .driver import Driver
 from .episode import RolloutEpisode
 

@@ -11,17 +11,22 @@ from torch import nn
 _SAMPLES = 4096  # of each tensor
 
 
-def fingerprint(policy: nn.Module) -> dict[str, str]:
+def fingerprint(policy: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> dict[str, str]:
     """Return digests of up to 4096 values of every parameter, as they are and rounded to half precision.
 
     The rounded ones agree between a base and the same base loaded in float16 or bfloat16. Of quantised weights those
     values count that they had before.
+
+    Args:
+        policy: whose weights they are.
+        parameters: by name; all of the policy's by default, those of an adapter too.
     """
     known: Mapping[str, torch.Tensor] = getattr(policy, "values_before_quantization", {})
     shapes: Mapping[str, tuple[int, ...]] = getattr(policy, "shapes_before_quantization", {})
+    parameters = dict(policy.named_parameters()) if parameters is None else parameters
     digests = {dtype: hashlib.sha256() for dtype in ("float32", "bfloat16", "float16")}
     dtypes = set()
-    for name, parameter in sorted(policy.named_parameters()):
+    for name, parameter in sorted(parameters.items()):
         values = known[name] if name in known else sampled(parameter)
         dtypes.add(str(values.dtype))
         for dtype, digest in digests.items():

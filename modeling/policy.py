@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownInputError
-from .adapters import has_adapter
+from .adapters import has_adapter, record_base
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
 from .losses import counted, fill_padded, mean_over
@@ -129,6 +129,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             `PolicyOutput` with `loss` and `losses`, or with `actions` (b, h, a), normalised and padded.
         """
         gather_for_methods(self, self._components())
+        draws.checked()
         inputs = self.check_inputs(inputs)
         if labels.actions is not None:
             labels = self.check_labels(labels)
@@ -246,6 +247,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
                 f"again, and fuse it after merging."
             )
         super().add_adapter(*args, **kwargs)
+        record_base(self)
 
     def _fuse(self) -> None:
         """Replace layers by fused ones; a policy that has some to join overrides this."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from ..configuration.diffusion import DiffusionConfig
-from ..errors import FeatureShapeError, InvalidConfigError
+from ..errors import FeatureValueError, InvalidConfigError
+from .seam import checked_draw
 
 
 def draw_noise(
@@ -24,14 +25,12 @@ def draw_noise(
     """Return standard normal noise (b, h, a), float32: the given one, or drawn by `generator`.
 
     Raises:
-        FeatureShapeError: the given noise has another shape.
+        FeatureShapeError, FeatureValueError: the given noise has another shape, is not real or not finite.
     """
     if given is None:
         where = device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=where).to(device)
-    if tuple(given.shape) != shape:
-        raise FeatureShapeError("noise", tuple(given.shape), f"{shape}")
-    return given.to(device, torch.float32)
+    return checked_draw("noise", given, shape).to(device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,14 @@ class FlowSampler:
         """Draw training times (b,)."""
         drawn = torch.distributions.Beta(*torch.tensor([self.alpha, self.beta], device=device)).sample((batch_size,))
         return (self.start + self.slope * drawn) / self.scale
+
+    def given_time(self, time: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the caller's training times (b,), float32.
+
+        Raises:
+            FeatureShapeError, FeatureValueError: they have another shape, are not real or not finite.
+        """
+        return checked_draw("time", time, (batch_size,)).float()
 
     def mix(self, actions: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noisy actions (b, h, a) at times (b,), and the velocity there, which the network is to predict."""
@@ -125,6 +132,18 @@ class NoiseSchedule:
         """Draw training timesteps (b,)."""
         return torch.randint(self._scheduler.config.num_train_timesteps, (batch_size,), device=device)
 
+    def given_time(self, time: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the caller's training timesteps (b,).
+
+        Raises:
+            FeatureShapeError, FeatureValueError: they have another shape, are not whole or no timesteps.
+        """
+        last = self._scheduler.config.num_train_timesteps - 1
+        checked_draw("time", time, (batch_size,), whole=True)
+        if not torch.compiler.is_compiling() and bool(((time < 0) | (time > last)).any()):
+            raise FeatureValueError(f"time={time.tolist()} holds others than the timesteps from 0 to {last}.")
+        return time.long()
+
     def mix(self, actions: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return noisy actions (b, h, a) at timesteps (b,), and what the network is to predict from them."""
         signal, noisiness = torch.tensor(self._levels, device=actions.device)[:, time, None, None]  # (b, 1, 1)
@@ -160,11 +179,11 @@ class NoiseSchedule:
             draw: returns new noise.
 
         Raises:
-            FeatureShapeError: `given` has another shape.
+            FeatureShapeError, FeatureValueError: `given` has another shape, is not real or not finite.
         """
         draws = steps - 1 if self.draws_noise else 0
-        if given is not None and tuple(given.shape) != (draws, *shape):
-            raise FeatureShapeError("step_noise", tuple(given.shape), f"{(draws, *shape)}")
+        if given is not None:
+            checked_draw("step_noise", given, (draws, *shape))
         return [(draw() if given is None else given[i].float()) if i < draws else None for i in range(steps)]
 
     def integrate(

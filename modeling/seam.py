@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ..errors import InvalidConfigError
+from ..errors import FeatureShapeError, FeatureValueError, InvalidConfigError
 
 
 class PolicyInputs(NamedTuple):
@@ -101,16 +101,49 @@ class Draws(NamedTuple):
     num_steps: int | None = None
 
     def checked(self) -> Draws:
-        """Return them, once every one is of its type.
+        """Return them, once every one is of its type; shapes are checked where a draw is used.
 
         Raises:
             InvalidConfigError: one is of another.
+            FeatureValueError: numbers of another dtype, NaN or infinite.
         """
         for name, value in self._asdict().items():
             kind = {"generator": torch.Generator, "num_steps": int}.get(name, torch.Tensor)
             if value is not None and not isinstance(value, kind):
                 raise InvalidConfigError(f"{name}={value!r} is a {type(value).__name__}; expected {kind.__name__}.")
+            if isinstance(value, torch.Tensor):
+                whole = name == "crop_offsets" or (name == "time" and not value.is_floating_point())
+                checked_draw(name, value, whole=whole)
         return self
+
+
+def checked_draw(
+    name: str, value: torch.Tensor, shape: tuple[int, ...] | None = None, whole: bool = False
+) -> torch.Tensor:
+    """Return random numbers that the caller gave, once they are numbers that a network can compute with.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        shape: what it has to be; None: any.
+        whole: whether they are whole numbers, such as timesteps.
+
+    Raises:
+        FeatureShapeError: another shape.
+        FeatureValueError: another kind of numbers, NaN or infinite.
+    """
+    if shape is not None and tuple(value.shape) != tuple(shape):
+        raise FeatureShapeError(name, tuple(value.shape), f"{tuple(shape)}")
+    is_whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    if not (is_whole if whole else value.is_floating_point()):
+        example = "torch.int64" if whole else "torch.float32"
+        raise FeatureValueError(
+            f"{name} is {value.dtype}; expected {'whole' if whole else 'real'} numbers, {example}."
+        )
+    # Values are for the host to look at, which a compiled graph cannot do.
+    if not (whole or value.is_meta or torch.compiler.is_compiling()) and not torch.isfinite(value).all():
+        raise FeatureValueError(f"{name} holds NaN or infinity; expected finite numbers.")
+    return value
 
 
 class Features(NamedTuple):

@@ -135,8 +135,9 @@ class PaddedVectors(Vectors):
         return labels | {"action_mask": real.expand_as(labels["actions"]).clone()}
 
     def decode(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
-        """Return a predicted chunk (…, padded width) in robot units, without its padding."""
-        if chunk.shape[-1] != self.max_action_dim:
+        """Return a predicted chunk in robot units; its padding is cut off, unless a trainer has done so already."""
+        width = self.outputs[ACTION].shape[0]
+        if chunk.shape[-1] not in (self.max_action_dim, width):
             expected = f"a last dimension of {self.max_action_dim}, padding included"
             raise FeatureShapeError("The predicted chunk", tuple(chunk.shape), expected)
-        return super().decode(chunk[..., : self.outputs[ACTION].shape[0]], state)
+        return super().decode(chunk[..., :width], state)

@@ -124,6 +124,19 @@ def statistics_of():
     return statistics
 
 
+@pytest.fixture(scope="session")
+def processor_of(statistics_of):
+    """Return a function: config → the processor of its policy."""
+    from manipulators.processing.registry import processor_class
+    from manipulators.processing.word_tokenizer import word_tokenizer
+
+    def build_processor(config):
+        words = {"tokenizer": word_tokenizer(["push the red button"])} if config.reads_instruction else {}
+        return processor_class(config).from_config(config, statistics_of(config), **words)
+
+    return build_processor
+
+
 def _ramps(width: int) -> dict[str, list[float]]:
     starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
     return {which: [start + 0.25 * i for i in range(width)] for which, start in starts.items()}

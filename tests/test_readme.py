@@ -122,6 +122,8 @@ def test_the_python_examples_run_in_order(workplace, monkeypatch):
     assert action.shape == (4,)
     assert action.dtype == torch.float32
     # What the text around the examples says.
+    assert namespace["chunk"].shape == (1, 16, 4)
+    assert "IA3" in str(namespace["adapted"].peft_config["default"].peft_type)
     assert type(namespace["pipeline"]) is PolicyPipeline
     assert namespace["arguments"].max_steps == 10
     assert len(namespace["dataset"]) == 40

@@ -7,14 +7,21 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..configuration.typed_values import read_as
-from ..errors import InvalidConfigError
+from ..errors import InvalidConfigError, nearest
 
 # Words too, because a command line has no others; `__post_init__` makes truth values of them.
 TuneMode = Literal[True, False, "lora", "true", "false"]
 _NUMBERS = (float, int, float | None, int | None)
 PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
+
+
+# Packages of trackers that are not named like them. transformers looks for some when it calls them, not before.
+_PACKAGES = {"comet_ml": "comet-ml"}
+_LOOKED_FOR_LATER = ("azure_ml", "flyte", "kubeflow")
 
 
 @dataclass
@@ -35,8 +42,8 @@ class PolicyTrainingArguments(TrainingArguments):
         ema_update_after_step (`int`, *optional*, defaults to 0): steps before, whose weights are not averaged.
 
     Raises:
-        InvalidConfigError: a decay outside [0, 1), a power or inv_gamma that is not positive, a negative step or
-            seed.
+        InvalidConfigError: a tracker that is not installed, a decay outside [0, 1), a power or inv_gamma that is not
+            positive, a negative step or seed.
     """
 
     learning_rate_visual: float | None = field(
@@ -75,8 +82,17 @@ class PolicyTrainingArguments(TrainingArguments):
             if isinstance(value, str) and hints.get(name) in _NUMBERS:  # YAML reads 1e-4 as text
                 setattr(self, name, read_as(value, hints[name]))
         super().__post_init__()
+        _require_trackers(self.report_to)
         for part, mode in self.tuning.items():
             setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)
+        self.check()
+
+    def check(self) -> None:
+        """Check what is set here; a search over hyperparameters sets it after the arguments were made.
+
+        Raises:
+            InvalidConfigError: as above.
+        """
         for part, mode in self.tuning.items():
             if mode not in (None, True, False, "lora"):
                 raise InvalidConfigError(f"{part}={mode!r} must be None, False, True or 'lora'.")
@@ -121,3 +137,16 @@ class PolicyTrainingArguments(TrainingArguments):
             "inv_gamma": self.ema_inv_gamma,
             "update_after_step": self.ema_update_after_step,
         }
+
+
+def _require_trackers(names: list[str]) -> None:
+    """Check that what losses are reported to is there, before anything is loaded or recorded."""
+    known, installed = INTEGRATION_TO_CALLBACK, get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise InvalidConfigError(f"report_to={name!r} is no tracker. {nearest(name, known)}")
+        if name not in installed and name not in _LOOKED_FOR_LATER:
+            package = _PACKAGES.get(name, name)
+            raise InvalidConfigError(
+                f"report_to={name!r}, but {package} is not installed, or is disabled: pip install {package}"
+            )

@@ -25,14 +25,15 @@ from ..configuration.crops import small_crops
 from ..errors import DivergedTrainingError, InvalidConfigError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
 from ..hub_cards.publish import origin_of
-from ..modeling.adapters import has_adapter, load_adapter_tensors
+from ..modeling.adapters import has_adapter, load_adapter_tensors, require_saved, unwrapped
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
 from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
 from .collator import PolicyCollator
-from .global_mean import GlobalMean, MeanOfEvaluation
+from .global_mean import GlobalMean
+from .predicting import Predicting
 from .publishing import Publishing
 from .tuning import apply_tuning, parameter_table
 
@@ -44,17 +45,24 @@ logger = logging.get_logger(__name__)
 STAGING_FOLDER = ".incomplete"  # in the output folder; resuming looks only at finished checkpoints beside it
 
 
-class PolicyTrainer(Publishing, Trainer):
+class PolicyTrainer(Predicting, Publishing, Trainer):
     """Train a policy: named loss parts in the logs, a learning rate per part, checkpoints with the processor.
 
+    What `predict` returns and `compute_metrics` is given are predicted actions (n, h, a), normalised as the labels
+    are, without padded dimensions; `processor.decode_actions` turns both into robot units. A policy that samples does
+    so with a seed. Labels are `actions`; with `label_names=["actions", "action_is_pad"]` they are both, as a tuple.
+    transformers' own Trainer predicts actions only where a policy needs them for its loss, as ACT does.
+
     Args:
-        model (`PolicyModel`): the policy.
+        model (`PolicyModel`): the policy, also one that peft has wrapped, such as
+            `get_peft_model(policy, LoraConfig(…))`: its adapter is trained and saved.
         args (`PolicyTrainingArguments`): the training arguments.
         processor (`PolicyProcessor`): turns samples into model inputs, and is saved in every checkpoint; Trainer's
             name for it, `processing_class`, is understood too.
         train_dataset, eval_dataset (`Dataset`): of samples under the dataset's names, such as `LeRobotDataset`.
         augmentation (`Augmentation`, *optional*): variation of the pictures of training batches.
-        kwargs: other arguments of `transformers.Trainer`.
+        kwargs: other arguments of `transformers.Trainer`; `model_init` in place of `model` builds a policy for every
+            run, as `hyperparameter_search` needs. What is to be tuned is applied to each.
 
     Raises:
         InvalidConfigError: model, arguments or processor are absent, or of another kind.
@@ -73,15 +81,15 @@ class PolicyTrainer(Publishing, Trainer):
         **kwargs: Any,
     ):
         processor = processing_class if processor is None else processor
-        _require(model, args, processor)
-        processor.check_agreement(model.config)
+        _require(args, processor)
+        # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
+        self.args, self.processor = args, processor
+        if model is not None or kwargs.get("model_init") is None:
+            model = self._prepared(model)
         if augmentation is not None and "data_collator" in kwargs:
             raise InvalidConfigError(
                 "augmentation= belongs to the collator; give it to yours: PolicyCollator(processor, augmentation)."
             )
-        if any(mode is not None for mode in args.tuning.values()):
-            apply_tuning(model, args.tuning, **args.lora_options)
-            logger.info(f"What is trained:\n{parameter_table(model)}")
         kwargs.setdefault("data_collator", PolicyCollator(processor))
         super().__init__(
             model,
@@ -100,8 +108,8 @@ class PolicyTrainer(Publishing, Trainer):
             named = processor.dimension_names or {}
             for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(model.config.to_dict())):
                 logger.warning(sentence)
-        # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
-        self.processor = processor
+        if args.label_names is None:
+            self.label_names = ["actions"]
         self._augmentation = augmentation
         self._staging: str | None = None
         self._resumed_from: str | None = None
@@ -110,11 +118,35 @@ class PolicyTrainer(Publishing, Trainer):
         self._average: WeightAverage | None = None
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._step_mean = 0, GlobalMean(self.accelerator)
-        self._evaluation_mean: MeanOfEvaluation | None = None
         self._data_seconds, self._logged_at = 0.0, None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
         self.remove_callback(PrinterCallback)
+
+    def call_model_init(self, trial: Any = None) -> PolicyModel:
+        """Return the policy of a new run, as `model_init` builds it, with what is to be tuned."""
+        if trial is not None:  # transformers would set the trial's arguments only once the policy is there
+            self._hp_search_setup(trial)
+        return self._prepared(super().call_model_init(trial))
+
+    def _prepared(self, model: Any) -> PolicyModel:
+        """Return the policy that is to be trained, once it fits the processor and its parts are tuned.
+
+        Raises:
+            InvalidConfigError: it is no policy, or has an adapter that would not be saved with all that is trained.
+        """
+        policy = unwrapped(model)
+        if not isinstance(policy, PolicyModel):
+            given = "" if policy is None else f", not {type(policy).__name__}"
+            raise InvalidConfigError(f"PolicyTrainer needs a policy{given}: PolicyTrainer(model=policy, …).")
+        self.args.check()
+        self.processor.check_agreement(policy.config)
+        if any(mode is not None for mode in self.args.tuning.values()):
+            apply_tuning(policy, self.args.tuning, **self.args.lora_options)
+            logger.info(f"What is trained:\n{parameter_table(policy)}")
+        if has_adapter(policy):
+            require_saved(policy)
+        return policy
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the training batches, the only ones with augmentation."""
@@ -280,18 +312,6 @@ class PolicyTrainer(Publishing, Trainer):
                 self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach() / self._step_mean.batches
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any):
-        """Return predictions and metrics; the loss is the mean over what counts in the whole dataset."""
-        self._evaluation_mean = MeanOfEvaluation(self.accelerator)
-        try:
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
-            names = [name for name in output.metrics if name.endswith("_loss")]
-            if self.compute_loss_func is None and len(names) == 1:
-                output.metrics[names[0]] = self._evaluation_mean.value()
-            return output
-        finally:
-            self._evaluation_mean = None
-
     def get_batch_samples(self, *args: Any, **kwargs: Any):
         """Fetch the next batches and measure the time it takes."""
         start = time.perf_counter()
@@ -407,13 +427,8 @@ class PolicyTrainer(Publishing, Trainer):
             self._average.load(self.state.best_model_checkpoint)
 
 
-def _require(model: Any, args: Any, processor: Any) -> None:
+def _require(args: Any, processor: Any) -> None:
     """Check what a trainer cannot do without."""
-    if model is None:
-        raise InvalidConfigError(
-            "PolicyTrainer needs a policy: PolicyTrainer(model=policy, …). model_init= is not supported; build the "
-            "policy anew for every trial."
-        )
     if not isinstance(processor, PolicyProcessor):
         raise InvalidConfigError(
             f"PolicyTrainer needs the policy's processor, not {processor!r}: PolicyTrainer(…, processor=processor)."

@@ -39,7 +39,11 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
     """
     chosen = {part: mode for part, mode in modes.items() if mode is not None}
     if chosen and has_adapter(policy):
-        raise InvalidConfigError("The policy has an adapter already. Merge it first: merge_and_save(policy, folder).")
+        given = ", ".join(f"{part}={mode!r}" for part, mode in chosen.items())
+        raise InvalidConfigError(
+            f"{given}, but the policy has an adapter already, which says what is trained. Leave the tune_ arguments "
+            f"out to train that adapter, or merge it first: merge_and_save(policy, folder)."
+        )
     present = [part for part in policy.parameter_parts if policy.part_modules(part)]
     for part, mode in chosen.items():
         if part not in present:

@@ -19,7 +19,7 @@ from ..inputs import model_inputs
 from ..layers.detr_transformer import Decoder, Encoder, LayerShape, start_xavier
 from ..layers.positional import all_vectors, sinusoidal_1d
 from ..precision import compute_dtype
-from ..seam import Draws, Features, PolicyInputs
+from ..seam import Draws, Features, PolicyInputs, checked_draw
 
 
 class ACTActionHead(nn.Module):
@@ -124,7 +124,7 @@ class ACTActionHead(nn.Module):
             mask = torch.cat([action_is_pad.new_zeros(b, observed), action_is_pad], dim=1)  # True: not attended
         summary = self.vae_encoder(x, self.vae_encoder_pos_enc, mask)[:, 0]  # (b, d)
         mu, log_sigma_x2 = self.vae_encoder_latent_output_proj(summary).chunk(2, dim=-1)  # (b, L) each
-        noise = torch.randn_like(mu) if noise is None else noise
+        noise = torch.randn_like(mu) if noise is None else checked_draw("noise", noise, mu.shape)
         return mu + (log_sigma_x2 / 2).exp() * noise, mu, log_sigma_x2
 
     def decode_actions(

@@ -20,7 +20,7 @@ from ..backbones.diffusion import DiffusionBackbone
 from ..layers.unet1d import ConditionalUnet1d
 from ..losses import fill_padded, mean_over
 from ..samplers import NoiseSchedule, draw_noise
-from ..seam import Draws, Features, PolicyInputs
+from ..seam import Draws, Features, PolicyInputs, checked_draw
 
 
 class UnetActionHead(nn.Module):
@@ -62,8 +62,9 @@ class UnetActionHead(nn.Module):
         """
         self._check_shape(actions)
         schedule = self.noise_schedule
-        noise = torch.randn_like(actions) if draws.noise is None else draws.noise
-        time = schedule.draw_time(len(actions), actions.device) if draws.time is None else draws.time
+        noise = torch.randn_like(actions) if draws.noise is None else checked_draw("noise", draws.noise, actions.shape)
+        b = len(actions)
+        time = schedule.draw_time(b, actions.device) if draws.time is None else schedule.given_time(draws.time, b)
         noisy, wanted = schedule.mix(actions.float(), noise.float(), time)
         prediction = self.unet(noisy.to(actions.dtype), time, _condition(features))  # (b, h, a)
         return {"mse": (prediction.float() - wanted) ** 2}

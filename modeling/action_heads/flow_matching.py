@@ -28,7 +28,7 @@ from ..layers.dit import DiT, PreparedDiT
 from ..losses import mean_over
 from ..precision import compute_dtype
 from ..samplers import FlowSampler, draw_noise
-from ..seam import Draws, Features, PolicyInputs
+from ..seam import Draws, Features, PolicyInputs, checked_draw
 
 
 class LearnedVectors(nn.Embedding):
@@ -165,10 +165,9 @@ class FlowmatchingActionHead(PartlyFrozen):
             _repeated(x, times) for x in (tokens, mask, state, actions.float(), embodiment)
         )
         # 1. Mix actions and noise.
-        noise = torch.randn_like(actions) if draws.noise is None else draws.noise.float()
-        time = self.sampler.draw_time(len(actions), actions.device) if draws.time is None else draws.time.float()
-        _check_shape("noise", noise, tuple(actions.shape))
-        _check_shape("time", time, (len(actions),))
+        b, noise, time, sampler = len(actions), draws.noise, draws.time, self.sampler
+        noise = torch.randn_like(actions) if noise is None else checked_draw("noise", noise, actions.shape).float()
+        time = sampler.draw_time(b, actions.device) if time is None else sampler.given_time(time, b)
         noisy, wanted = self.sampler.mix(actions, noise, time)  # (b, h, a)
         # 2. Predict the velocity.
         timesteps = (time * config.num_timestep_buckets).long()  # (b,)

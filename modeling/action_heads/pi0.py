@@ -19,6 +19,7 @@ from ...errors import FeatureShapeError
 from ..backbones.paligemma_with_expert import KeysValues, PaliGemmaWithExpertModel, Rotary
 from ..precision import compute_dtype
 from ..samplers import FlowSampler, draw_noise
+from ..seam import checked_draw
 
 BACKBONE = "paligemma_with_expert."
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a Gemma layer
@@ -212,8 +213,9 @@ class PI0FlowMatching(nn.Module):
             FeatureShapeError: state or actions do not have their padded width.
         """
         actions = actions.float()
-        noise = torch.randn_like(actions) if noise is None else noise.float()
-        time = self.sampler.draw_time(len(actions), actions.device) if time is None else time.float()
+        b, sampler = len(actions), self.sampler
+        noise = torch.randn_like(actions) if noise is None else checked_draw("noise", noise, actions.shape).float()
+        time = sampler.draw_time(b, actions.device) if time is None else sampler.given_time(time, b)
         noisy, velocity = self.sampler.mix(actions, noise, time)  # (b, h, a)
 
         prefix, real = self.embed_prefix(images, img_masks, lang_tokens, lang_masks)

@@ -11,7 +11,7 @@ from ..losses import mean_over
 from ..output import PolicyOutput
 from ..policy import PolicyModel
 from ..registry import register_policy
-from ..seam import Draws, Labels, PolicyInputs
+from ..seam import Draws, Labels, PolicyInputs, checked_draw
 
 
 @register_policy("act_policy")
@@ -72,6 +72,8 @@ class ACTPolicy(PolicyModel):
             kl = {"kl": (-0.5 * (1 + log_variance - mu**2 - log_variance.exp())).sum(-1).mean()}
         else:
             latent, kl = None, {}
+            if draws.noise is not None:  # not used here, but it may not be another than training takes
+                checked_draw("noise", draws.noise, (len(labels.actions), self.config.latent_dim))
         # 2. The chunk, and how far it is off.
         predicted = self.action_head.sample(self.backbone.encode(inputs, latent), inputs, draws)  # (b, h, a)
         error = (predicted - labels.actions).abs()

@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader
 
 from manipulators import LeRobotDataset, convert_dataset
 from manipulators.data.table import FrameTable
-from manipulators.errors import DatasetFormatError, DatasetNotFoundError, DiskFullError, MissingVideoError, ReadOnlyError
+from manipulators.errors import (
+    DatasetFormatError,
+    DatasetNotFoundError,
+    DiskFullError,
+    MissingVideoError,
+    ReadOnlyError,
+)
 
 from .conftest import edit_rows, record, record_v2
 

@@ -57,19 +57,6 @@ def policy(case, build):
 
 
 @pytest.fixture(scope="session")
-def processor_of(statistics_of):
-    """Return a function: config → the processor of its policy."""
-    from manipulators.processing.registry import processor_class
-    from manipulators.processing.word_tokenizer import word_tokenizer
-
-    def build_processor(config):
-        words = {"tokenizer": word_tokenizer(["push the red button"])} if config.reads_instruction else {}
-        return processor_class(config).from_config(config, statistics_of(config), **words)
-
-    return build_processor
-
-
-@pytest.fixture(scope="session")
 def checkpoint(build, processor_of, tmp_path_factory):
     """Return a function: case → its policy and the folder that holds it, saved once; tests change copies."""
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -23,7 +23,7 @@ from manipulators.errors import (
     WeightsMismatchError,
     WeightsValueError,
 )
-from manipulators.modeling.adapters import is_adapter_parameter
+from manipulators.modeling.adapters import is_adapter_parameter, require_saved, unwrapped
 from manipulators.training.arguments import PARTS
 from manipulators.training.tuning import apply_tuning, lora_modules
 
@@ -85,6 +85,22 @@ def adapter(adapted, processor_of, tmp_path):
     return tmp_path / "adapter"
 
 
+def test_other_methods_of_peft(base, processor_of, tmp_path):
+    """Layers that peft's own function puts in are saved and loaded like those of `add_adapter`."""
+    policy = AutoPolicy.from_pretrained(base)
+    linear = [n for n, m in policy.named_modules() if isinstance(m, torch.nn.Linear) and "out_proj" not in n]
+    wrapped = get_peft_model(policy, LoHaConfig(r=2, target_modules=linear, init_weights=False), adapter_name="robot")
+    assert unwrapped(wrapped) is policy and unwrapped(policy) is policy
+    require_saved(policy)
+    expected = predict(policy.eval())
+    assert torch.equal(predict(wrapped), expected)
+    policy.save_pretrained(tmp_path / "adapter")
+    assert not torch.equal(predict(AutoPolicy.from_pretrained(base)), expected)
+    loaded = AutoPolicy.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(predict(loaded), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(predict(merge_and_save(loaded, tmp_path / "merged")), expected, atol=1e-5, rtol=1e-5)
+
+
 # --- parts ------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +120,10 @@ def test_every_declared_module_exists(complete_case, build):
     names = dict(policy.named_modules())
     for declared in (*policy.parameter_parts.values(), policy.modules_to_save):
         assert [name for name in declared if name not in names] == []
+
+
+def test_no_parameter_is_taken_for_an_adapters(policy):
+    assert [name for name, _ in policy.named_parameters() if is_adapter_parameter(name)] == []
 
 
 def test_a_frozen_part_has_no_gradients_and_stays_in_eval_mode(policy):

@@ -450,6 +450,33 @@ def test_padding_of_another_shape_is_refused(policy):
         policy.train()(**inputs)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_draws_that_do_not_fit_are_refused(policy, training):
+    """Of another shape, without a batch, of another dtype, NaN, no tensor: by name, before anything is computed."""
+    config = policy.train(training).config
+    inputs, draws = config.example_inputs(2) | {"return_loss": training}, config.example_draws(2, training)
+    for name, value in draws.items():
+        kind = bool if name in ("crop_offsets", "time") and not value.is_floating_point() else torch.int64
+        for wrong in (value[..., :1, :-1] if value.ndim > 1 else value[:-1], value[0], torch.cat([value, value])):
+            with pytest.raises(FeatureShapeError, match=f"^{name} has shape"):
+                policy(**inputs | draws | {name: wrong})
+        with pytest.raises(FeatureValueError, match=f"^{name} is torch"):
+            policy(**inputs | draws | {name: value.to(kind)})
+        if value.is_floating_point():
+            broken = value.clone()
+            broken.view(-1)[-1] = float("nan")
+            with pytest.raises(FeatureValueError, match=f"^{name} holds NaN or infinity"):
+                policy(**inputs | draws | {name: broken})
+        elif name == "time":
+            for wrong in (value - 100, value + 100):
+                with pytest.raises(
+                    FeatureValueError, match=r"^time=\[.*\] holds others than the timesteps from 0 to 4"
+                ):
+                    policy(**inputs | draws | {name: wrong})
+        with pytest.raises(InvalidConfigError, match=f"^{name}="):
+            policy(**inputs | draws | {name: value.tolist()})
+
+
 def test_missing_inputs_are_named(policy):
     inputs = observation_inputs(policy.config)
     for name in inputs.keys() - {"pixel_mask"}:

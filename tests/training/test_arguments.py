@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers.integrations import rewrite_logs
 
 from manipulators import PolicyTrainer, PolicyTrainingArguments
 from manipulators.errors import InvalidConfigError
+from manipulators.training import arguments as arguments_module
 
 
 def test_command_line(tmp_path):
@@ -41,8 +43,36 @@ def test_what_a_trainer_needs(make_policy, make_processor, make_dataset, tmp_pat
         PolicyTrainer(policy, TrainingArguments(output_dir=str(tmp_path), use_cpu=True), processor)
     with pytest.raises(InvalidConfigError, match="needs the policy's processor, not None"):
         PolicyTrainer(policy, arguments)
-    with pytest.raises(InvalidConfigError, match="model_init= is not supported"):
-        PolicyTrainer(args=arguments, processor=processor, model_init=make_policy)
+    with pytest.raises(InvalidConfigError, match="PolicyTrainer needs a policy"):
+        PolicyTrainer(args=arguments, processor=processor)
+
+
+def test_trackers_are_there_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments_module, "get_available_reporting_integrations", lambda: ["wandb"])
+    assert PolicyTrainingArguments(str(tmp_path), report_to="wandb", use_cpu=True).report_to == ["wandb"]
+    for name, package in (("tensorboard", "tensorboard"), ("comet_ml", "comet-ml")):
+        with pytest.raises(InvalidConfigError, match=rf"report_to='{name}'.*pip install {package}$"):
+            PolicyTrainingArguments(str(tmp_path), report_to=["wandb", name], use_cpu=True)
+    with pytest.raises(InvalidConfigError, match=r"report_to='tensorbord' is no tracker. Did you mean 'tensorboard'"):
+        PolicyTrainingArguments(str(tmp_path), report_to="tensorbord", use_cpu=True)
+
+
+def test_trackers_are_given_the_parts_of_the_loss(
+    make_policy, make_processor, make_dataset, make_arguments, monkeypatch
+):
+    """As named values of every log, which is what transformers' callbacks pass on."""
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(rewrite_logs(logs))
+
+    monkeypatch.setitem(arguments_module.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr(arguments_module, "get_available_reporting_integrations", lambda: ["wandb"])
+    policy = make_policy()
+    arguments = make_arguments(max_steps=1, report_to="wandb")
+    PolicyTrainer(policy, arguments, make_processor(policy), train_dataset=make_dataset(4)).train()
+    assert {"train/loss", "train/l1", "train/kl", "train/data_wait"} <= seen[0].keys()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
