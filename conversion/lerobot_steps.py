@@ -68,7 +68,8 @@ def _is_feature(value: Any) -> bool:
 
 def _modes(value: Any) -> bool:
     kinds, modes = ("STATE", "VISUAL", "ENV", "ACTION"), NormalizationMode.__members__
-    return isinstance(value, dict) and value.keys() <= set(kinds) and all(mode in modes for mode in value.values())
+    named = isinstance(value, dict) and value.keys() <= set(kinds) and all(map(_text, value.values()))
+    return named and all(mode in modes for mode in value.values())
 
 
 _NORMALIZATION = {
