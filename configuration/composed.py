@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from transformers.utils import logging
+
 from ..errors import InvalidConfigError, ManipulatorsError, nearest
 from .act import ACTConfig
+from .component_fields import unused_fields
 from .diffusion import DiffusionConfig
 from .features import STATE, FeatureType
 from .flow_matching import FlowmatchingActionHeadConfig, FlowmatchingActionHeadConfig_1_5
@@ -20,6 +23,8 @@ from .gr00t_n1 import GR00TN1Config
 from .gr00t_n1_5 import GR00TN1_5Config
 from .policy import PolicyConfig
 from .strict import StrictConfig
+
+logger = logging.get_logger(__name__)
 
 # What completes the fields of a type. A backbone's config is that of a policy: it also says what the policy reads.
 BackboneConfig = Callable[["ComposedConfig", dict[str, Any]], PolicyConfig]
@@ -62,6 +67,16 @@ class ComposedConfig(PolicyConfig):
     @classmethod
     def _completed(cls, name: str, value: Any) -> Any:
         return value if name == "normalization_mapping" else super()._completed(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build the config from saved JSON; fields of no use, which earlier versions took, are left out by name."""
+        values = dict(config_dict)
+        for kind in ("backbone", "action_head"):
+            if unused := unused_fields(kind, values.get(kind)):
+                logger.warning(f"{kind} has {', '.join(unused)}, of which its type makes no use; left out.")
+                values[kind] = {name: value for name, value in values[kind].items() if name not in unused}
+        return super().from_dict(values, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop("_component_configs", None)
@@ -128,6 +143,11 @@ class ComposedConfig(PolicyConfig):
             raise InvalidConfigError(
                 f"{kind}={getattr(self, kind)!r} has no registered type. {nearest(str(given), known)} "
                 f"Write {kind}={{'type': {next(iter(known))!r}}}."
+            )
+        if unused := unused_fields(kind, getattr(self, kind)):
+            raise InvalidConfigError(
+                f"{kind}={{'type': {given!r}, …}} has {', '.join(unused)}, of which a {given!r} {kind} makes no use: "
+                f"they belong to the other component, or to the policy. Leave them out there."
             )
         return given, fields
 

@@ -68,7 +68,8 @@ def _is_feature(value: Any) -> bool:
 
 def _modes(value: Any) -> bool:
     kinds, modes = ("STATE", "VISUAL", "ENV", "ACTION"), NormalizationMode.__members__
-    return isinstance(value, dict) and value.keys() <= set(kinds) and all(mode in modes for mode in value.values())
+    named = isinstance(value, dict) and value.keys() <= set(kinds) and all(map(_text, value.values()))
+    return named and all(mode in modes for mode in value.values())
 
 
 _NORMALIZATION = {
@@ -182,8 +183,8 @@ def _check_feature(step: Mapping[str, Any], name: str, expected: PolicyFeature) 
     if step["norm_map"].get(expected.type.value, "IDENTITY") == "IDENTITY":
         return
     listed = PolicyFeature.from_value(step["features"][name]) if name in step["features"] else None
-    shape = expected.shape[:1] if expected.type is FeatureType.VISUAL else expected.shape
-    if listed is None or listed.type is not expected.type or listed.shape[: len(shape)] != shape:
+    seen = slice(1) if expected.type is FeatureType.VISUAL else slice(None)  # of a camera the channels alone
+    if listed is None or listed.type is not expected.type or listed.shape[seen] != expected.shape[seen]:
         raise CheckpointError(
             f"A step that normalises lists {name!r} as {listed}, and config.json as {expected}: LeRobot leaves out "
             f"what is not listed. Make them agree."

@@ -77,10 +77,15 @@ def resnet_fields(name: str, weights: Mapping[str, torch.Tensor], trunk: str) ->
     for (stage, block, layer, kind), shape in found.items():
         depths[int(stage)] = max(depths.get(int(stage), 0), int(block) + 1)
         votes = widths.setdefault(int(stage), Counter())
-        if len(shape) == (4 if kind == "convolution" else 1):  # another one is mis-shaped, and says nothing
-            votes[shape[0]] += 1 if layer == last else 0
+        if layer != last:
+            continue
+        if kind == "normalization" and len(shape) == 1:
+            votes[shape[0]] += 1
+        elif len(shape) == 4 and shape[0] == shape[1] * (4 if last == "2" else 1):  # else it is mis-shaped
+            votes[shape[0]] += 2
     stem_norm = weights.get(trunk + "embedder.embedder.normalization.weight")
-    stems = Counter(x.shape[0] for x, n in ((stem, 4), (stem_norm, 1)) if x is not None and x.ndim == n)
+    stem_votes = ((stem, 4, 2), (stem_norm, 1, 1))
+    stems = Counter({x.shape[0]: n for x, dims, n in reversed(stem_votes) if x is not None and x.ndim == dims})
     usual = {"embedding_size": 64, "num_channels": 3} | RESNETS.get(name, {})
     sizes = {
         "layer_type": "bottleneck" if last == "2" else "basic",

@@ -61,6 +61,11 @@ class PolicyPipeline(Pipeline):
     ):
         if processor is None and getattr(model, "loaded_for_pipeline", False):
             processor = load_processor(model, tokenizer, embodiment, camera_map)
+        if processor is None and not isinstance(model, PolicyModel):
+            raise CheckpointError(
+                f"{type(model).__name__} is no policy of this library: transformers.pipeline loads its own model of "
+                f"this type. PolicyPipeline.from_pretrained(source) reads such checkpoints."
+            )
         if processor is None:
             raise CheckpointError(
                 "A policy needs its processor: PolicyPipeline(model=policy, processor=processor), or "

@@ -43,7 +43,13 @@ def load_processor(processor_class: type, source: str | os.PathLike | Checkpoint
         checkpoint = resolve(source, **location)
         shared = layout.policy_class(checkpoint.config).config_class.field_names()
         own = {n: kwargs.pop(n) for n in list(kwargs) if n in processor_class.field_names() and n not in shared}
-        return layout.read(checkpoint, loading={}, tokenizer=tokenizer, processor_fields=own, **kwargs)[1]
+        processor = layout.read(checkpoint, loading={}, tokenizer=tokenizer, processor_fields=own, **kwargs)[1]
+        if not isinstance(processor, processor_class):
+            raise CheckpointError(
+                f"{checkpoint.source} is read by a {type(processor).__name__}, not by a {processor_class.__name__}. "
+                f"Use {type(processor).__name__}.from_pretrained, or PolicyPipeline.from_pretrained."
+            )
+        return processor
     if not (folder / PROCESSOR_NAME).is_file():
         raise MissingFileError(
             f"{getattr(source, 'source', source)} has no {PROCESSOR_NAME}, without which a policy's numbers mean "

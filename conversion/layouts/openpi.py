@@ -118,7 +118,7 @@ def _read_statistics(folder: Path, asset_id: str | None) -> dict[str, dict[str, 
     require_known(path.name, content, ["norm_stats"])
     statistics = content.get("norm_stats")
     if not isinstance(statistics, dict) or not all(
-        isinstance(statistics.get(name), dict) and "mean" in statistics[name] for name in FEATURES
+        isinstance(statistics.get(name), dict) and isinstance(statistics[name].get("mean"), list) for name in FEATURES
     ):
         raise CorruptFileError(path, "file of statistics", f"norm_stats must hold {' and '.join(FEATURES)}")
     require_known(path.name, statistics, FEATURES)

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from manipulators.processing.pi0 import PI0PolicyProcessor
 
 FOLDERS = sorted(path.parent for path in Path(__file__).parent.glob("*/config.json"))
 
@@ -44,3 +47,11 @@ def test_saved_again_it_is_the_same_checkpoint(folder, tmp_path):
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_class_name_that_transformers_took_is_read_here_and_never_half():
+    """transformers finds its own processor by the name that 0.1.0 wrote, which asks for files that are not there."""
+    folder = Path(__file__).parent / "pi0"
+    assert type(PI0PolicyProcessor.from_pretrained(folder)) is PI0PolicyProcessor
+    with pytest.raises(OSError, match="image processor"):
+        AutoProcessor.from_pretrained(folder)

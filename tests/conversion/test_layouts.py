@@ -7,17 +7,19 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from manipulators import ACTPolicy, AutoPolicy, PI0Policy, PolicyPipeline, PolicyProcessor
+from manipulators import ACTConfig, ACTPolicy, AutoPolicy, PI0Policy, PolicyPipeline, PolicyProcessor
 from manipulators.checkpoint import resolve
 from manipulators.errors import (
+    CheckpointError,
     ConflictingWeightsError,
     InvalidConfigError,
     MissingFileError,
     UnknownConfigFieldError,
     WeightsMismatchError,
 )
+from manipulators.processing.pi0 import PI0PolicyProcessor
 from manipulators.training.tuning import apply_tuning
 
 
@@ -89,6 +91,19 @@ def test_the_class_reads_it_too(lerobot, tmp_path):
     assert pipeline.policy.config.name_or_path == str(nested)
     with pytest.raises(Exception, match="holds weights of ACTPolicy, not of PI0Policy"):
         PI0Policy.from_pretrained(lerobot)
+
+
+def test_other_classes_refuse_it_by_name(lerobot):
+    """A config of ours has other fields; transformers' own doors ask for a model_type before any class of ours."""
+    with pytest.raises(
+        InvalidConfigError, match=r"LeRobot's layout.*AutoPolicy\.from_pretrained.*manipulators convert"
+    ):
+        ACTConfig.from_pretrained(lerobot)
+    with pytest.raises(CheckpointError, match="read by a PolicyProcessor, not by a PI0PolicyProcessor"):
+        PI0PolicyProcessor.from_pretrained(lerobot)
+    for door in (AutoConfig, AutoModel, AutoProcessor):
+        with pytest.raises(ValueError, match="Unrecognized"):
+            door.from_pretrained(lerobot)
 
 
 def test_processor_fields_and_partial_overrides(lerobot):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import runpy
 from itertools import product
 from pathlib import Path
@@ -335,3 +336,26 @@ def test_a_taken_type_is_refused(own_components):
     with pytest.raises(InvalidConfigError, match="'act' is taken"):
         register_backbone("act")(MeanBackbone)
     register_backbone("mean")(MeanBackbone)  # a notebook cell that is run twice
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("backbone", {"n_decoder_layers": 2}),
+        ("backbone", {"chunk_size": 4}),
+        ("backbone", {"normalization_mapping": {"STATE": "MIN_MAX"}}),
+        ("action_head", {"crop_shape": (8, 8)}),
+        ("action_head", {"n_action_steps": 3}),
+    ],
+)
+def test_a_field_of_no_use_is_refused_and_left_out_of_what_was_saved(kind, field, caplog):
+    """Earlier versions took it, and ignored it: what they saved loads as it did, with a word."""
+    (name,) = field
+    with pytest.raises(InvalidConfigError, match=f"has {name}, of which a .* makes no use"):
+        tiny_composed("act", "diffusion", **{f"{'head' if kind == 'action_head' else kind}_fields": field})
+    plain = tiny_composed("act", "diffusion")
+    saved = plain.to_dict()
+    saved[kind] |= field
+    with caplog.at_level(logging.WARNING):
+        assert ComposedConfig.from_dict(saved).to_dict() == plain.to_dict()
+    assert f"{kind} has {name}, of which its type makes no use" in caplog.text
