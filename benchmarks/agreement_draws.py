@@ -117,7 +117,9 @@ class Configuration:
     def tasks(self, count: int, draw: int) -> list[str]:
         """Return instructions, some longer than a policy reads, some that end with a line break."""
         choose = random.Random(f"tasks {self.seed} {draw}")
-        return [" ".join(choose.choices(WORDS, k=choose.randint(1, 14))) for _ in range(count)]
+        first = WORDS[:-1]  # nothing but a line break is no instruction, and refused here
+        words = ([choose.choice(first), *choose.choices(WORDS, k=choose.randint(0, 13))] for _ in range(count))
+        return [" ".join(chosen) for chosen in words]
 
 
 def draw(policy: str, seed: int) -> Configuration:
