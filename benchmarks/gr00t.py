@@ -1,6 +1,6 @@
-"""GR00T N1.5's action head beside LeRobot 0.4.4's: the same weights, inputs, interpreter and torch, measured in turn.
+"""GR00T N1.5's action head beside LeRobot 0.5.1's: the same weights, inputs, interpreter and torch, measured in turn.
 
-    pip install --no-deps --target FOLDER lerobot==0.4.4
+    pip install --no-deps --target FOLDER lerobot==0.5.1
     python benchmarks/gr00t.py --lerobot FOLDER --output outputs/benchmarks
 
 LeRobot has removed N1.5 since, so its last version that has it is read from a folder of its own. Its package for GR00T
@@ -133,7 +133,7 @@ FIGURES = {
 def main() -> None:
     """Measure the chosen figures, print the table, write it with the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lerobot", type=Path, required=True, help="folder that LeRobot 0.4.4 was installed to")
+    parser.add_argument("--lerobot", type=Path, required=True, help="folder that LeRobot 0.5.1 was installed to")
     parser.add_argument("--only", nargs="+", choices=[*FIGURES, "roofline"], default=[*FIGURES, "roofline"])
     parser.add_argument("--rounds", type=int, help="of every figure; by default enough for a steady median")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
@@ -157,8 +157,8 @@ def main() -> None:
             )
             print(comparison.row(), flush=True)
             comparisons.append(comparison)
-    write(arguments.output, "gr00t", comparisons, described, "LeRobot 0.4.4")
-    print("\n" + report(comparisons, described, "LeRobot 0.4.4"))
+    write(arguments.output, "gr00t", comparisons, described, "LeRobot 0.5.1")
+    print("\n" + report(comparisons, described, "LeRobot 0.5.1"))
 
 
 if __name__ == "__main__":

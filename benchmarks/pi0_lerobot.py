@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,34 +26,41 @@ from torch import nn
 from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
 
 
-def build(sizes: dict[str, Any]) -> nn.Module:
-    """Return LeRobot's π0 at the given sizes, in float32."""
+def build(sizes: dict[str, Any], make: Callable[[], nn.Module], modeling: ModuleType = modeling_pi0) -> nn.Module:
+    """Return LeRobot's π0 at the given sizes, in float32.
+
+    Args:
+        sizes: of `text`, `expert` and `vision`.
+        make: builds the network, or a policy around it, at the sizes that LeRobot knows.
+        modeling: its module, whose variants are replaced meanwhile.
+    """
     text, expert, vision = sizes["text"], sizes["expert"], sizes["vision"]
-    originals = modeling_pi0.get_gemma_config, modeling_pi0.CONFIG_MAPPING
+    originals = modeling.get_gemma_config, modeling.CONFIG_MAPPING
 
     def variant(name: str) -> Any:
         chosen = text if name == "gemma_2b" else expert
         names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
-        return modeling_pi0.GemmaConfig(*(chosen[n] for n in names), chosen["num_key_value_heads"], chosen["head_dim"])
+        return modeling.GemmaConfig(*(chosen[n] for n in names), chosen["num_key_value_heads"], chosen["head_dim"])
 
-    modeling_pi0.get_gemma_config = variant
-    modeling_pi0.CONFIG_MAPPING = {
+    modeling.get_gemma_config = variant
+    modeling.CONFIG_MAPPING = {
         "gemma": originals[1]["gemma"],
         "paligemma": lambda: PaliGemmaConfig(
             text_config=GemmaConfig(**text), vision_config=SiglipVisionConfig(**vision)
         ),
     }
     try:
-        network = modeling_pi0.PI0Pytorch(PI0Config(device="cpu"))
+        made = make()
     finally:
-        modeling_pi0.get_gemma_config, modeling_pi0.CONFIG_MAPPING = originals
-    backbone, width = network.paligemma_with_expert, text["hidden_size"]
+        modeling.get_gemma_config, modeling.CONFIG_MAPPING = originals
+    backbone, width = getattr(made, "model", made).paligemma_with_expert, text["hidden_size"]
     paligemma = backbone.paligemma
     paligemma.model.multi_modal_projector.linear = nn.Linear(vision["hidden_size"], width)
     paligemma.model.language_model.embed_tokens.weight = nn.Parameter(0.02 * torch.randn(text["vocab_size"], width))
     paligemma.lm_head = nn.Linear(width, text["vocab_size"], bias=False)
     backbone.gemma_expert.lm_head = nn.Linear(expert["hidden_size"], expert["vocab_size"], bias=False)
-    return network
+    backbone._set_requires_grad()  # what was frozen and has been replaced is frozen again
+    return made
 
 
 def calls(network: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
@@ -97,7 +105,7 @@ def main() -> None:
     sizes = json.loads((folder / "sizes.json").read_text())
     torch.set_num_threads(sizes["threads"])
     torch.manual_seed(0)
-    network = build(sizes)
+    network = build(sizes, lambda: modeling_pi0.PI0Pytorch(PI0Config(device="cpu")))
     save_file(
         {name: value.detach().clone() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
     )
