@@ -1,5 +1,6 @@
 """Shared fixtures, and one hook that lets pytest run from a root that is itself a package."""
 
+import importlib.util
 import os
 import runpy
 from pathlib import Path
@@ -140,3 +141,14 @@ def processor_of(statistics_of):
 def _ramps(width: int) -> dict[str, list[float]]:
     starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
     return {which: [start + 0.25 * i for i in range(width)] for which, start in starts.items()}
+
+
+@pytest.fixture(scope="session")
+def bitsandbytes():
+    """The library that quantises, one of the test requirements; its absence fails in CI and skips elsewhere."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        reason = "bitsandbytes is not installed: pip install 'manipulators[quantization]'"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return importlib.import_module("bitsandbytes")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.utils import is_bitsandbytes_available
 
 from ..auto import AutoPolicy
 from ..configuration.features import ACTION, STATE
@@ -13,6 +14,7 @@ from ..data.dataset import LeRobotDataset
 from ..data.policy_features import PolicyFeatures
 from ..errors import InvalidRecipeError, UnknownDatasetFeatureError
 from ..modeling import registry
+from ..modeling.parts import PARTS
 from ..modeling.policy import PolicyModel
 from ..processing.imagenet import IMAGENET_STATISTICS
 from ..processing.processor import PolicyProcessor
@@ -76,14 +78,41 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
     if recipe.base is None:
         if recipe.dtype is not None:
             raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
+        if recipe.quantization is not None:
+            raise InvalidRecipeError(f"quantization={recipe.quantization} is that of a base; name one.")
         policy = AutoPolicy.from_config(config_class(**fields))
     else:
-        policy = AutoPolicy.from_pretrained(recipe.base, **fields, **({"dtype": recipe.dtype} if recipe.dtype else {}))
+        loading = {"dtype": recipe.dtype, "quantization_config": _quantization(recipe)}
+        loading = {name: value for name, value in loading.items() if value is not None}
+        policy = AutoPolicy.from_pretrained(recipe.base, **fields, **loading)
         if policy.config.model_type != recipe.policy:
             raise InvalidRecipeError(
                 f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
             )
     return policy, build_processor(recipe, dataset, policy.config, features)
+
+
+def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    """Return how the base's weights are quantised; 4 bits as in QLoRA (Dettmers et al. 2023, arXiv 2305.14314)."""
+    if recipe.quantization is None:
+        return None
+    if not is_bitsandbytes_available():
+        raise InvalidRecipeError(
+            f"quantization={recipe.quantization} needs bitsandbytes: pip install 'manipulators[quantization]'."
+        )
+    if "lora" not in [recipe.training.get(part) for part in PARTS]:
+        raise InvalidRecipeError(
+            f"quantization={recipe.quantization}: quantised weights cannot be trained themselves. Train an adapter on "
+            f"them, such as --training.tune_llm lora, or leave quantization out."
+        )
+    if recipe.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=recipe.dtype or "float32",
+    )
 
 
 def build_processor(

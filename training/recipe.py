@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -112,6 +112,7 @@ class Recipe:
         data: the demonstrations.
         base: checkpoint to start from, a folder or Hub id, in our format or another project's; fresh weights without.
         dtype: dtype of the base's weights, such as `bfloat16`; by default as saved.
+        quantization: of the base's weights while it is trained with LoRA, `4bit` or `8bit`; none by default.
         output: folder of the checkpoint; it must not exist, or be empty.
         inputs: observation features the policy uses; all of the dataset's by default.
         tokenizer: for policies that read instructions, a folder or Hub id; `words` builds one from the words of the
@@ -132,6 +133,7 @@ class Recipe:
     inputs: list[str] | None = None
     base: str | None = None
     dtype: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
     tokenizer: str | None = None
     relative_actions: bool | list[int | None] = False
     config: dict[str, Any] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from ..errors import InvalidConfigError, InvalidTuningError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
 from ..modeling.adapters import add_adapter, base_of_adapter, has_adapter, is_adapter_parameter, merged
 from ..modeling.policy import PolicyModel
+from ..modeling.quantization import quantized_names
 from ..processing.processor import PolicyProcessor
 
 logger = logging.get_logger(__name__)
@@ -53,6 +54,7 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
             )
         for module in policy.part_modules(part).values():
             module.requires_grad_(mode is True)
+    _freeze_quantized(policy, chosen, present)
     targets, whole = [], set()
     for part in (part for part, mode in chosen.items() if mode == "lora"):
         found = lora_modules(policy, part)
@@ -64,6 +66,21 @@ def apply_tuning(policy: PolicyModel, modes: Mapping[str, Mode], **lora: Any) ->
     if targets:
         saved = sorted(whole | set(_trained_modules(policy)))
         add_adapter(policy, LoraConfig(target_modules=targets, modules_to_save=saved or None, **lora))
+
+
+def _freeze_quantized(policy: PolicyModel, modes: Mapping[str, Mode], present: list[str]) -> None:
+    """Freeze the modules that hold quantised weights, which an adapter alone can train."""
+    quantised = quantized_names(policy)
+    for part in present:
+        for name, module in policy.part_modules(part).items():
+            if not any(weight.startswith(name + ".") for weight in quantised):
+                continue
+            if modes.get(part) is True:
+                raise InvalidTuningError(
+                    f"{part}=True, but the weights of {name} are quantised and cannot be trained themselves. Put an "
+                    f"adapter on them with {part}='lora', or load the policy without quantization_config."
+                )
+            module.requires_grad_(False)
 
 
 def _no_lora(policy: PolicyModel, part: str, present: list[str]) -> str:

@@ -18,6 +18,7 @@ from ...configuration.diffusion import DiffusionConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..freezing import PartlyFrozen
 from ..inputs import model_inputs
+from ..kernels import require_kernel
 from ..layers.text_encoder import build_text_encoder
 from ..seam import Features, PolicyInputs
 from .diffusion_rgb import DiffusionRgbEncoder
@@ -177,6 +178,7 @@ class DiffusionBackbone(PartlyFrozen):
 
     def encode_language(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the instructions' vectors (b, language width) for tokens (b, n)."""
+        require_kernel(self.language_encoder.config._attn_implementation, input_ids.device)
         with torch.no_grad():
             sentence = self.language_encoder(input_ids, attention_mask=attention_mask).text_embeds  # (b, embedding)
         return self.language_dropout(self.language_projection(sentence))

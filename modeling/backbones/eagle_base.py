@@ -19,6 +19,7 @@ from ...configuration.eagle import EagleBaseConfig
 from ...configuration.gr00t import GR00TConfig
 from ...errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
 from ..freezing import PartlyFrozen
+from ..kernels import require_kernel
 from ..layers.image_tokens import pixel_shuffle, place_pictures, real_pictures
 from ..seam import Features, PolicyInputs
 
@@ -76,6 +77,7 @@ class EagleModel(nn.Module):
         Raises:
             FeatureShapeError: pictures of another size than the tower's.
         """
+        require_kernel(self.vision_model.config._attn_implementation, pixel_values.device)
         size = (3, self.picture_size, self.picture_size)
         if tuple(pixel_values.shape[1:]) != size:
             raise FeatureShapeError(
@@ -124,6 +126,7 @@ class EagleModel(nn.Module):
         reproject: bool = False,
     ) -> torch.Tensor:
         """Return the features (b, n, d) of prompts in which the tokens (m, k, d) of pictures stand; see `forward`."""
+        require_kernel(self.language_model.config._attn_implementation, input_ids.device)
         # 1. Pictures and words, in one sequence.
         words = self.language_model.embed_tokens(input_ids)  # (b, n, d)
         prompt = place_pictures(words, pictures, input_ids, image_token_id)

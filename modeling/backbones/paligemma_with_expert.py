@@ -23,6 +23,7 @@ from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModal
 from ...configuration.pi0 import ATTENTION, PaliGemmaWithExpertConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..freezing import PartlyFrozen
+from ..kernels import require_kernel
 from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, project_joined
 from ..precision import compute_dtype
 
@@ -85,6 +86,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, n, d) of pictures (b, 3, h, w) in [-1, 1]; they are not scaled as words are."""
+        require_kernel(self.vision_tower.config._attn_implementation, image.device)
         image = image.to(compute_dtype(self.vision_tower))
         return self.multi_modal_projector(self.vision_tower(image)[0])  # whatever its config's return_dict
 
@@ -304,6 +306,7 @@ def attend(
         k, v: (b, k, keys, e).
         bias: (b, 1, queries or 1, keys).
     """
+    require_kernel(implementation, q.device)
     if implementation == "flex_attention":
         bias = bias.expand(-1, -1, q.shape[2], -1)
         kernel = ALL_ATTENTION_FUNCTIONS[implementation]

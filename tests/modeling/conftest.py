@@ -11,6 +11,12 @@ import torch
 CASES = runpy.run_path(str(Path(__file__).parent.parent / "policy_cases.py"))["CASES"]
 
 
+@pytest.fixture(scope="session")
+def cases():
+    """All cases by name."""
+    return CASES
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     return CASES[request.param]

@@ -19,6 +19,7 @@ from manipulators import (
     PolicyFeature,
     PolicyPipeline,
     convert_dataset,
+    merge_and_save,
 )
 from manipulators.cli import main
 from manipulators.errors import DatasetFormatError, FrameNotFoundError, InvalidRecipeError, MissingStatisticsError
@@ -232,3 +233,39 @@ def test_a_camera_without_statistics_is_trained_on_a_pretrained_backbone(recipe,
     assert config.pretrained_backbone_weights is not None
     processor = build_processor(recipe, dataset, config, features)
     assert processor.statistics[CAMERA]["mean"] == [0.485, 0.456, 0.406]
+
+
+QLORA = """
+quantization: 4bit
+training: {{max_steps: 1, per_device_train_batch_size: 2, logging_steps: 1, use_cpu: true, disable_tqdm: true,
+  tune_llm: lora, lora_rank: 2}}
+"""
+
+
+def test_an_adapter_on_a_base_in_4_bits(bitsandbytes, recipe, tiny_pi0, statistics_of, tmp_path):
+    base = tiny_pi0({"top": (3, 32, 48)}, state=2)
+    policy = registry.policy_class(base.model_type)(base)
+    policy.save_pretrained(tmp_path / "base")
+    text = PI0.partition("training:")[0] + QLORA
+    (tmp_path / "qlora.yaml").write_text(text.format(folder=tmp_path))
+    output = run_recipe(load_recipe(tmp_path / "qlora.yaml"))
+    assert (output / "adapter_model.safetensors").is_file() and not (output / "model.safetensors").exists()
+    trained = AutoPolicy.from_pretrained(output)
+    assert trained.is_loaded_in_4bit
+    merged = merge_and_save(trained, tmp_path / "merged")
+    pipeline = PolicyPipeline.from_pretrained(tmp_path / "merged", device="cpu")
+    inputs, draws = base.example_inputs(1), base.example_draws(1)
+    found, expected = (p.predict_action_chunk(**inputs, **draws) for p in (pipeline.policy, trained))
+    assert torch.equal(found, merged.predict_action_chunk(**inputs, **draws))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_quantization_without_a_base_or_an_adapter(bitsandbytes, recipe, tmp_path):
+    recipe.quantization = "8bit"
+    config_class = registry.policy_class(recipe.policy).config_class
+    dataset = open_dataset(recipe, config_class(**recipe.config))
+    with pytest.raises(InvalidRecipeError, match="is that of a base"):
+        build_policy(recipe, dataset)
+    recipe.base = str(tmp_path)
+    with pytest.raises(InvalidRecipeError, match=r"--training\.tune_llm lora"):
+        build_policy(recipe, dataset)
