@@ -83,6 +83,12 @@ class Parts(nn.Module):
         found = [getattr(module, "input_embeddings", None) for module in self._components().values()]
         return next((module for module in found if module is not None), None) or super().get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of the policy's language model; its width stays what it was."""
+        old = self.get_input_embeddings()
+        parent, _, name = next(name for name, module in self.named_modules() if module is old).rpartition(".")
+        setattr(self.get_submodule(parent), name, value)
+
     def freeze_parts(self) -> None:
         """Mark the parameters that the config says are not trained; called again after loading, which forgets it."""
         for module in self._components().values():

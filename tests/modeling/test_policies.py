@@ -273,6 +273,32 @@ def test_embedding_of_the_language_model(policy):
             policy.get_input_embeddings()
 
 
+def test_resized_vocabulary_is_saved_and_loaded(policy, tmp_path):
+    """Or refused by name, with nothing changed: without a language model, or with one that learns no tokens."""
+    before = policy.config.to_dict()
+    reason = "a text encoder that is frozen" if policy.config.reads_instruction else "it has no language model"
+    if not policy.config.reads_instruction or "diffusion_policy" in policy.config.model_type:
+        with pytest.raises(InvalidConfigError, match=f"cannot be resized: {reason}"):
+            policy.resize_token_embeddings(80)
+        assert policy.config.to_dict() == before
+        return
+    rows = policy.config.vocabulary_size
+    inputs, draws = observation_inputs(policy.config), policy.config.example_draws(2)
+    expected = policy.predict_action_chunk(**inputs, **draws)
+    assert policy.resize_token_embeddings() is policy.get_input_embeddings()
+    assert policy.config.to_dict() == before
+    assert policy.resize_token_embeddings(rows + 5, pad_to_multiple_of=8).num_embeddings == rows + 8
+    assert policy.config.vocabulary_size == rows + 8
+    assert torch.equal(policy.predict_action_chunk(**inputs, **draws), expected)
+    inputs["input_ids"][:, -1] = rows + 7  # a new token
+    expected = policy.predict_action_chunk(**inputs, **draws)
+    assert policy.config.name_or_path == ""  # it is no longer that checkpoint
+    policy.save_pretrained(tmp_path)
+    loaded = AutoPolicy.from_pretrained(tmp_path)
+    assert loaded.config.vocabulary_size == loaded.get_input_embeddings().num_embeddings == rows + 8
+    assert torch.equal(loaded.predict_action_chunk(**inputs, **draws), expected)
+
+
 def test_executed_actions_are_by_default_all_that_can_be(case):
     config = case.config()
     if config.model_type == "diffusion_policy":  # whose number has no such default
