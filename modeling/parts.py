@@ -25,7 +25,11 @@ class Parts(nn.Module):
     components: ClassVar[tuple[str, ...]] = ("backbone", "action_head")
 
     def post_init(self) -> None:
-        """Initialise the weights, and collect what must stay on one device."""
+        """Initialise the weights, and collect what must stay on one device and which input all observations have."""
+        config = self.config
+        observed = (("state", config.state_dim), ("environment_state", config.environment_state_dim))
+        always = [name for name, width in observed if width] or (["pixel_values"] if config.image_features else [])
+        self.main_input_name = next(iter(always), self.main_input_name)
         if self._no_split_modules is None:
             declared = [getattr(module, "no_split_modules", ()) for module in self._components().values()]
             self._no_split_modules = list(dict.fromkeys(name for names in declared for name in names))

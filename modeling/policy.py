@@ -192,10 +192,12 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             InvalidConfigError: there is no language model, its vocabulary is fixed, or there is an adapter, whose base
                 would be another one.
         """
-        rows = self.config.vocabulary_size if new_num_tokens is None else new_num_tokens
-        rows = (
-            rows if rows is None or pad_to_multiple_of is None else -(-rows // pad_to_multiple_of) * pad_to_multiple_of
-        )
+        held = self.config.vocabulary_size
+        rows = held if new_num_tokens is None else new_num_tokens
+        if rows is not None and pad_to_multiple_of is not None:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if held is not None and rows == held:
+            return self.get_input_embeddings()
         if has_adapter(self):
             raise InvalidConfigError(
                 f"{type(self).__name__} has an adapter, whose base would be another one. Resize the base, save it, "
@@ -204,7 +206,7 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
         copy.deepcopy(self.config).set_vocabulary_size(rows)  # nothing is changed where it is refused
         self.config.set_vocabulary_size(rows)
         self.config.name_or_path = self.name_or_path = ""  # no adapter can name the old checkpoint as its base
-        return self._resize_token_embeddings(new_num_tokens or rows, pad_to_multiple_of, mean_resizing)
+        return self._resize_token_embeddings(rows, mean_resizing=mean_resizing)
 
     # --- speed ----------------------------------------------------------------------------------------
 
