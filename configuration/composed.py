@@ -7,6 +7,7 @@ and widths are the policy's, and are filled in.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -212,6 +213,16 @@ class ComposedConfig(PolicyConfig):
     def validate_components(self) -> None:
         """Check that backbone and head exist and, once there are features, that they go together."""
         self._build_configs()
+
+    def set_vocabulary_size(self, rows: int) -> None:
+        """Set the rows of the embedding of the backbone's language model."""
+        if not self.reads_instruction:
+            super().set_vocabulary_size(rows)
+        before, after = self.backbone_config, copy.deepcopy(self.backbone_config)
+        after.set_vocabulary_size(rows)
+        changed = [name for name in after.field_names() if getattr(after, name) != getattr(before, name)]
+        self.backbone = dict(self.backbone) | {name: getattr(after, name) for name in changed}
+        self.validate()
 
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""

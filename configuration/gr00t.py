@@ -360,6 +360,12 @@ class GR00TConfig(VisionLanguageActionConfig):
         """Rows of the language model's embedding."""
         return self._language_config["vocab_size"]
 
+    def set_vocabulary_size(self, rows: int) -> None:
+        """Set the rows of the language model's embedding."""
+        field = self.eagle_class.language_field
+        self.eagle_config = self.eagle_config | {field: self._language_config | {"vocab_size": rows}}
+        self.validate()
+
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`.
 

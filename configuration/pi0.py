@@ -264,6 +264,12 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
         """Rows of PaliGemma's embedding."""
         return self.backbone_config().paligemma_config.text_config.vocab_size
 
+    def set_vocabulary_size(self, rows: int) -> None:
+        """Set the rows of PaliGemma's embedding."""
+        fields = dict(self.paligemma_config or {})
+        self.paligemma_config = fields | {"text_config": dict(fields.get("text_config") or {}) | {"vocab_size": rows}}
+        self.validate()
+
     def example_inputs(self, batch_size: int = 2, absent_cameras: Sequence[str] = ()) -> dict[str, Any]:
         """Return valid model inputs, labels included; see `PolicyConfig.example_inputs`."""
         import torch

@@ -306,6 +306,19 @@ class PolicyConfig(StrictConfig):
         """Frames at an episode's end from which training does not start: too little follows them."""
         return 0
 
+    def set_vocabulary_size(self, rows: int) -> None:
+        """Set how many tokens the language model knows, as `resize_token_embeddings` of a policy asks for.
+
+        Raises:
+            InvalidConfigError: there is no language model, or its vocabulary is fixed.
+        """
+        name = type(self).__name__
+        raise InvalidConfigError(
+            f"The vocabulary of {name} cannot be resized: a text encoder that is frozen would never learn new tokens."
+            if self.reads_instruction
+            else f"The vocabulary of {name} cannot be resized: it has no language model."
+        )
+
     def normalization_mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how `feature` is normalised."""
         return self.normalization_mapping[feature.type.value]

@@ -25,7 +25,11 @@ class Parts(nn.Module):
     components: ClassVar[tuple[str, ...]] = ("backbone", "action_head")
 
     def post_init(self) -> None:
-        """Initialise the weights, and collect what must stay on one device."""
+        """Initialise the weights, and collect what must stay on one device and which input all observations have."""
+        config = self.config
+        observed = (("state", config.state_dim), ("environment_state", config.environment_state_dim))
+        always = [name for name, width in observed if width] or (["pixel_values"] if config.image_features else [])
+        self.main_input_name = next(iter(always), self.main_input_name)
         if self._no_split_modules is None:
             declared = [getattr(module, "no_split_modules", ()) for module in self._components().values()]
             self._no_split_modules = list(dict.fromkeys(name for names in declared for name in names))
@@ -96,6 +100,12 @@ class Parts(nn.Module):
         if not found and getattr(self, "is_quantized", False):
             return None  # torchao compares every layer with it
         return found[0] if found else super().get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of the policy's language model; its width stays what it was."""
+        old = self.get_input_embeddings()
+        parent, _, name = next(name for name, module in self.named_modules() if module is old).rpartition(".")
+        setattr(self.get_submodule(parent), name, value)
 
     def freeze_parts(self) -> None:
         """Mark the parameters that the config says are not trained; called again after loading, which forgets it."""

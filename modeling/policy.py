@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration.policy import PolicyConfig
-from ..errors import FeatureShapeError, FusedPolicyError, InferenceOnlyError, UnknownInputError
+from ..errors import (
+    FeatureShapeError,
+    FusedPolicyError,
+    InferenceOnlyError,
+    InvalidConfigError,
+    UnknownInputError,
+)
 from .adapters import has_adapter, record_base
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
@@ -191,6 +198,38 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
     def sample(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> torch.Tensor:
         """Return actions (b, h, a) over the whole horizon, normalised and padded."""
         return self.action_head.sample(self.encode(inputs, draws), inputs, draws)
+
+    # --- vocabulary -----------------------------------------------------------------------------------
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Give the language model's embedding another number of rows, and say so in the config; return the embedding.
+
+        Args:
+            new_num_tokens: by default as many as there are.
+            pad_to_multiple_of: round up to a multiple of this.
+            mean_resizing: draw new rows like the old ones, instead of from N(0, 0.02²).
+
+        Raises:
+            InvalidConfigError: there is no language model, its vocabulary is fixed, or there is an adapter, whose base
+                would be another one.
+        """
+        held = self.config.vocabulary_size
+        rows = held if new_num_tokens is None else new_num_tokens
+        if rows is not None and pad_to_multiple_of is not None:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if held is not None and rows == held:
+            return self.get_input_embeddings()
+        if has_adapter(self):
+            raise InvalidConfigError(
+                f"{type(self).__name__} has an adapter, whose base would be another one. Resize the base, save it, "
+                f"and train the adapter on that."
+            )
+        copy.deepcopy(self.config).set_vocabulary_size(rows)  # nothing is changed where it is refused
+        self.config.set_vocabulary_size(rows)
+        self.config.name_or_path = self.name_or_path = ""  # no adapter can name the old checkpoint as its base
+        return self._resize_token_embeddings(rows, mean_resizing=mean_resizing)
 
     # --- speed ----------------------------------------------------------------------------------------
 

@@ -146,6 +146,8 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             logger.info(f"What is trained:\n{parameter_table(policy)}")
         if has_adapter(policy):
             require_saved(policy)
+        if self.args.neftune_noise_alpha is not None:
+            _require_noisy_embedding(policy)
         return policy
 
     def get_train_dataloader(self) -> DataLoader:
@@ -437,6 +439,22 @@ def _require(args: Any, processor: Any) -> None:
         raise InvalidConfigError(
             f"PolicyTrainer takes PolicyTrainingArguments, which has every field of TrainingArguments; got "
             f"{type(args).__name__}."
+        )
+
+
+def _require_noisy_embedding(policy: PolicyModel) -> None:
+    """Check that NEFTune has an effect: noise is added to the words of a language model in training mode."""
+    mode = policy.training
+    try:
+        trains = policy.train().get_input_embeddings().training
+    except NotImplementedError:
+        trains = None
+    policy.train(mode)
+    if not trains:
+        reason = "has no language model" if trains is None else "has a language model that is frozen whole"
+        raise InvalidConfigError(
+            f"neftune_noise_alpha adds noise to the words of an instruction, but {type(policy).__name__} {reason}. "
+            f"Leave it out{'' if trains is None else ', or train a part of it: tune_llm'}."
         )
 
 

@@ -111,6 +111,10 @@ def test_every_input_is_named_in_the_signature(policy):
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
+def test_main_input_is_one_that_the_policy_has(policy):
+    assert policy.main_input_name in policy.config.example_inputs(1)
+
+
 def test_no_labels_no_loss(policy):
     output = policy(**observation_inputs(policy.config))
     assert output.loss is None and output.losses is None
@@ -274,6 +278,34 @@ def test_embedding_of_the_language_model(policy):
     else:
         with pytest.raises(NotImplementedError):
             policy.get_input_embeddings()
+
+
+def test_resized_vocabulary_is_saved_and_loaded(policy, tmp_path):
+    """Or refused by name, with nothing changed: without a language model, or with one that learns no tokens."""
+    before = policy.config.to_dict()
+    reason = "a text encoder that is frozen" if policy.config.reads_instruction else "it has no language model"
+    if not policy.config.reads_instruction or "diffusion_policy" in policy.config.model_type:
+        with pytest.raises(InvalidConfigError, match=f"cannot be resized: {reason}"):
+            policy.resize_token_embeddings(80)
+        assert policy.config.to_dict() == before
+        return
+    rows = policy.config.vocabulary_size
+    inputs, draws = observation_inputs(policy.config), policy.config.example_draws(2)
+    expected = policy.predict_action_chunk(**inputs, **draws)
+    assert policy.resize_token_embeddings() is policy.get_input_embeddings()
+    assert policy.config.to_dict() == before
+    assert policy.resize_token_embeddings(rows + 5, pad_to_multiple_of=8).num_embeddings == rows + 8
+    assert policy.config.vocabulary_size == rows + 8
+    assert torch.equal(policy.predict_action_chunk(**inputs, **draws), expected)
+    inputs["input_ids"][:, -1] = rows + 7  # a new token
+    expected = policy.predict_action_chunk(**inputs, **draws)
+    policy.save_pretrained(tmp_path)
+    loaded = AutoPolicy.from_pretrained(tmp_path)
+    assert loaded.config.vocabulary_size == loaded.get_input_embeddings().num_embeddings == rows + 8
+    assert torch.equal(loaded.predict_action_chunk(**inputs, **draws), expected)
+    assert loaded.config.name_or_path == str(tmp_path)
+    loaded.resize_token_embeddings(rows + 16)
+    assert loaded.config.name_or_path == ""  # it is no longer that checkpoint
 
 
 def test_executed_actions_are_by_default_all_that_can_be(case):

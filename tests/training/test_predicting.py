@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from manipulators import AutoPolicy, PolicyTrainer
+from manipulators.errors import InvalidConfigError
 from manipulators.training.collator import PolicyCollator
 
 CASES = runpy.run_path(str(Path(__file__).parent.parent / "policy_cases.py"))["CASES"]
@@ -85,6 +86,26 @@ def test_metrics_of_predicted_actions(policy, make_trainer):
     assert torch.equal(torch.rand(1), after)
     other = make_trainer(metrics, seed=7).evaluate()["eval_mse"]
     assert (other == results["eval_mse"]) is not bool(policy.config.example_draws(2))
+
+
+def test_noise_on_the_words_is_refused_where_it_has_no_effect(policy, make_trainer):
+    try:
+        embedding = policy.get_input_embeddings()
+    except NotImplementedError:
+        with pytest.raises(InvalidConfigError, match=r"has no language model\. Leave it out"):
+            make_trainer(neftune_noise_alpha=5.0)
+        return
+    if policy.config.model_type == "diffusion_policy":
+        with pytest.raises(InvalidConfigError, match="has a language model that is frozen whole"):
+            make_trainer(neftune_noise_alpha=5.0)
+        return
+    trainer, inputs = make_trainer(neftune_noise_alpha=5.0, max_steps=1), policy.config.example_inputs(4)
+    seen = []
+    handle = embedding.register_forward_hook(lambda module, _, words: seen.append(module.neftune_noise_alpha))
+    trainer.train_dataset = Rows(inputs, 4)
+    trainer.train()
+    handle.remove()
+    assert seen == [5.0] and embedding.weight.isfinite().all()
 
 
 def test_padding_comes_with_the_labels(policy, make_trainer):
