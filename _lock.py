@@ -18,7 +18,7 @@ from .errors import FolderInUseError
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _held: dict[Path, dict] = {}  # lock file → its holder: this process, or the one that it was forked from
-_guard = threading.Lock()
+_guard = threading.RLock()  # a forgotten lock may be released while another is taken
 
 
 @contextmanager

@@ -287,8 +287,7 @@ class LeRobotWriter:
             raise
 
     def _drop_current(self) -> None:
-        with suppress(Exception):  # on a full disk closing a video fails as well, and it is removed anyway
-            self._episode.discard()
+        self._episode.discard()
         self._kept.discard_current()
         self._episode = self._new_episode()
 
@@ -331,7 +330,7 @@ class LeRobotWriter:
                 first += episode.length
         except BaseException:
             for files in (data, *videos.values()):
-                with suppress(Exception):  # as in _drop_current
+                with suppress(Exception):  # on a full disk closing them fails as well
                     files.close()
             raise
         for files in (data, *videos.values()):

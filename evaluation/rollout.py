@@ -56,6 +56,7 @@ class EvaluationResult:
         horizon (`int`): steps after which an episode was truncated.
         versions (`dict[str, str]`): of `manipulators`, `torch` and the `simulator`.
         errors (`int`): episodes that ended in an error of the environment, an impossible observation or reward.
+        error_note (`str`, *optional*): how they are counted, where there were some.
         requested_episodes (`int`, *optional*): those that were asked for; more than `episodes` in the partial record
             of an evaluation that was stopped.
         video (`str`, *optional*): name of the file that shows the first episodes.
@@ -84,6 +85,7 @@ class EvaluationResult:
     horizon: int
     versions: dict[str, str]
     errors: int = 0
+    error_note: str | None = None
     requested_episodes: int | None = None
     video: str | None = None
     video_note: str | None = None
@@ -153,7 +155,8 @@ def evaluate(
             renderer there is none, and the result's `video_note` says why.
         task (`str`, *optional*): the instruction; defaults to the environment's own. The environment still
             decides what success is, so another instruction shows whether the policy follows it.
-        output (`str` or `os.PathLike`, *optional*): write the result to this JSON file.
+        output (`str` or `os.PathLike`, *optional*): write the result to this JSON file. An evaluation goes on only
+            with the same policy and settings; of a callable that is no `PolicyPipeline`, the caller sees to that.
 
     Raises:
         InvalidEvaluationError: no seeds, a seed twice, a negative one, `num_envs` or `horizon` below 1.
@@ -286,6 +289,8 @@ def _versions(spec: EnvironmentSpec) -> dict[str, str]:
 def _summarise(episodes: Sequence[RolloutEpisode], driver: Driver, num_envs: int, requested: int) -> EvaluationResult:
     count, steps = len(episodes), sum(episode.length for episode in episodes)
     successes = sum(episode.success for episode in episodes)
+    errors = sum(episode.error is not None for episode in episodes)
+    error_note = f"{errors} of {count} episodes ended in an error of the environment and count as failed."
     settings = getattr(driver.pipeline, "settings", {})  # any callable may act
     return EvaluationResult(
         **settings,
@@ -306,6 +311,7 @@ def _summarise(episodes: Sequence[RolloutEpisode], driver: Driver, num_envs: int
         clipped_fraction=sum(episode.clipped for episode in episodes) / max(steps, 1),
         horizon=driver.spec.horizon,
         versions=_versions(driver.spec),
-        errors=sum(episode.error is not None for episode in episodes),
+        errors=errors,
+        error_note=error_note if errors else None,
         requested_episodes=requested,
     )

@@ -142,7 +142,7 @@ def further_rows(card: CardData) -> list[tuple[str, str, str, str]]:
         (
             wording.one_line(each.environment),
             wording.one_line(each.task) if card.instruction and each.task else "",
-            f"{each.solved} of {each.episodes}",
+            f"{each.solved} of {each.episodes}" + (f", {each.errors} ended in an error" if each.errors else ""),
             _interval(each) if each.interval else "",
         )
         for each in (card.evaluation, *card.evaluation.further)

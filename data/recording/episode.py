@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ class Episode:
 
     def discard(self) -> None:
         for encoder in self._encoders.values():
-            encoder.discard()
+            with suppress(Exception):  # on a full disk, where the file is removed all the same
+                encoder.discard()
         self._encoders, self.tasks = {}, []
 
     def _encoder(self, camera: str) -> VideoEncoder:

@@ -66,9 +66,9 @@ class KeptEpisodes:
         settings = json.loads(json.dumps(settings))  # as they are read back
         clear_published(folder)
         path = folder / SETTINGS_FILE
-        if path.is_file():
+        if path.is_file() and self._folder_of(0).is_dir():
             self._compare(read_json(path), settings)
-        elif folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        elif not path.is_file() and folder.is_dir() and _is_in_use(folder):
             raise OutputExistsError(folder)
         else:
             folder.mkdir(exist_ok=True)
@@ -145,6 +145,10 @@ class KeptEpisodes:
             if isinstance(error, CorruptFileError):
                 raise
             raise CorruptFileError(path, "record of an episode", error) from error
+
+
+def _is_in_use(folder: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def clear_published(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -82,8 +83,12 @@ class VideoEncoder:
     def discard(self) -> None:
         """Close and delete the file."""
         self._closed = True
-        self._container.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            with suppress(OSError):
+                os.truncate(self.path, 0)  # on a full disk closing fails, and an open file keeps its space
+            self._container.close()
+        finally:
+            self.path.unlink(missing_ok=True)
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         try:

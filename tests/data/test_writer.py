@@ -230,6 +230,14 @@ def test_another_recording_does_not_go_on(tmp_path, changed, message):
     assert len(LeRobotDataset(tmp_path / "d")) == 1
 
 
+def test_a_recording_without_a_finished_episode_may_be_another(tmp_path):
+    LeRobotWriter(tmp_path / "d", 10, FEATURES).add_frame(frame(0), task="push")  # forgotten, as by a kill
+    with LeRobotWriter(tmp_path / "d", 20, ACTION_ONLY) as writer:
+        writer.add_frame({"action": [0, 1]}, task="push")
+        writer.end_episode()
+    assert LeRobotDataset(tmp_path / "d").fps == 20
+
+
 def test_two_writers_do_not_share_a_folder(tmp_path):
     with LeRobotWriter(tmp_path / "d", 10, ACTION_ONLY) as writer:
         with pytest.raises(FolderInUseError, match="d is in use by a recording"):

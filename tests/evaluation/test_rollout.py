@@ -224,6 +224,7 @@ def test_an_environment_that_raises_ends_its_own_episode_alone(line, monkeypatch
         episode for episode in expected if episode["seed"] != 2
     ]
     assert (result.episodes, result.successes, result.errors, result.success_rate) == (5, 4, 1, 0.8)
+    assert result.error_note == "1 of 5 episodes ended in an error of the environment and count as failed."
     assert f"seed 2 in line/right ended in an error and counts as failed: {error}" in caplog.text
     assert len(built) == 3  # the broken one is replaced
 
