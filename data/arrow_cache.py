@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 
 from .._disk import naming_disk_errors
-from ..errors import DatasetFormatError
+from ..errors import DatasetFormatError, DiskError
 from .fingerprint import fingerprint
 
 
@@ -54,7 +54,9 @@ def memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
                 builder.info.features = _common_features(paths)
                 builder.download_and_prepare()
             return builder.as_dataset(split="train")
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError) as error:
+    except DiskError:
+        raise
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError) as error:
         raise DatasetFormatError(_unreadable(paths, error.__cause__ or error)) from error
     finally:
         if shown:
@@ -82,7 +84,8 @@ def _unreadable(paths: Sequence[Path], reason: object) -> str:
     """Return a message that names the unreadable data file, where a single one causes the error."""
     for path in paths:
         try:
-            pq.read_metadata(path)
+            for _ in pq.ParquetFile(path).iter_batches():
+                pass
         except (pa.ArrowException, OSError) as error:
             return f"{path} cannot be read as a parquet file: {error}. Download or write it again."
     return (

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..configuration.features import ACTION
-from ..errors import DatasetFormatError
+from ..errors import DatasetFormatError, VideoError
 from .features import CAMERAS
+from .images import NOT_AN_IMAGE, decode_image
 from .layouts.metadata import DatasetMetadata
 from .remedies import LARGER_TOLERANCE, LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 from .table import FrameTable
@@ -107,13 +108,38 @@ def not_finite(metadata: DatasetMetadata, name: str, rows: Iterable[int]) -> Dat
     )
 
 
-def not_a_picture(table: FrameTable, camera: str, row: int, reason: object) -> DatasetFormatError:
-    """Return the error for a cell that does not hold a picture in colours."""
+def check_size(features: Mapping[str, Mapping], camera: str, place: object, found: tuple[int, ...]) -> None:
+    """Compare the (h, w) of pictures at `place` with the declared ones.
+
+    Raises:
+        VideoError: they differ.
+    """
+    stated = tuple(features[camera]["shape"][:2])
+    if tuple(found) != stated:
+        raise VideoError(
+            f"{place} has pictures of {found[0]} × {found[1]} (height × width); meta/info.json says {stated[0]} × "
+            f"{stated[1]} of {camera}. {LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the size there or the pictures."
+        )
+
+
+def picture(table: FrameTable, features: Mapping[str, Mapping], camera: str, row: int) -> np.ndarray:
+    """Return the picture (h, w, 3) that a camera has in a row of the dataset.
+
+    Raises:
+        DatasetFormatError: there is none, or one that is not in colours or grey.
+        VideoError: it has another size than declared.
+    """
+    (cell,) = table.values(camera, [row])
     path, row_in_file = table.place(row)
-    return DatasetFormatError(
-        f"{camera} in row {row_in_file} of {path} is not a picture in colours or grey: {reason}. "
-        f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
-    )
+    try:
+        pixels = decode_image(cell)
+    except NOT_AN_IMAGE as error:
+        raise DatasetFormatError(
+            f"{camera} in row {row_in_file} of {path} is not a picture in colours or grey: {error}. "
+            f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
+        ) from error
+    check_size(features, camera, f"Row {row_in_file} of {path}", pixels.shape[:2])
+    return pixels
 
 
 def _wrong_counts(metadata: DatasetMetadata, here: set[str], found: int) -> DatasetFormatError:

@@ -11,15 +11,13 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from .._files import new_folder, refuse_existing
-from ..errors import DatasetFormatError, VideoError
-from .checks import check_table, instruction, is_for_policies, not_a_picture, not_finite
+from ..errors import VideoError
+from .checks import check_size, check_table, instruction, is_for_policies, not_finite, picture
 from .features import CAMERAS, INDEX_FEATURES
-from .images import NOT_AN_IMAGE, decode_image
 from .layouts.metadata import DatasetMetadata
 from .layouts.reader import load_metadata
 from .layouts.writer import plain_statistics, write_metadata
 from .recording.data_files import DataFiles
-from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE
 from .selection import choose_episodes, choose_features
 from .source import fetch_files, fetch_metadata
 from .statistics import ImageStatistics, compute_statistics
@@ -215,12 +213,7 @@ class _Conversion:
         for first in range(0, len(seconds), FRAMES_AT_ONCE):
             times = place["from_timestamp"] + seconds[first:][:FRAMES_AT_ONCE]
             frames = self._reader.frames(new, times, self._tolerance_s)
-            stated_size = tuple(self._features[camera]["shape"][:2])
-            if tuple(frames.shape[-2:]) != stated_size:
-                raise VideoError(
-                    f"{old} has pictures of {tuple(frames.shape[-2:])} (height, width); meta/info.json says "
-                    f"{stated_size} of {camera}. {LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the size there."
-                )
+            check_size(self._features, camera, old, frames.shape[-2:])
             yield from frames.numpy()
         ends = seconds[[0, -1]]
         moved = self._reader.frames(new, place["from_timestamp"] + ends, self._tolerance_s)
@@ -234,12 +227,7 @@ class _Conversion:
     def _stored_images(self, camera: str, number: int, row: dict) -> Iterator[np.ndarray]:
         """Yield the episode's images (h, w, 3) from the data files."""
         for frame in range(*self._bounds[number]):
-            try:
-                yield decode_image(self._table.values(camera, [frame])[0])
-            except NOT_AN_IMAGE as error:
-                if isinstance(error, DatasetFormatError):
-                    raise
-                raise not_a_picture(self._table, camera, frame, error) from error
+            yield picture(self._table, self._features, camera, frame)
 
     def _bar(self, items: Iterable, title: str) -> Iterable:
         return tqdm(items, desc=title, disable=not self._progress, leave=False)

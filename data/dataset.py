@@ -14,17 +14,17 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from ..configuration.features import ACTION
-from ..errors import DatasetFormatError, DatasetIndexError, MissingVideoError, VideoError
+from ..errors import DatasetFormatError, DatasetIndexError, MissingVideoError
 from .checks import (
+    check_size,
     check_table,
     instruction,
     is_for_policies,
-    not_a_picture,
     not_finite,
+    picture,
     warn_of_unlisted_files,
 )
 from .features import CAMERAS, INDEX_FEATURES
-from .images import NOT_AN_IMAGE, decode_image
 from .layouts.reader import load_metadata
 from .policy_features import PolicyFeatures, policy_features
 from .remedies import LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE
@@ -337,27 +337,15 @@ class LeRobotDataset(Dataset):
 
     def _frames_of(self, camera: str, path: str, seconds: np.ndarray) -> torch.Tensor:
         frames = self._reader.frames(self.root / path, seconds, self._tolerance_s)  # (n, 3, h, w)
-        self._check_size(camera, self.root / path, tuple(frames.shape[-2:]))
+        check_size(self._features, camera, self.root / path, frames.shape[-2:])
         return frames
-
-    def _check_size(self, camera: str, place: object, found: tuple[int, ...]) -> None:
-        stated = tuple(self._features[camera]["shape"][:2])
-        if found != stated:
-            raise VideoError(
-                f"{place} has pictures of {found[0]} × {found[1]} (height × width); meta/info.json says {stated[0]} × "
-                f"{stated[1]} of {camera}. {LEAVE_OUT_FEATURE_OR_EPISODE}, or correct the size there or the pictures."
-            )
 
     def _decode_images(self, camera: str, rows: np.ndarray) -> list[torch.Tensor]:
         """Decode PNG or JPEG bytes kept in the table; (steps, 3, h, w) per sample."""
         distinct, inverse = np.unique(rows, return_inverse=True)
         frames = []
-        for row, value in zip(distinct, self._table.values(camera, distinct), strict=True):
-            try:
-                pixels = decode_image(value)  # (h, w, 3)
-            except NOT_AN_IMAGE as error:
-                raise not_a_picture(self._table, camera, int(row), error) from error
-            self._check_size(camera, f"Frame {row} of {self.root}", pixels.shape[:2])
+        for row in distinct.tolist():
+            pixels = picture(self._table, self._features, camera, row)  # (h, w, 3)
             frames.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())  # (3, h, w)
         return [_stacked([frames[i] for i in steps]) for steps in inverse.reshape(rows.shape)]
 

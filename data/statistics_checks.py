@@ -19,6 +19,7 @@ from .table import FrameTable
 # How far statistics may contradict each other, relative to the range and to the largest value: writers compute them in
 # float32 and estimate quantiles.
 _OF_RANGE, _OF_VALUE = 0.1, 1e-3
+_FAR = 100.0  # how many times another range than that of the data cannot be a matter of some episodes more or less
 
 
 def checked_statistics(metadata: DatasetMetadata, table: FrameTable, features: Mapping[str, Mapping]) -> Statistics:
@@ -45,6 +46,13 @@ def checked_statistics(metadata: DatasetMetadata, table: FrameTable, features: M
             raise not_finite(metadata, name, [row])
         values = _of_shape(metadata, name, features[name], values)
         problem = f"{', '.join(infinite)} is not finite" if infinite else _contradiction(features[name], values)
+        if (
+            not problem
+            and name in table
+            and {"min", "max"} <= values.keys()
+            and features[name]["dtype"] not in CAMERAS
+        ):
+            problem = _other_range(table, name, values["min"], values["max"])
         if problem:
             raise _impossible(metadata, name, problem)
         checked[name] = values
@@ -98,6 +106,24 @@ def _contradiction(feature: Mapping, values: Mapping[str, np.ndarray]) -> str | 
         problem = first((low < -_OF_VALUE) | (high > 1 + _OF_VALUE), "min")
         problem = problem and f"{problem}; those of a camera lie in [0, 1]"
     return problem
+
+
+def _other_range(table: FrameTable, name: str, low: np.ndarray, high: np.ndarray) -> str | None:
+    """Return where the data have another range by far than the one recorded; None if they have not."""
+    least, largest = (end.reshape(-1) for end in table.extremes(name, low.shape))
+    low, high = (end.astype(np.float64).reshape(-1) for end in (low, high))
+    size, room = high - low, _FAR * (high - low)
+    beyond = (size > 0) & ((least < low - room) | (largest > high + room))
+    # Of a part of a dataset the range may be any part of the whole's.
+    shrunk = (size > _FAR * (largest - least)) & (largest > least) if table.is_whole else np.zeros_like(beyond)
+    wrong = beyond | shrunk
+    if not wrong.any():
+        return None
+    i = int(wrong.argmax())
+    return (
+        f"dimension {i} has min {low[i]:.6g}, max {high[i]:.6g}, and the data lie between {least[i]:.6g} and "
+        f"{largest[i]:.6g}"
+    )
 
 
 def _impossible(metadata: DatasetMetadata, name: str, problem: str) -> DatasetFormatError:

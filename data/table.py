@@ -65,6 +65,11 @@ class FrameTable:
         return name in self._dataset.column_names
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all files of the dataset are here."""
+        return self._first_rows is None
+
+    @property
     def cache_files(self) -> list[Path]:
         """The memory-mapped files."""
         return [Path(entry["filename"]) for entry in self._dataset.cache_files]
@@ -117,6 +122,12 @@ class FrameTable:
         if any(is_kind(kind) for is_kind in _TEXTS):
             return "text"
         return "picture" if any(is_kind(kind) for is_kind in _BYTES) else str(kind)
+
+    def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and the largest numbers in the column `name`, each (*shape,) float64."""
+        chunks = [_numbers(name, chunk, shape)[0] for chunk in self._column(name).data.chunks if len(chunk)]
+        low, high = np.min([c.min(axis=0) for c in chunks], axis=0), np.max([c.max(axis=0) for c in chunks], axis=0)
+        return low.astype(np.float64), high.astype(np.float64)
 
     def first_not_finite(self, name: str) -> int | None:
         """Return the first row whose floats in the column `name` are not all finite; None if there is none."""

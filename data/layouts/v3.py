@@ -96,11 +96,11 @@ def _read_tasks(root: Path) -> dict[int, str]:
         raise DatasetFormatError(
             f"{path} must have the columns task and task_index; got {table.column_names}. Download it again."
         )
-    pairs = zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True)
-    tasks = dict(pairs)
-    if not all(isinstance(index, int) and isinstance(task, str) for index, task in tasks.items()):
-        raise DatasetFormatError(f"{path} must give each whole number one text; got {tasks}. Download it again.")
-    return {index: tasks[index] for index in sorted(tasks)}
+    tasks = list(zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True))
+    wrong = [row for row in tasks if not (isinstance(row[0], int) and isinstance(row[1], str))]
+    if wrong:
+        raise DatasetFormatError(f"{path} must give every whole number a text; it has {wrong[0]}. Download it again.")
+    return dict(sorted(tasks))
 
 
 def _read_episodes(root: Path, cameras: list[str], fps: float) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from manipulators import LeRobotDataset, convert_dataset
+from manipulators.data.fingerprint import fingerprint
 from manipulators.data.table import FrameTable
 from manipulators.errors import (
     DatasetFormatError,
@@ -144,15 +145,21 @@ def test_a_file_is_known_by_what_it_holds_and_not_by_its_time(tiny, tmp_path):
 
 
 def test_large_files_are_told_apart_by_their_parts(tmp_path, monkeypatch):
+    """By the footer of a parquet file, or a part of any other: of both only some bytes are read."""
     monkeypatch.setattr("manipulators.data.fingerprint._WHOLE", 0)
     monkeypatch.setattr("manipulators.data.fingerprint._PART", 8)
-    tables = [pa.table({"x": np.arange(5000) + offset}) for offset in (0, 1)]
-    found = []
-    for table in tables:
-        pq.write_table(table, tmp_path / "file.parquet", compression="none", use_dictionary=False)
-        os.utime(tmp_path / "file.parquet", (0, 0))
-        found.append(FrameTable([tmp_path / "file.parquet"]).all_numbers("x", ())[0])
-    assert found == [0, 1]
+    path, found = tmp_path / "file.parquet", []
+    for second in (1, 5001):  # neither at the beginning nor at the end of the file, but the column's largest value
+        values = np.arange(5000)
+        values[2] = second
+        pq.write_table(pa.table({"x": values}), path, compression="none", use_dictionary=False)
+        os.utime(path, (0, 0))
+        found.append(FrameTable([path]).all_numbers("x", ())[2])
+    assert found == [1, 5001]
+    path.write_bytes(b"a" * 100)
+    before = fingerprint([path])
+    path.write_bytes(b"a" * 99 + b"b")
+    assert fingerprint([path]) != before != fingerprint([path, path])
 
 
 def test_a_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def test_a_gripper_that_seldom_moves_is_named_with_the_mode_that_keeps_it(statis
     share = "10 %" if mode == "QUANTILE10" else "1 %"
     assert gripper.startswith(
         f"gripper of action moves from 0 to 0.08 in under {share} of the frames: it counts as constant, and always "
-        f"decodes to 0 by {mode}. MIN_MAX keeps it: normalization_mapping={{'ACTION': 'MIN_MAX'}} in the config (train: "
+        f"decodes to 0 by {mode}. MIN_MAX keeps it: normalization_mapping={{'ACTION': 'MIN_MAX'}} in the config ("
     )
     assert noise.startswith(
         "noise of action moves by no more than 1e-06, noise that becomes as large as what moves by 2"

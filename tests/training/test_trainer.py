@@ -580,8 +580,8 @@ def test_what_normalization_loses_and_a_crop_hides_is_said_before_training(make_
     with caplog.at_level("WARNING"):
         PolicyTrainer(DiffusionPolicy(config), arguments, processor, train_dataset=make_dataset())
     crop = (
-        "Of the pictures of observation.images.camera_0, 240 × 320 pixels (height × width), the network sees a crop of "
-        "84 × 84: 9 % of the picture (`crop_shape`, `resize_shape`)."
+        "Of the pictures of observation.images.camera_0, 240 × 320 pixels (height × width), the network sees a crop "
+        "of 84 × 84: 9 % of the picture (`crop_shape`, `resize_shape`)."
     )
     assert crop in caplog.text
     assert "gripper of action moves from 0 to 1 in under 1 % of the frames" in caplog.text
