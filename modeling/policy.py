@@ -250,6 +250,8 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
                 f"{name} has an adapter, whose layers cannot be joined. Make it part of the weights first: "
                 f"manipulators.merge_and_save(policy, folder), which returns the merged policy."
             )
+        if getattr(self, "is_quantized", False):
+            raise FusedPolicyError(f"{name} is quantised; only plain linear layers can be fused.")
         if not self.is_fused:
             self._fuse()
             self.is_fused = True

@@ -7,7 +7,13 @@ import torch
 from transformers import AutoModel, BitsAndBytesConfig
 
 from manipulators import AutoPolicy, PolicyPipeline, merge_and_save
-from manipulators.errors import BaseMismatchError, CheckpointError, InvalidConfigError, WeightsValueError
+from manipulators.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    FusedPolicyError,
+    InvalidConfigError,
+    WeightsValueError,
+)
 from manipulators.inference.speed import example_request
 from manipulators.modeling.precision import compute_dtype
 from manipulators.modeling.quantization import quantized_names
@@ -137,6 +143,8 @@ def test_a_library_without_files_is_refused_before_anything_is_written(tiny_act,
     policy.save_pretrained(tmp_path)
     loaded = AutoPolicy.from_pretrained(tmp_path, quantization_config=bits(8))
     loaded.hf_quantizer.is_serializable = lambda: False
+    with pytest.raises(FusedPolicyError, match="is quantised"):
+        loaded.fuse()
     with pytest.raises(CheckpointError, match="bitsandbytes cannot be saved"):
         loaded.save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other").exists()
