@@ -15,12 +15,15 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
-def naming_disk_errors(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
+def naming_disk_errors(
+    path: str | os.PathLike, kept: str = "", remedy: str = "a folder on another disk"
+) -> Iterator[None]:
     """Turn an error of the disk into one that names the disk and `path`, which is written in the block.
 
     Args:
         path: the file or folder that is written.
         kept: a sentence on what is not lost, for the message.
+        remedy: what else may be chosen.
 
     Raises:
         DiskFullError: the disk is full.
@@ -38,7 +41,7 @@ def naming_disk_errors(path: str | os.PathLike, kept: str = "") -> Iterator[None
             if number not in _FULL:
                 raise  # such as a source that may not be read
             path = place  # such as a cache on another disk
-        raise _named(number, Path(path), kept) from error
+        raise _named(number, Path(path), kept, remedy) from error
 
 
 def mount_point(path: str | os.PathLike) -> Path:
@@ -49,7 +52,7 @@ def mount_point(path: str | os.PathLike) -> Path:
     return path
 
 
-def full_disk_message(path: Path, kept: str = "") -> str:
+def full_disk_message(path: Path, kept: str = "", remedy: str = "a folder on another disk") -> str:
     """Return a message with the full disk and the file or folder that was not written."""
     disk = mount_point(path)
     try:
@@ -59,18 +62,17 @@ def full_disk_message(path: Path, kept: str = "") -> str:
         space = ""
     return (
         f"The disk mounted at {disk} is full{space}: {path} could not be written. "
-        f"{_kept(kept)}Free space there, or choose a folder on another disk."
+        f"{_kept(kept)}Free space there, or choose {remedy}."
     )
 
 
-def _named(number: int, path: Path, kept: str) -> DiskError:
+def _named(number: int, path: Path, kept: str, remedy: str) -> DiskError:
     if number in _FULL:
-        return DiskFullError(full_disk_message(path, kept))
+        return DiskFullError(full_disk_message(path, kept, remedy))
     disk = mount_point(path)
     if number == errno.EROFS:
         return ReadOnlyError(
-            f"The disk mounted at {disk} is read-only: {path} cannot be written. {_kept(kept)}"
-            f"Choose a folder on another disk."
+            f"The disk mounted at {disk} is read-only: {path} cannot be written. {_kept(kept)}Choose {remedy}."
         )
     if number in _REFUSED:
         return ReadOnlyError(
@@ -80,11 +82,11 @@ def _named(number: int, path: Path, kept: str) -> DiskError:
     if number == errno.EFBIG:
         return DiskError(
             f"{path} could not be written: a file of it would be larger than a limit here allows. {_kept(kept)}"
-            f"Raise the limit (ulimit -f unlimited), or choose a folder on another disk."
+            f"Raise the limit (ulimit -f unlimited), or choose {remedy}."
         )
     return DiskError(
         f"The disk mounted at {disk} failed ({os.strerror(number)}): {path} could not be written. {_kept(kept)}"
-        f"Choose a folder on another disk."
+        f"Choose {remedy}."
     )
 
 
@@ -99,6 +101,8 @@ def _cause_on_disk(error: BaseException | None) -> tuple[int, str | None] | None
         if number is None:  # libraries written in Rust report it as text
             told = re.search(r"\(os error (\d+)\)", str(error))
             number = int(told[1]) if told else None
+            if "Not enough disk space" in str(error):  # so 🤗 datasets says it
+                number = errno.ENOSPC
         if number in _FULL | _REFUSED | {errno.EFBIG, errno.EIO}:
             return number, place if isinstance(place, str | os.PathLike) else None
         error = error.__cause__ or error.__context__
