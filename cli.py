@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ._interrupts import kept_by_any, kept_by_evaluation, kept_by_training
 from ._version import __version__
 from .errors import ManipulatorsError
-from .interrupts import kept_by_any, kept_by_evaluation, kept_by_training
 from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"

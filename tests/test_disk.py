@@ -29,9 +29,14 @@ def test_an_error_of_the_disk_names_it(tmp_path, number, expected, message):
     assert number in (errno.EACCES, errno.EFBIG) or str(mount_point(tmp_path)) in str(caught.value)
 
 
-def test_libraries_in_other_languages_report_it_as_text(tmp_path):
-    with pytest.raises(DiskFullError), naming_disk_errors(tmp_path):
-        raise RuntimeError("I/O error: No space left on device (os error 28)")
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("I/O error: No space left on device (os error 28)"), OSError("Not enough disk space. Needed: 9")],
+)
+def test_libraries_report_it_as_text(tmp_path, error):
+    message = r"Free space there, or choose another cache"
+    with pytest.raises(DiskFullError, match=message), naming_disk_errors(tmp_path, remedy="another cache"):
+        raise error
 
 
 def test_other_errors_and_other_places_pass(tmp_path):
