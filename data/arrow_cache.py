@@ -86,7 +86,7 @@ def _unreadable(paths: Sequence[Path], reason: object) -> str:
         try:
             for _ in pq.ParquetFile(path).iter_batches():
                 pass
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             return f"{path} cannot be read as a parquet file: {error}. Download or write it again."
     return (
         f"The data files beside {paths[0]} cannot be read together: {reason}. Their columns may differ from file to "

@@ -43,7 +43,8 @@ def check_table(
         )
     for name, feature in features.items():
         _check_kind(metadata, table, name, feature)
-    here = {str(path.relative_to(metadata.root)) for path in table.paths}
+    open_here = set(table.paths)
+    here = {path for path in metadata.data_files if metadata.root / path in open_here}
     episodes = np.flatnonzero([path in here for path in metadata.data_paths])
     first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
     if len(table) != (last + 1 - first).sum():
@@ -130,15 +131,17 @@ def picture(table: FrameTable, features: Mapping[str, Mapping], camera: str, row
         VideoError: it has another size than declared.
     """
     (cell,) = table.values(camera, [row])
-    path, row_in_file = table.place(row)
     try:
         pixels = decode_image(cell)
     except NOT_AN_IMAGE as error:
+        path, row_in_file = table.place(row)
         raise DatasetFormatError(
             f"{camera} in row {row_in_file} of {path} is not a picture in colours or grey: {error}. "
             f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
         ) from error
-    check_size(features, camera, f"Row {row_in_file} of {path}", pixels.shape[:2])
+    if list(pixels.shape[:2]) != features[camera]["shape"][:2]:
+        path, row_in_file = table.place(row)
+        check_size(features, camera, f"Row {row_in_file} of {path}", pixels.shape[:2])
     return pixels
 
 

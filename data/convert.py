@@ -112,8 +112,8 @@ class _Conversion:
         declared = metadata.info["features"]
         kept = declared if written is None else {name: f for name, f in declared.items() if name in written}
         self._info = {**SIZES_IN_MB, **metadata.info, "features": kept}
-        if len(episodes) < len(metadata.episode_numbers):
-            self._info["splits"] = None
+        if not np.array_equal(metadata.episode_numbers, np.arange(len(episodes))):
+            self._info["splits"] = None  # of other numbers
         self._features = {name: feature for name, feature in readable.items() if feature["dtype"] != "string"}
         self._cameras = [name for name in metadata.videos if name in kept]
         self._episodes = episodes.tolist()
@@ -121,11 +121,12 @@ class _Conversion:
         self._reader = VideoReader(fps=metadata.fps)
 
     def run(self) -> None:
+        kept = np.concatenate([np.arange(start, end) for start, end in self._bounds])
         for name in [name for name in self._features if name in self._table]:
-            row = self._table.first_not_finite(name)
-            if row is not None and is_for_policies(name):
-                raise not_finite(self._metadata, name, [row])
-            if row is not None:
+            rows = np.intersect1d(self._table.not_finite(name, tuple(self._features[name]["shape"])), kept)
+            if len(rows) and is_for_policies(name):
+                raise not_finite(self._metadata, name, rows)
+            if len(rows):
                 logger.warning("%s has values that are not finite: it gets no statistics.", name)
                 del self._features[name]
         rows = self._write_data()

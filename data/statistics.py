@@ -72,16 +72,17 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         for name in ("min", "max", "mean", "std", "count")
     }  # (parts, …)
     mean, count = stacked["mean"], stacked["count"]
-    weight = count.reshape(len(parts), *[1] * (mean.ndim - 1)) / count.sum()
     low, high = stacked["min"].min(axis=0), stacked["max"].max(axis=0)
-    total = (weight * mean).sum(axis=0)
-    variance = (weight * (stacked["std"] ** 2 + (mean - total) ** 2)).sum(axis=0)
+    with np.errstate(all="ignore"):  # what is not finite stays so, and is refused by whoever reads it
+        weight = count.reshape(len(parts), *[1] * (mean.ndim - 1)) / count.sum()
+        total = (weight * mean).sum(axis=0)
+        variance = (weight * (stacked["std"] ** 2 + (mean - total) ** 2)).sum(axis=0)
     constant = low == high  # as in compute_statistics
     result = {
         "min": low,
         "max": high,
         "mean": np.where(constant, low, total),
-        "std": np.where(constant, 0.0, np.sqrt(variance)),
+        "std": np.where(constant, 0.0, np.sqrt(np.maximum(variance, 0.0))),
         "count": count.sum(axis=0),
     }
     return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}

@@ -41,9 +41,9 @@ def checked_statistics(metadata: DatasetMetadata, table: FrameTable, features: M
         if not values:
             raise _impossible(metadata, name, "some episodes have none")
         infinite = [key for key, value in values.items() if not np.all(np.isfinite(value))]
-        row = table.first_not_finite(name) if infinite and name in table else None
-        if row is not None:
-            raise not_finite(metadata, name, [row])
+        rows = table.not_finite(name, tuple(features[name]["shape"])) if infinite and name in table else ()
+        if len(rows):
+            raise not_finite(metadata, name, rows)
         values = _of_shape(metadata, name, features[name], values)
         problem = f"{', '.join(infinite)} is not finite" if infinite else _contradiction(features[name], values)
         if (

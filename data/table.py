@@ -129,20 +129,16 @@ class FrameTable:
         low, high = np.min([c.min(axis=0) for c in chunks], axis=0), np.max([c.max(axis=0) for c in chunks], axis=0)
         return low.astype(np.float64), high.astype(np.float64)
 
-    def first_not_finite(self, name: str) -> int | None:
-        """Return the first row whose floats in the column `name` are not all finite; None if there is none."""
-        start = 0
-        if self.kind(name) != "number":
-            return None
-        for chunk in self._column(name).data.chunks:
-            values, _ = _numbers(name, chunk, (-1,)) if len(chunk) else (np.zeros((0, 1)), None)
-            if not np.issubdtype(values.dtype, np.floating):
-                return None
-            wrong = np.flatnonzero(~np.all(np.isfinite(values), axis=1))
-            if wrong.size:
-                return self._row_of_dataset(start + int(wrong[0]))
+    def not_finite(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the rows whose floats in the column `name` are not all finite, (n,)."""
+        start, wrong = 0, []
+        for chunk in self._column(name).data.chunks if self.kind(name) == "number" else ():
+            values, _ = _numbers(name, chunk, shape)
+            if np.issubdtype(values.dtype, np.floating):
+                finite = np.isfinite(values).reshape(len(chunk), -1).all(axis=1) if len(chunk) else np.ones(0, bool)
+                wrong += [self._row_of_dataset(start + row) for row in np.flatnonzero(~finite).tolist()]
             start += len(chunk)
-        return None
+        return np.asarray(wrong, dtype=np.int64)
 
     def place(self, row: int) -> tuple[Path, int]:
         """Return the file that a row of the dataset is in, and its row there."""
@@ -266,13 +262,13 @@ def _with_nulls(
     try:
         dtype = kind.to_pandas_dtype()
         is_float = np.issubdtype(dtype, np.floating)
-        stand_in = np.nan if is_float else 0
-        sizes = [size for size in shape if size > 0]
-        items = [_filled(item, tuple(sizes), stand_in) for item in rows.to_pylist()]
-        values = np.asarray([item for item, _ in items], dtype=dtype).reshape(len(rows), *shape)
+        items = rows.to_pylist()
+        stored = next((np.shape(item) for item in items if item is not None), shape)  # () of plain numbers
+        filled = [_filled(item, stored, np.nan if is_float else 0) for item in items]
+        values = np.asarray([item for item, _ in filled], dtype=dtype).reshape(len(rows), *shape)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _other_shape(name, shape, error) from error
-    return values, None if is_float else np.asarray([empty for _, empty in items])
+    return values, None if is_float else np.asarray([empty for _, empty in filled])
 
 
 def _filled(item: object, shape: tuple[int, ...], stand_in: float) -> tuple[object, bool]:

@@ -106,7 +106,7 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             )
         if self.is_world_process_zero():
             named = processor.dimension_names or {}
-            for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(model.config.to_dict())):
+            for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(self.model.config.to_dict())):
                 logger.warning(sentence)
         if args.label_names is None:
             self.label_names = ["actions"]

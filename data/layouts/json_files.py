@@ -76,7 +76,7 @@ def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> list[dic
             continue
         try:
             row = json.loads(line)
-            wrong = [key for key, kind in keys.items() if not isinstance(row[key], kind)]
+            wrong = [key for key, kind in keys.items() if type(row[key]) is not kind]
             problem = f"its {', '.join(wrong)} has another type than expected" if wrong else None
         except (ValueError, RecursionError) as error:
             problem = f"it is not valid JSON ({error})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from .paths import is_inside
 
 # How a version begins → what reads it: (root, info) → DatasetMetadata.
 _READERS = {"v2.0": v2.read_v2_0, "v2.1": v2.read_v2_1, "v3.": v3.read}
+
+_HIGHEST_RATE = 1e6  # frames per second
 
 
 def load_metadata(root: Path, rename_map: Mapping[str, str] | None = None) -> DatasetMetadata:
@@ -58,8 +59,8 @@ def _check_info(root: Path, info: dict) -> None:
             f"{path} lacks {', '.join(missing)}; it has {', '.join(info)}. Download or write it again."
         )
     fps, features = info["fps"], info["features"]
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        raise DatasetFormatError(f"{path} has fps {fps!r}; expected a positive number. Correct it.")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < _HIGHEST_RATE:
+        raise DatasetFormatError(f"{path} has fps {fps!r:.50}; expected a positive number. Correct it.")
     if not isinstance(features, dict) or not features:
         raise DatasetFormatError(f"{path} has features {features!r}; expected a description per feature.")
     for name, feature in features.items():

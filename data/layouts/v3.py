@@ -81,7 +81,7 @@ def read(root: Path, info: dict) -> DatasetMetadata:
 def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.ParquetFile(path).read(columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetFormatError(f"{path} is not a readable parquet file: {error}. Download it again.") from error
 
 
@@ -97,7 +97,7 @@ def _read_tasks(root: Path) -> dict[int, str]:
             f"{path} must have the columns task and task_index; got {table.column_names}. Download it again."
         )
     tasks = list(zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True))
-    wrong = [row for row in tasks if not (isinstance(row[0], int) and isinstance(row[1], str))]
+    wrong = [row for row in tasks if type(row[0]) is not int or not isinstance(row[1], str)]
     if wrong:
         raise DatasetFormatError(f"{path} must give every whole number a text; it has {wrong[0]}. Download it again.")
     return dict(sorted(tasks))

@@ -44,7 +44,7 @@ class FrameCache:
         # The name as it is in a web address: a camera's may hold what separates folders.
         stem = folder / f"{quote(camera, safe='')}-{fingerprint(sorted(set(videos)), repr(self._shape))}"
         self._paths = stem.with_name(stem.name + ".frames"), stem.with_name(stem.name + ".checksums")
-        with naming_disk_errors(folder, remedy="another folder: decoded_cache="):
+        with naming_disk_errors(folder, remedy="another folder: decoded_cache= (train: --data.decoded_cache)"):
             folder.mkdir(parents=True, exist_ok=True)
             for path, size in zip(self._paths, (int(np.prod(self._shape)), 4 * num_frames), strict=True):
                 _reserve(path, size)

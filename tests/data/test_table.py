@@ -71,6 +71,12 @@ def test_conversion_stops_at_an_absent_number_and_can_do_without(tiny, tmp_path)
     with_column(tiny, "observation.environment_state", [[1], [2], [3], [4], [None], [6], [7]], pa.list_(pa.int64()))
     with pytest.raises(DatasetFormatError, match=r"no value \(null\) in row 4 .*--features and --episodes"):
         convert_dataset(tiny, tmp_path / "new", progress=False)
+    with_column(tiny, "next.done", [0, 1, 1, None, 1, 0, 0], pa.int64())
+    with pytest.raises(DatasetFormatError, match=r"next\.done has no value \(null\) in row 3 "):
+        convert_dataset(tiny, tmp_path / "new", progress=False, features=["action", "next.done"])
+    with_column(tiny, "observation.force", [[0.0, 0.0]] * 5 + [None] * 2, pa.list_(pa.float32()))
+    with pytest.raises(DatasetFormatError, match=r"observation\.force has NaN or infinity in frame 2 of episode 1"):
+        convert_dataset(tiny, tmp_path / "new", progress=False, features=["action", "observation.force"])
     first = LeRobotDataset(convert_dataset(tiny, tmp_path / "first", progress=False, episodes=[0]))
     assert (len(first), first[2]["observation.environment_state"].item()) == (3, 3)
     names = ["observation.state", "action"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from manipulators import ACTConfig, ACTPolicy, PolicyPipeline, PolicyProcessor
-from manipulators.errors import FeatureShapeError
+from manipulators.errors import FeatureShapeError, MissingFeatureError
 from manipulators.processing import observation as module
 from manipulators.processing.observation import Observation
 
@@ -68,3 +68,32 @@ def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to
     assert names == ["observation.state"]
     pipeline({"arm": [1.0, 2.0]})  # from the queue
     assert names == ["observation.state"]
+
+
+def test_a_camera_that_only_some_observations_have(history_processor):
+    """A list with None where there is no picture; with history it is there where it always was."""
+    history_processor.optional_cameras = ["observation.images.top"]
+    picture = np.full((4, 6, 3), 51, dtype=np.uint8)
+    states = np.ones((3, 2))
+
+    def read(*pictures):
+        return history_processor.read_observation(
+            {"observation.images.top": list(pictures), "observation.state": states}, steps=1
+        )
+
+    past, now, without = read(None, picture, picture), read(picture, picture, None), read(None, None, None)
+    assert "observation.images.top" not in without
+    assert past.present["observation.images.top"].tolist() == [False, True, True] and past.leading == (3,)
+    assert history_processor.leading_dimensions({"observation.images.top": [None, picture]}) == (2,)
+    inputs = history_processor(Observation.stacked([past, now]))
+    assert inputs["pixel_mask"].tolist() == [[False], [True], [False]]
+    pictures = inputs["pixel_values"]
+    assert not pictures[[0, 2]].any() and pictures[1].unique().numel() > 1
+    whole = history_processor(Observation.stacked([now.copied(), now.copied()]))
+    assert whole["pixel_mask"].tolist() == [[True], [True], [False]]
+    assert history_processor(Observation.stacked([without, now]))["pixel_mask"].tolist() == [[False]] * 3
+
+
+def test_a_camera_that_is_not_optional_may_not_be_none(history_processor):
+    with pytest.raises(MissingFeatureError, match=r"Observation 1 of 2 lacks observation\.images\.top"):
+        history_processor(raw(2) | {"observation.images.top": [np.zeros((2, 4, 6, 3), np.uint8), None]})
