@@ -138,6 +138,6 @@ class PaddedVectors(Vectors):
         """Return a predicted chunk in robot units; its padding is cut off, unless a trainer has done so already."""
         width = self.outputs[ACTION].shape[0]
         if chunk.shape[-1] not in (self.max_action_dim, width):
-            expected = f"a last dimension of {self.max_action_dim}, padding included"
+            expected = f"a last dimension of {self.max_action_dim}, padding included, or of {width} without it"
             raise FeatureShapeError("The predicted chunk", tuple(chunk.shape), expected)
         return super().decode(chunk[..., :width], state)

@@ -51,5 +51,7 @@ def test_wider_than_the_network(widths, message):
 
 
 def test_chunk_of_another_width():
-    with pytest.raises(FeatureShapeError, match="a last dimension of 5, padding included"):
-        build(max_action_dim=5).decode_actions(torch.zeros(4, 2))
+    processor = build(max_action_dim=5)
+    assert torch.equal(processor.decode_actions(torch.zeros(4, 2)), processor.decode_actions(torch.zeros(4, 5)))
+    with pytest.raises(FeatureShapeError, match="a last dimension of 5, padding included, or of 2 without it"):
+        processor.decode_actions(torch.zeros(4, 3))
