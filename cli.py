@@ -291,10 +291,15 @@ def push(options: argparse.Namespace) -> None:
     from .hub_cards.publish import INFO_FILE, publish_dataset, publish_folder
 
     is_dataset = (options.folder / INFO_FILE).is_file()
-    if is_dataset:
+    if is_dataset:  # what cannot be read is not published
         from .data.dataset import LeRobotDataset
 
-        LeRobotDataset(options.folder)  # what cannot be read is not published
+        LeRobotDataset(options.folder)
+    else:
+        from .modeling.loading import require_finite, read_tensors
+
+        for path in sorted(options.folder.glob("*model*.safetensors")):
+            require_finite(path, read_tensors(path, backend="mmap"))
     publish = publish_dataset if is_dataset else publish_folder
     url = publish(
         options.folder,

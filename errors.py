@@ -272,12 +272,33 @@ class InvalidTuningError(ManipulatorsError, ValueError):
 class DivergedTrainingError(ManipulatorsError, FloatingPointError):
     """A training loss that is not finite."""
 
-    def __init__(self, step: int, loss: float, parts: dict[str, float]):
+    def __init__(self, step: int, loss: float, parts: Mapping[str, float], checkpoint: object = None):
         named = ", ".join(f"{name}={value}" for name, value in parts.items()) or "no named parts"
         super().__init__(
             f"The loss is {loss} at step {step} ({named}). Lower the learning rate, or look for constant or "
-            f"impossible values in the data's statistics."
+            f"impossible values in the data's statistics. {_last_good(checkpoint)}"
         )
+
+
+class DivergedWeightsError(DivergedTrainingError, CheckpointError):
+    """Weights, or a training's state, that are not finite and therefore not saved."""
+
+    def __init__(self, folder: object, not_finite: Iterable[str], checkpoint: object = None):
+        self.not_finite = sorted(not_finite)
+        lines = [f"Training has diverged, so {str(folder)!r} is not written:"]
+        lines += _listed(self.not_finite, "with NaN or infinity", str)
+        lines.append(f"Lower the learning rate. {_last_good(checkpoint)}")
+        Exception.__init__(self, "\n".join(lines))
+
+
+def _last_good(checkpoint: object) -> str:
+    """Return where to begin again after a divergence."""
+    if checkpoint is None:
+        return "Begin again, or from a checkpoint that was saved before."
+    return (
+        f"The last checkpoint is good: a new run begins from its weights with `base: {checkpoint}` in a recipe, or "
+        f"AutoPolicy.from_pretrained({str(checkpoint)!r})."
+    )
 
 
 # --- processing -------------------------------------------------------------------------------------------

@@ -10,9 +10,16 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
-from ..errors import UnknownPolicyError
+from ..errors import DivergedWeightsError, UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
-from .loading import LOADING_ARGUMENTS, allowed_arguments, discard_index, load_weights, remove_other_weights
+from .loading import (
+    LOADING_ARGUMENTS,
+    allowed_arguments,
+    discard_index,
+    load_weights,
+    not_finite,
+    remove_other_weights,
+)
 
 
 class Checkpointed:
@@ -56,8 +63,14 @@ class Checkpointed:
 
         Weights that the folder held before are replaced: it holds one set. With `push_to_hub=True` the folder is
         published, whole and with our card; then `repo_id`, `private`, `revision`, … are those of `push_to_hub`.
+
+        Raises:
+            DivergedWeightsError: some weights are NaN or infinite; nothing is written.
         """
         kwargs, publishing = split_publishing(kwargs)
+        given = kwargs.get("state_dict")
+        if bad := not_finite(self.state_dict() if given is None else given):
+            raise DivergedWeightsError(save_directory, bad)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
         if is_main:
             discard_index(Path(save_directory), variant)

@@ -408,3 +408,17 @@ def test_card_needs_a_checkpoint(tmp_path, fails):
     assert "has no README.md. Write it: manipulators card" in fails("card", tmp_path, "--check")
     assert "holds no config.json; it holds nothing." in fails("card", tmp_path)
     assert "MissingFileError" in fails("card", tmp_path / "nowhere")
+
+
+# --- push -------------------------------------------------------------------------------------------------
+
+
+def test_push_refuses_weights_that_are_no_numbers(trained, tmp_path, fails):
+    folder = tmp_path / "diverged"
+    shutil.copytree(trained, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["action_head.action_head.bias"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = fails("push", folder, "your-lab/act")
+    assert "WeightsValueError" in message
+    assert "action_head.action_head.bias" in message

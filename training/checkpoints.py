@@ -12,10 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from ..errors import CorruptFileError, MissingFileError
+from ..errors import CorruptFileError, DivergedWeightsError, MissingFileError
 from ..modeling.loading import (
+    not_finite,
     read_shapes,
     read_tensors,
     read_types,
@@ -60,6 +61,39 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
     require_weight_types(folder, read_types(paths), own)
     for path in paths:
         require_finite(path, read_tensors(path, backend="mmap"))
+
+
+def last_checkpoint(run: str | os.PathLike) -> str | None:
+    """Return the latest finished checkpoint in a run's folder; None where there is none."""
+    return get_last_checkpoint(run) if os.path.isdir(run) else None
+
+
+def require_finite_state(
+    folder: str | os.PathLike,
+    run: str | os.PathLike,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Check that what a training is about to write is finite; parts that other processes hold are theirs to check.
+
+    Args:
+        folder: what is about to be written.
+        run: the folder of the run's checkpoints.
+        model, optimizer: of the training.
+        average: averaged weights by name.
+
+    Raises:
+        DivergedWeightsError: a weight, an averaged weight or a number of the optimizer is NaN or infinite.
+    """
+    parameters = dict(model.named_parameters())
+    tensors = parameters | {f"{name} (averaged)": value for name, value in (average or {}).items()}
+    names = {parameter: name for name, parameter in parameters.items()}
+    for parameter, state in getattr(optimizer, "state", {}).items():
+        name = names.get(parameter, "a parameter")
+        tensors |= {f"{name} ({kind} of the optimizer)": v for kind, v in state.items() if torch.is_tensor(v)}
+    if bad := not_finite(tensors):
+        raise DivergedWeightsError(folder, bad, last_checkpoint(run))
 
 
 def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:

@@ -29,7 +29,15 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
-from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
+from .checkpoints import (
+    EMA_FILE,
+    last_checkpoint,
+    load_progress,
+    require_finite_state,
+    require_fitting_weights,
+    save_progress,
+    surplus_checkpoints,
+)
 from .collator import PolicyCollator
 from .publishing import Publishing
 from .tuning import apply_tuning, parameter_table
@@ -190,6 +198,7 @@ class PolicyTrainer(Publishing, Trainer):
             result = super()._finalize_training(trial, num_train_samples, start_time)
         finally:
             self.args.save_total_limit = limit
+        require_finite_state(self.args.output_dir, self._get_output_dir(trial), self.model)  # the last step's result
         if self.args.should_save:  # also those that a killed run did not delete
             run, best = self._get_output_dir(trial), self.state.best_model_checkpoint
             only_best = limit == 1 and best is not None
@@ -290,7 +299,7 @@ class PolicyTrainer(Publishing, Trainer):
             self._data_seconds, self._logged_at = 0.0, now
         loss = logs.get("loss", logs.get("train_loss", 0.0))  # the latter is the whole run's, at its end
         if not math.isfinite(loss):
-            raise DivergedTrainingError(self.state.global_step, loss, parts)
+            raise DivergedTrainingError(self.state.global_step, loss, parts, last_checkpoint(self.args.output_dir))
         super().log(logs, *args, **kwargs)
 
     # --- checkpoints ----------------------------------------------------------------------------------
@@ -304,6 +313,8 @@ class PolicyTrainer(Publishing, Trainer):
             shutil.rmtree(self._staging, ignore_errors=True)  # left by a run that was killed
         self.accelerator.wait_for_everyone()
         try:
+            averaged = self._average.tensors if self._average is not None else None
+            require_finite_state(os.path.join(run, name), run, self.model, self.optimizer, averaged)
             super()._save_checkpoint(model, trial)
             loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
             if self.args.should_save:
@@ -350,6 +361,8 @@ class PolicyTrainer(Publishing, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Checkpoints keep the current weights for resuming; everything else that is saved is published.
         with self.averaged_weights() if self._staging is None else nullcontext():
+            if self._staging is None:
+                require_finite_state(output_dir or self.args.output_dir, self.args.output_dir, self.model)
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from manipulators import AutoPolicy, PolicyPipeline
 from manipulators.errors import (
     CheckpointError,
+    DivergedWeightsError,
     FeatureShapeError,
     FeatureValueError,
     InvalidConfigError,
@@ -472,6 +473,21 @@ def test_reload_equals_to_the_bit(case, policy, processor_of, tmp_path, shards):
         assert type(loaded) is type(policy), door
         assert not loaded.training, door
         assert torch.equal(predict(loaded, inputs), expected), door
+
+
+def test_weights_that_are_no_numbers_are_not_saved(policy, tmp_path):
+    name, weight = list(policy.named_parameters())[-1]
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.view(-1)[-1] = float("inf")
+    try:
+        with pytest.raises(DivergedWeightsError, match="is not written") as error:
+            policy.save_pretrained(tmp_path / "saved")
+        assert name in error.value.not_finite
+        assert not (tmp_path / "saved").exists()
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 def test_every_buffer_and_parameter_survives_a_reload(policy, tmp_path):
