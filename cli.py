@@ -296,7 +296,7 @@ def push(options: argparse.Namespace) -> None:
 
         LeRobotDataset(options.folder)
     else:
-        from .modeling.loading import require_finite, read_tensors
+        from .modeling.loading import read_tensors, require_finite
 
         for path in sorted(options.folder.glob("*model*.safetensors")):
             require_finite(path, read_tensors(path, backend="mmap"))

@@ -164,8 +164,16 @@ class ConflictingWeightsError(CheckpointError, ValueError):
 class OutputExistsError(ManipulatorsError, FileExistsError):
     """An output folder that already holds something: nothing is overwritten silently."""
 
-    def __init__(self, path: object):
-        super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
+    def __init__(self, path: object, remedy: str = ""):
+        words = f"{path} already exists. {remedy} Choose another folder, or remove it first: rm -r {path}"
+        super().__init__(words.replace("  ", " "))
+
+
+class UnwritableOutputError(ManipulatorsError, PermissionError):
+    """An output folder that cannot be made, or written to."""
+
+    def __init__(self, path: object, reason: object):
+        super().__init__(f"{path} cannot be written: {reason}. Choose another folder: --output DIR")
 
 
 class PublishingError(ManipulatorsError, OSError):
@@ -267,6 +275,46 @@ class InvalidRecipeError(ManipulatorsError, ValueError):
 
 class InvalidTuningError(ManipulatorsError, ValueError):
     """A part that a policy does not have, or cannot tune as asked."""
+
+
+class UnfinishedRunError(ManipulatorsError, RuntimeError):
+    """A run that has trained its policy and then failed; nothing that it made is lost.
+
+    Args:
+        step: what failed.
+        reason: why.
+        kept: where the trained policy is.
+        remedy: the command that repeats what failed, and nothing else.
+    """
+
+    def __init__(self, step: str, reason: BaseException, kept: object, remedy: str):
+        super().__init__(
+            f"The policy is trained, but {step} failed. {type(reason).__name__}: {reason}\n"
+            f"Nothing is lost: it is in {kept}. Repeat only what failed:\n{remedy}"
+        )
+
+
+class ResumeMismatchError(CheckpointError, ValueError):
+    """A checkpoint of another run than the one that is to go on from it."""
+
+    def __init__(self, folder: str, different: Iterable[tuple[str, object, object]]):
+        self.different = list(different)
+        lines = [f"{folder} was written by another run than the one that is to go on from it:"]
+        lines += _listed(
+            self.different,
+            "values differ" if len(self.different) > 1 else "value differs",
+            lambda row: f"{row[0]}: {_shortened(row[1])} there, {_shortened(row[2])} here",
+        )
+        lines.append(
+            f"Resume with the same values, or begin a new run from its weights: `base: {folder}` in a recipe, or "
+            f"AutoPolicy.from_pretrained({folder!r})."
+        )
+        super().__init__("\n".join(lines))
+
+
+def _shortened(value: object, length: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 class DivergedTrainingError(ManipulatorsError, FloatingPointError):

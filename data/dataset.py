@@ -24,7 +24,7 @@ from .features import CAMERAS
 from .images import decode_image
 from .layouts.reader import load_metadata
 from .policy_features import PolicyFeatures, policy_features
-from .selection import check_known, choose_episodes, choose_features, flat_names, samples_per_episode
+from .selection import check_known, choose_episodes, choose_features, dimension_labels, samples_per_episode
 from .source import fetch_files, fetch_metadata
 from .table import FrameTable
 from .video.frame_cache import FrameCache
@@ -154,12 +154,12 @@ class LeRobotDataset(Dataset):
     @property
     def dimension_names(self) -> dict[str, list[str] | None]:
         """Feature → the name of every dimension of a vector (for cameras of every axis), None if unnamed."""
-        return {name: flat_names(feature.get("names")) for name, feature in self._features.items()}
+        return {name: dimension_labels(name, feature, "names") for name, feature in self._features.items()}
 
     @property
     def units(self) -> dict[str, list[str] | None]:
         """Feature → the unit of every dimension, None where the dataset does not record units."""
-        return {name: flat_names(feature.get("units")) for name, feature in self._features.items()}
+        return {name: dimension_labels(name, feature, "units") for name, feature in self._features.items()}
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
@@ -200,6 +200,16 @@ class LeRobotDataset(Dataset):
     def num_frames(self) -> int:
         """Number of frames in the kept episodes."""
         return sum(self.episode_lengths)
+
+    @property
+    def frame_rows(self) -> np.ndarray:
+        """The rows of the kept episodes' frames (frames,), in the whole dataset."""
+        starts, ends = self._metadata.episode_starts[self._episodes], self._metadata.episode_ends[self._episodes]
+        return np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+
+    def numbers(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return a vector feature at rows of the whole dataset: (*rows.shape, …), as recorded."""
+        return self._table.numbers(name, rows, self._item_shape(name, self._features[name]))
 
     # --- samples -----------------------------------------------------------------------------------------
 
@@ -254,7 +264,7 @@ class LeRobotDataset(Dataset):
             return self._decode_images(name, rows)
         if feature["dtype"] == "string":
             return [self._table.values(name, steps) for steps in rows]
-        values = self._table.numbers(name, rows, self._item_shape(name, feature))  # (samples, steps, …)
+        values = self.numbers(name, rows)  # (samples, steps, …)
         if np.issubdtype(values.dtype, np.floating):
             values = values.astype(np.float32, copy=False)
             # A few microseconds per batch; a single NaN in a batch ruins the whole policy.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from transformers.utils import logging
 
 from ..errors import DatasetIndexError, UnknownDatasetFeatureError, nearest
 from .features import CAMERAS, INDEX_FEATURES
+
+logger = logging.get_logger(__name__)
 
 _READABLE = {"float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8"}
 
@@ -72,6 +76,24 @@ def check_known(name: str, known: Iterable[str], argument: str) -> None:
         raise UnknownDatasetFeatureError(
             f"{argument} names {name!r}, which is not among the features read. {nearest(name, known)}"
         )
+
+
+def dimension_labels(name: str, feature: Mapping, kind: str) -> list[str] | None:
+    """Return the `names` or `units` of a feature's dimensions; None where there is not one for each, which is said.
+
+    Converters write `["state"]` for a state of any width: then its dimensions have no names.
+    """
+    width = math.prod(feature["shape"])
+    if kind == "units" and isinstance(feature.get(kind), str):
+        return [feature[kind]] * width
+    labels = flat_names(feature.get(kind))
+    if labels is None or feature["dtype"] in CAMERAS or len(labels) == width:
+        return labels
+    logger.warning_once(
+        f"{name} is {width} wide and meta/info.json has {len(labels)} {kind} for it: {', '.join(map(str, labels))}. "
+        f"They are left out; its dimensions go by their number."
+    )
+    return None
 
 
 def flat_names(names: object) -> list[str] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
 from ..errors import DivergedWeightsError, UnknownPolicyError
@@ -74,7 +76,8 @@ class Checkpointed:
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
         if is_main:
             discard_index(Path(save_directory), variant)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        with _without_progress_bars():  # one per checkpoint, across the training's own
+            super().save_pretrained(save_directory, *args, **kwargs)
         if not is_main:
             return
         dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
@@ -107,6 +110,18 @@ class Checkpointed:
         from ..hub_cards.publish import publish_policy
 
         return publish_policy(self, repo_id, processor=processor, card=card, **kwargs)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Hide transformers' bars inside the block."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_policy(

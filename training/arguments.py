@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration.typed_values import read_as
 from ..errors import InvalidConfigError
@@ -74,7 +75,14 @@ class PolicyTrainingArguments(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, str) and hints.get(name) in _NUMBERS:  # YAML reads 1e-4 as text
                 setattr(self, name, read_as(value, hints[name]))
+        self.report_to = "none" if self.report_to is None else self.report_to
         super().__post_init__()
+        known = get_available_reporting_integrations()
+        if missing := [name for name in self.report_to if name not in known]:
+            raise InvalidConfigError(
+                f"report_to={missing[0]!r} is not installed. Install it, or leave report_to out. Installed: "
+                f"{', '.join(known) or 'none'}."
+            )
         for part, mode in self.tuning.items():
             setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)
         for part, mode in self.tuning.items():

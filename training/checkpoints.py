@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from ..errors import CorruptFileError, DivergedWeightsError, MissingFileError
+from ..data.disk import full_disk_message
+from ..errors import CorruptFileError, DiskFullError, DivergedWeightsError, ManipulatorsError, MissingFileError
 from ..modeling.loading import (
     not_finite,
     read_shapes,
@@ -66,6 +69,38 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
 def last_checkpoint(run: str | os.PathLike) -> str | None:
     """Return the latest finished checkpoint in a run's folder; None where there is none."""
     return get_last_checkpoint(run) if os.path.isdir(run) else None
+
+
+@contextmanager
+def naming_a_full_disk(run: str | os.PathLike) -> Iterator[None]:
+    """Turn the error of a checkpoint that a full disk does not take into one that says what stays.
+
+    torch and safetensors report a full disk in many words and without the system's number, so the disk is asked.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ManipulatorsError) or _takes_more(run):
+            raise
+        last = last_checkpoint(run)
+        kept = (
+            f"{last} stays; with free space, go on from it: --resume, or resume_from_checkpoint=True." if last else ""
+        )
+        raise DiskFullError(f"{full_disk_message(Path(run))} {kept}".rstrip()) from error
+
+
+def _takes_more(folder: str | os.PathLike, size: int = 2**20) -> bool:
+    """Return whether a folder's disk takes a file of `size` bytes."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+    except OSError:
+        return False
+    return True
 
 
 def require_finite_state(

@@ -1,6 +1,7 @@
 """Features as datasets declare them: cameras in either order, and what a policy makes of them."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from manipulators import ACTConfig, LeRobotDataset, PolicyFeature, convert_dataset
 from manipulators.data.features import camera_channels_last
 from manipulators.data.policy_features import policy_features
+from manipulators.data.selection import dimension_labels
 from manipulators.errors import DatasetFormatError, InvalidConfigError, UnknownDatasetFeatureError
 
 CAMERA = "observation.images.top"
@@ -98,3 +100,18 @@ def test_a_shape_that_is_no_list_is_refused(tiny, shape):
     declare(tiny, shape=shape)
     with pytest.raises(DatasetFormatError, match="expected a list of sizes"):
         LeRobotDataset(tiny)
+
+
+def test_names_that_are_not_one_for_each_dimension_are_left_out(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("manipulators"), "propagate", True)
+    state = {"dtype": "float32", "shape": [3], "names": ["state"], "units": "m"}
+    assert dimension_labels("observation.state", state, "names") is None
+    assert "observation.state is 3 wide and meta/info.json has 1 names for it: state." in caplog.text
+    assert dimension_labels("observation.state", state, "units") == ["m", "m", "m"]
+    grouped = state | {"names": {"arm": ["x", "y"], "hand": ["grip"]}, "units": None}
+    assert dimension_labels("observation.state", grouped, "names") == ["x", "y", "grip"]
+    assert dimension_labels("observation.state", grouped, "units") is None
+    matrix = {"dtype": "float32", "shape": [2, 2], "names": ["a", "b", "c", "d"]}
+    assert dimension_labels("action", matrix, "names") == ["a", "b", "c", "d"]
+    camera = {"dtype": "video", "shape": [4, 6, 3], "names": ["height", "width", "channels"]}
+    assert dimension_labels("observation.images.top", camera, "names") == ["height", "width", "channels"]
