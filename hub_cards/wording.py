@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import PurePosixPath, PureWindowsPath
@@ -115,6 +116,17 @@ def public_name(name: str) -> str:
     """Return a name that is fit to publish: of a local folder only the last part."""
     path = PureWindowsPath(name) if "\\" in name else PurePosixPath(name)
     return path.name if path.is_absolute() or name.startswith(("~", ".")) or "\\" in name else name
+
+
+def public_command(command: str) -> str:
+    """Return a command line that is fit to publish: of local folders only the last part."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command of a shell
+        return command
+    named = [word.partition("=") if word.startswith("--") else ("", "", word) for word in words]
+    public = shlex.join(f"{name}{equals}{public_name(value)}" if value else name for name, equals, value in named)
+    return command if public == shlex.join(words) else public
 
 
 def rates(learning_rate: float | Mapping[str, float]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration.typed_values import read_as
 from ..errors import InvalidConfigError
@@ -15,6 +15,22 @@ from ..errors import InvalidConfigError
 # Words too, because a command line has no others; `__post_init__` makes truth values of them.
 TuneMode = Literal[True, False, "lora", "true", "false"]
 _NUMBERS = (float, int, float | None, int | None)
+# The lowest value of a number, and whether it may be that; transformers lets others train nothing, or NaN.
+_LOWEST = {
+    "learning_rate": (0, False),
+    "learning_rate_visual": (0, True),
+    "weight_decay": (0, True),
+    "max_grad_norm": (0, True),
+    "num_train_epochs": (0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "lora_alpha": (0, False),
+    "ema_power": (0, False),
+    "ema_inv_gamma": (0, False),
+    "ema_update_after_step": (0, True),
+}
+_MAY_BE_INFINITE = ("max_grad_norm",)  # gradients are measured and not clipped
 PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 
 
@@ -36,8 +52,7 @@ class PolicyTrainingArguments(TrainingArguments):
         ema_update_after_step (`int`, *optional*, defaults to 0): steps before, whose weights are not averaged.
 
     Raises:
-        InvalidConfigError: a decay outside [0, 1), a power or inv_gamma that is not positive, a negative step or
-            seed.
+        InvalidConfigError: a number that is NaN or out of its range.
     """
 
     learning_rate_visual: float | None = field(
@@ -75,14 +90,7 @@ class PolicyTrainingArguments(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, str) and hints.get(name) in _NUMBERS:  # YAML reads 1e-4 as text
                 setattr(self, name, read_as(value, hints[name]))
-        self.report_to = "none" if self.report_to is None else self.report_to
         super().__post_init__()
-        known = get_available_reporting_integrations()
-        if missing := [name for name in self.report_to if name not in known]:
-            raise InvalidConfigError(
-                f"report_to={missing[0]!r} is not installed. Install it, or leave report_to out. Installed: "
-                f"{', '.join(known) or 'none'}."
-            )
         for part, mode in self.tuning.items():
             setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)
         for part, mode in self.tuning.items():
@@ -99,11 +107,7 @@ class PolicyTrainingArguments(TrainingArguments):
             raise InvalidConfigError(
                 f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None disables averaging."
             )
-        for name in ("ema_power", "ema_inv_gamma"):
-            if getattr(self, name) <= 0:
-                raise InvalidConfigError(f"{name}={getattr(self, name)} must be greater than 0.")
-        if self.ema_update_after_step < 0:
-            raise InvalidConfigError(f"ema_update_after_step={self.ema_update_after_step} must be at least 0.")
+        _require_possible(self)
 
     @property
     def tuning(self) -> dict[str, bool | str | None]:
@@ -129,3 +133,18 @@ class PolicyTrainingArguments(TrainingArguments):
             "inv_gamma": self.ema_inv_gamma,
             "update_after_step": self.ema_update_after_step,
         }
+
+
+def _require_possible(arguments: PolicyTrainingArguments) -> None:
+    """Check that every number can be trained with."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in _MAY_BE_INFINITE)):
+            raise InvalidConfigError(f"{name}={value} must be a finite number.")
+    for name, (lowest, may_equal) in _LOWEST.items():
+        value = getattr(arguments, name)
+        if value is not None and (value < lowest or (value == lowest and not may_equal)):
+            raise InvalidConfigError(f"{name}={value} must be {'at least' if may_equal else 'greater than'} {lowest}.")
+    if arguments.max_steps < 1 and arguments.max_steps != -1:
+        raise InvalidConfigError(
+            f"max_steps={arguments.max_steps} must be at least 1; -1 counts epochs in place of steps."
+        )

@@ -75,7 +75,8 @@ def _build_processor(
     statistics = dict(dataset.statistics)
     if getattr(config, "pretrained_backbone_weights", None):
         # A pretrained backbone expects the pixel statistics it was pretrained with, not those of a few scenes.
-        statistics |= {name: statistics[name] | IMAGENET_STATISTICS for name in config.image_features}
+        # Some datasets have none of cameras.
+        statistics |= {name: {**statistics.get(name, {}), **IMAGENET_STATISTICS} for name in config.image_features}
     relative_to = None
     if recipe.relative_actions is not False:
         relative_to = _relative_to(recipe, dataset)

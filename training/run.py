@@ -21,7 +21,14 @@ from transformers.utils import logging
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
 from ..data.dataset import LeRobotDataset
-from ..errors import InvalidRecipeError, MissingFileError, OutputExistsError, UnfinishedRunError
+from ..errors import (
+    InvalidConfigError,
+    InvalidRecipeError,
+    ManipulatorsError,
+    MissingFileError,
+    OutputExistsError,
+    UnfinishedRunError,
+)
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
@@ -75,9 +82,11 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     dataset = open_dataset(recipe, policy.config)  # a base has a horizon and a history of its own
     rehearse_evaluation(recipe, policy, processor, dataset)
 
-    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
+    with _naming_arguments(recipe):
+        trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     require_card(policy, processor, _training_record(recipe, dataset, trainer, command))
-    trainer.train(resume_from_checkpoint=checkpoint if resume else None)
+    with _naming_arguments(recipe, trainer):
+        trainer.train(resume_from_checkpoint=checkpoint if resume else None)
     # Everything is saved before the evaluation, so that an error there loses nothing.
     finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
     return output
@@ -184,14 +193,25 @@ def _learning_rate(trainer: PolicyTrainer) -> float:
     return groups[0].get("initial_lr", trainer.args.learning_rate)
 
 
+@contextmanager
+def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> Iterator[None]:
+    """Turn what an argument causes before the first step into an error of the recipe; later ones stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, ManipulatorsError) and not isinstance(error, InvalidConfigError)
+        if is_ours or (trainer is not None and trainer.has_begun):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InvalidRecipeError(f"{recipe.name}: training: {kind}{error}") from error
+
+
 def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
     steps = recipe.training.get("max_steps", 0)
     saving = {"save_strategy": "steps", "save_total_limit": 1}
     saving["save_steps"] = math.ceil(steps / SAVES) if steps > 0 else 1 / SAVES  # a share, where epochs are counted
-    try:
+    with _naming_arguments(recipe):
         arguments = PolicyTrainingArguments(output_dir=recipe.output, **saving | recipe.training)
-    except ValueError as error:
-        raise InvalidRecipeError(f"{recipe.name}: training: {error}") from error
     if arguments.eval_strategy != "no":
         raise InvalidRecipeError(
             f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs an evaluation "

@@ -118,6 +118,7 @@ class PolicyTrainer(Publishing, Trainer):
         self._data_seconds, self._logged_at = 0.0, None
         self._seconds_before, self._began = 0.0, None
         self._record: dict[str, Any] | None = None
+        self.has_begun = False  # whether a batch has been read: what fails before is an argument's fault
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
         self.remove_callback(PrinterCallback)
@@ -139,7 +140,7 @@ class PolicyTrainer(Publishing, Trainer):
 
         Arguments as in `transformers.Trainer.train`. A run that is resumed equals one that was not interrupted.
         """
-        self._resumed_from = self._record = None
+        self._resumed_from, self._record, self.has_begun = None, None, False
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             if self._average is not None:
@@ -292,6 +293,7 @@ class PolicyTrainer(Publishing, Trainer):
         self._logged_at = self._logged_at or start  # the time before the first batch is set-up
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
+        self.has_begun = True
         if batches:
             self._steps, self._batches_of_step = self._steps + 1, len(batches)
         return batches, items

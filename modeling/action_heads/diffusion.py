@@ -65,7 +65,7 @@ class UnetActionHead(nn.Module):
         noise = torch.randn_like(actions) if draws.noise is None else draws.noise
         time = schedule.draw_time(len(actions), actions.device) if draws.time is None else draws.time
         noisy, wanted = schedule.mix(actions.float(), noise.float(), time)
-        prediction = self.unet(noisy.to(actions.dtype), time, _condition(features))  # (b, h, a)
+        prediction = self.unet(noisy, time, _condition(features))  # (b, h, a)
         return {"mse": (prediction.float() - wanted) ** 2}
 
     def sample(self, features: Features, inputs: PolicyInputs, draws: Draws) -> torch.Tensor:

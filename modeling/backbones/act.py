@@ -77,6 +77,7 @@ class ACTBackbone(nn.Module):
 
     def encode(self, inputs: PolicyInputs, latent: torch.Tensor | None = None) -> Features:
         """Return the features of an observation under a latent style (b, L); None is the mean style, zeros."""
+        inputs = inputs.in_dtype(self.encoder_latent_input_proj.weight.dtype)
         if latent is None:
             latent = self.encoder_latent_input_proj.weight.new_zeros(inputs.batch_size, self.config.latent_dim)
         tokens, positions, absent = self(

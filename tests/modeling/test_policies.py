@@ -318,6 +318,15 @@ def test_runs_in_bfloat16(policy):
     assert torch.isfinite(loss)
 
 
+def test_weights_in_bfloat16_read_batches_in_float32(policy):
+    policy.to(torch.bfloat16)
+    inputs = policy.config.example_inputs(2)
+    assert predict(policy, inputs).dtype == torch.bfloat16
+    loss = policy.train()(**inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
 def test_compiles_as_one_graph(graph_case, build):
     torch._dynamo.reset()
     policy = build(graph_case)
