@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))
-    if rest and not may_override:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.rest, options.arguments = rest, arguments
     try:
+        options, rest = parser.parse_known_args(arguments)
+        may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))
+        if rest and not may_override:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.rest, options.arguments = rest, arguments
         if options.plugins:
             load_plugins(options.plugins)
         options.command(options)
@@ -79,9 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "train",
         parents=[shared],
+        add_help=False,
         help="train, evaluate and describe a policy by a recipe",
         description="Every value of the recipe can be overridden: --training.max_steps 500 --config.dim_model 256",
     )
+    command.add_argument("-h", "--help", action=_TrainHelp, nargs=0, help="show this, and every field of a recipe")
     command.add_argument("recipe", help="name of a shipped recipe, such as act_metaworld, or a YAML file")
     command.add_argument("--output", help="folder of the new checkpoint (default: the recipe's)")
     command.add_argument(
@@ -177,6 +179,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--tag", action="append", dest="tags", help="for the card; may be repeated")
     command.set_defaults(command=push)
     return parser
+
+
+class _TrainHelp(argparse.Action):
+    """Show the options of `train`, and the fields of the recipe in front of it, or of any."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from .training.recipe import load_recipe
+        from .training.recipe_help import recipe_help
+
+        source = getattr(namespace, "recipe", None)
+        load_plugins(namespace.plugins)
+        parser.print_help()
+        print(f"\n{recipe_help(load_recipe(source) if source else None)}")
+        parser.exit()
 
 
 def record(options: argparse.Namespace) -> None:
@@ -307,7 +323,7 @@ def card(options: argparse.Namespace) -> None:
     problems = lint_card(path.read_text(encoding="utf-8"))
     if problems:
         raise InvalidCardError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
-    print(f"{path} is fit to publish")
+    print(f"{path} is fit to publish: manipulators push {shlex.quote(str(options.folder))} org/name")
 
 
 def push(options: argparse.Namespace) -> None:
@@ -315,10 +331,15 @@ def push(options: argparse.Namespace) -> None:
     from .hub_cards.publish import INFO_FILE, publish_dataset, publish_folder
 
     is_dataset = (options.folder / INFO_FILE).is_file()
-    if is_dataset:
+    if is_dataset:  # what cannot be read is not published
         from .data.dataset import LeRobotDataset
 
-        LeRobotDataset(options.folder)  # what cannot be read is not published
+        LeRobotDataset(options.folder)
+    else:
+        from .modeling.loading import read_tensors, require_finite
+
+        for path in sorted(options.folder.glob("*model*.safetensors")):
+            require_finite(path, read_tensors(path, backend="mmap"))
     publish = publish_dataset if is_dataset else publish_folder
     url = publish(
         options.folder,

@@ -171,8 +171,16 @@ class ConflictingWeightsError(CheckpointError, ValueError):
 class OutputExistsError(ManipulatorsError, FileExistsError):
     """An output folder that already holds something: nothing is overwritten silently."""
 
-    def __init__(self, path: object):
-        super().__init__(f"{path} already exists. Choose another folder, or remove it first: rm -r {path}")
+    def __init__(self, path: object, remedy: str = ""):
+        words = f"{path} already exists. {remedy} Choose another folder, or remove it first: rm -r {path}"
+        super().__init__(words.replace("  ", " "))
+
+
+class UnwritableOutputError(ManipulatorsError, PermissionError):
+    """An output folder that cannot be made, or written to."""
+
+    def __init__(self, path: object, reason: object):
+        super().__init__(f"{path} cannot be written: {reason}. Choose another folder: --output DIR")
 
 
 class FolderInUseError(ManipulatorsError, RuntimeError):
@@ -315,15 +323,76 @@ class InvalidTuningError(ManipulatorsError, ValueError):
     """A part that a policy does not have, or cannot tune as asked."""
 
 
+class UnfinishedRunError(ManipulatorsError, RuntimeError):
+    """A run that has trained its policy and then failed; nothing that it made is lost.
+
+    Args:
+        step: what failed.
+        reason: why.
+        kept: where the trained policy is.
+        remedy: the command that repeats what failed, and nothing else.
+    """
+
+    def __init__(self, step: str, reason: BaseException, kept: object, remedy: str):
+        super().__init__(
+            f"The policy is trained, but {step} failed. {type(reason).__name__}: {reason}\n"
+            f"Nothing is lost: it is in {kept}. Repeat only what failed:\n{remedy}"
+        )
+
+
+class ResumeMismatchError(CheckpointError, ValueError):
+    """A checkpoint of another run than the one that is to go on from it."""
+
+    def __init__(self, folder: str, different: Iterable[tuple[str, object, object]]):
+        self.different = list(different)
+        lines = [f"{folder} was written by another run than the one that is to go on from it:"]
+        lines += _listed(
+            self.different,
+            "values differ" if len(self.different) > 1 else "value differs",
+            lambda row: f"{row[0]}: {_shortened(row[1])} there, {_shortened(row[2])} here",
+        )
+        lines.append(
+            f"Resume with the same values, or begin a new run from its weights: `base: {folder}` in a recipe, or "
+            f"AutoPolicy.from_pretrained({folder!r})."
+        )
+        super().__init__("\n".join(lines))
+
+
+def _shortened(value: object, length: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 class DivergedTrainingError(ManipulatorsError, FloatingPointError):
     """A training loss that is not finite."""
 
-    def __init__(self, step: int, loss: float, parts: dict[str, float]):
+    def __init__(self, step: int, loss: float, parts: Mapping[str, float], checkpoint: object = None):
         named = ", ".join(f"{name}={value}" for name, value in parts.items()) or "no named parts"
         super().__init__(
             f"The loss is {loss} at step {step} ({named}). Lower the learning rate, or look for constant or "
-            f"impossible values in the data's statistics."
+            f"impossible values in the data's statistics. {_last_good(checkpoint)}"
         )
+
+
+class DivergedWeightsError(DivergedTrainingError, CheckpointError):
+    """Weights, or a training's state, that are not finite and therefore not saved."""
+
+    def __init__(self, folder: object, not_finite: Iterable[str], checkpoint: object = None):
+        self.not_finite = sorted(not_finite)
+        lines = [f"Training has diverged, so {str(folder)!r} is not written:"]
+        lines += _listed(self.not_finite, "with NaN or infinity", str)
+        lines.append(f"Lower the learning rate. {_last_good(checkpoint)}")
+        Exception.__init__(self, "\n".join(lines))
+
+
+def _last_good(checkpoint: object) -> str:
+    """Return where to begin again after a divergence."""
+    if checkpoint is None:
+        return "Begin again, or from a checkpoint that was saved before."
+    return (
+        f"The last checkpoint is good: a new run begins from its weights with `base: {checkpoint}` in a recipe, or "
+        f"AutoPolicy.from_pretrained({str(checkpoint)!r})."
+    )
 
 
 # --- processing -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Turn what JSON, YAML and the command line can say into what a typed field holds."""
 
+import re
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -69,7 +70,7 @@ def read_as(value: Any, annotation: Any) -> Any:
     try:
         type_validator("value", value, annotation)
     except TypeError as error:
-        raise ValueError(f"{value!r} cannot be read as {_name(annotation)}") from error
+        raise ValueError(f"{value!r} cannot be read as {type_words(annotation)}") from error
     return value
 
 
@@ -109,12 +110,17 @@ def parse_text(text: str, annotation: Any) -> Any:
                 raise ValueError(f"{text!r} is not valid YAML: {error}") from error
     if str in options:
         return text
-    raise ValueError(f"{text!r} cannot be read as {_name(annotation)}")
+    raise ValueError(f"{text!r} cannot be read as {type_words(annotation)}")
 
 
-def _name(annotation: Any) -> str:
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    plain = (
-        option.__name__ if isinstance(option, type) and not get_args(option) else str(option) for option in options
-    )
-    return " or ".join("null" if name == "NoneType" else name for name in plain)
+def type_words(annotation: Any) -> str:
+    """Return a type as messages and help name it: `int or null`."""
+    if annotation is types.NoneType:
+        return "null"
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(map(type_words, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return " or ".join("true" if v is True else "false" if v is False else repr(v) for v in get_args(annotation))
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"(?:\w+\.)+(?=\w)", "", str(annotation))

@@ -222,6 +222,16 @@ class LeRobotDataset(Dataset):
         """Number of frames in the kept episodes."""
         return sum(self.episode_lengths)
 
+    @property
+    def frame_rows(self) -> np.ndarray:
+        """The rows of the kept episodes' frames (frames,), in the whole dataset."""
+        starts, ends = self._metadata.episode_starts[self._episodes], self._metadata.episode_ends[self._episodes]
+        return np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+
+    def numbers(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return a vector feature at rows of the whole dataset: (*rows.shape, …), as recorded."""
+        return self._table.numbers(name, rows, self._item_shape(name, self._features[name]))
+
     # --- samples -----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -289,7 +299,7 @@ class LeRobotDataset(Dataset):
             return self._decode_images(name, rows)
         if feature["dtype"] == "string":
             return [self._table.values(name, steps) for steps in rows]
-        values = self._table.numbers(name, rows, self._item_shape(name, feature))  # (samples, steps, …)
+        values = self.numbers(name, rows)  # (samples, steps, …)
         if np.issubdtype(values.dtype, np.floating):
             values = values.astype(np.float32, copy=False)
             # A few microseconds per batch; a single NaN in a batch ruins the whole policy.

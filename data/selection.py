@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -120,7 +121,8 @@ def named_dimensions(features: Mapping[str, Mapping], key: str, root: Path) -> d
     """
     named = {}
     for name, feature in features.items():
-        found, shape = flat_names(feature.get(key)), feature["shape"]
+        found, shape = feature.get(key), feature["shape"]
+        found = [found] * math.prod(shape) if key == "units" and isinstance(found, str) else flat_names(found)
         if found and len(shape) == 1 and len(found) != shape[0]:
             warn_once(f"{name} of {root} has {len(found)} {key} for {shape[0]} dimensions; they are not used.")
             found = None

@@ -44,7 +44,7 @@ _jinja.filters.update(
         name: getattr(wording, name)
         for name in (
             *("cell", "code", "code_cell", "count", "dimension_table", "escaped", "fenced", "in_html", "number"),
-            *("size", "units"),
+            *("without_local_paths", "size", "units"),
         )
     }
 )

@@ -9,6 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from .edits import was_edited
+from .wording import PLACEHOLDER
+
 SECTIONS = (
     "What it does",
     "What it expects and returns",
@@ -63,7 +66,8 @@ def lint_card(text: str) -> list[str]:
     """Return what is wrong with a card, one sentence each; an empty list means fit to publish.
 
     Looks for missing or unknown metadata, missing sections, placeholders, template marks, paths of somebody's
-    computer, and an evaluation on which text and metadata disagree.
+    computer, and an evaluation on which text and metadata disagree. The place of the repository's name may be open in
+    a card that nobody edited: publishing fills it in.
     """
     match = REGEX_YAML_BLOCK.search(text)
     if not match:
@@ -119,7 +123,10 @@ def _body_problems(body: str) -> Iterator[str]:
 
 
 def _leftovers(text: str) -> Iterator[str]:
-    for placeholder in dict.fromkeys(match.group() for match in _PLACEHOLDERS.finditer(text)):
+    placeholders = dict.fromkeys(match.group() for match in _PLACEHOLDERS.finditer(text))
+    if not was_edited(text):  # such a card is written anew where it is published, under the repository's name
+        placeholders.pop(PLACEHOLDER, None)
+    for placeholder in placeholders:
         yield f"The placeholder “{placeholder}” is left."
     # BibTeX writes {{Title}} to keep capital letters.
     without_bibtex = _FENCED.sub(lambda fence: "" if fence["language"] == "bibtex" else fence[0], text)

@@ -417,11 +417,22 @@ def _repository(
 ) -> Iterator[tuple[HfApi, str]]:
     """Yield a client and the full name of a repository that exists, with its branch; the Hub's errors are named."""
     api = HfApi(token=token)
-    try:
+    with naming_hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind).repo_id
         if revision not in (None, "main") and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=kind)
         yield api, repo_id
+
+
+@contextmanager
+def naming_hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn an error of the Hub, or of the way to it, into one that names the repository.
+
+    Raises:
+        PublishingError: there was one.
+    """
+    try:
+        yield
     except ManipulatorsError:
         raise
     except Exception as error:

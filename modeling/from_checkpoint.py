@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
-from ..errors import UnknownPolicyError
+from ..errors import DivergedWeightsError, UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
 from .loading import (
     LOADING_ARGUMENTS,
     allowed_arguments,
     discard_index,
     load_weights,
+    not_finite,
     remove_other_weights,
     removing_stale_records,
 )
@@ -68,8 +70,14 @@ class Checkpointed:
         Weights that the folder held before are replaced, and records of other weights are removed: it holds one
         policy. With `push_to_hub=True` the folder is published, whole and with our card; then `repo_id`, `private`,
         `revision`, … are those of `push_to_hub`.
+
+        Raises:
+            DivergedWeightsError: some weights are NaN or infinite; nothing is written.
         """
         kwargs, publishing = split_publishing(kwargs)
+        given = kwargs.get("state_dict")
+        if bad := not_finite(self.state_dict() if given is None else given):
+            raise DivergedWeightsError(save_directory, bad)
         is_main, variant = kwargs.get("is_main_process", True), kwargs.get("variant")
         require_saveable(self)
         folder = Path(save_directory)
@@ -77,7 +85,8 @@ class Checkpointed:
             if is_main:
                 discard_index(folder, variant)
             loaded_dtype = self.config.dtype or self.dtype
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with _without_progress_bars():  # one per checkpoint, across the training's own
+                super().save_pretrained(save_directory, *args, **kwargs)
             if is_main:
                 self._complete_saved(folder, variant, loaded_dtype)
         if publishing is not None and is_main:
@@ -115,6 +124,18 @@ class Checkpointed:
         from ..hub_cards.publish import publish_policy
 
         return publish_policy(self, repo_id, processor=processor, card=card, **kwargs)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Hide transformers' bars inside the block."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_policy(

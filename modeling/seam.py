@@ -52,6 +52,15 @@ class PolicyInputs(NamedTuple):
         named = {name: x for name, x in zip(SHARED_INPUTS, self, strict=False) if x is not None}
         return named | dict(self.extra or {})
 
+    def in_dtype(self, dtype: torch.dtype) -> PolicyInputs:
+        """Return them in the type of the weights that read them; batches come in float32."""
+
+        def cast(value: Any) -> Any:
+            return [x.to(dtype) for x in value] if isinstance(value, (list, tuple)) else value.to(dtype)
+
+        names = ("pixel_values", "state", "environment_state")
+        return self._replace(**{name: cast(x) for name in names if (x := getattr(self, name)) is not None})
+
     @property
     def first(self) -> torch.Tensor:
         """One of the inputs (b, …)."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from manipulators import AutoPolicy, PolicyPipeline, __version__
+from manipulators import ACTConfig, AutoPolicy, PolicyPipeline, __version__
 from manipulators.auto import load_policy_and_processor
 from manipulators.cli import build_parser, main
 from manipulators.evaluation.simulators.metaworld.environment import MetaWorldEnvironment
@@ -197,6 +197,33 @@ def test_train(trained, recorded):
         f"--output {trained}"
     )
     assert json.loads((trained / "evaluation.json").read_text())["horizon"] == 4
+
+
+def test_help_of_train_lists_every_field_of_the_recipe(capsys):
+    shown = []
+    for arguments in (["train", "act_metaworld", "--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    for line in (
+        "  --data.record.episodes  int = 50\n      number of successful episodes of each environment.",
+        "  --evaluation.horizon  int or null = null\n      steps after which an episode has failed;",
+        "  --config.chunk_size  int = 16\n      actions predicted at once",
+        "  --config.vision_norm  'frozen_batch' or 'group' = frozen_batch\n",
+        "  --training.learning_rate  float = 0.001\n",
+        "  --training.tune_llm  true or false or 'lora' or 'true' or 'false' or null = null\n",
+        "  --training.weight_decay  float = 0.0001\n      ",
+    ):
+        assert line in shown[0]
+    fields = set(re.findall(r"--config\.(\w+)", shown[0]))
+    assert set(ACTConfig.field_names()) - fields == {"input_features", "output_features", "format_version"}
+    assert "  --training.learning_rate  float = 5e-05\n" in shown[1]
+    assert "manipulators train RECIPE --help" in shown[1]
+
+
+def test_help_of_no_recipe_names_the_nearest(fails):
+    assert "Did you mean 'act_metaworld'" in fails("train", "act_metawrld", "--help")
 
 
 def test_train_prints_the_result(recorded, tmp_path, capsys):
@@ -475,21 +502,18 @@ def test_convert_refuses_a_broken_config(tmp_path, fails, content):
 # --- card -------------------------------------------------------------------------------------------------
 
 
-def test_card_is_fit_to_publish_under_its_name(trained, tmp_path, capsys, fails):
+def test_card_passes_its_own_check_and_bears_its_name(trained, tmp_path, capsys):
     folder = tmp_path / "trained"
     shutil.copytree(trained, folder)
-    assert "The placeholder “path/to/this/folder” is left." in fails("card", folder, "--check")
-
-    assert main(["card", str(folder), "--repo-id", "your-lab/act-pick"]) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "README.md")
+    for naming in ([], ["--repo-id", "your-lab/act-pick"]):
+        assert main(["card", str(folder), *naming]) == 0
+        assert capsys.readouterr().out.strip() == str(folder / "README.md")
+        assert main(["card", str(folder), "--check"]) == 0
+        assert f"is fit to publish: manipulators push {folder} org/name" in capsys.readouterr().out
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert 'PolicyPipeline.from_pretrained("your-lab/act-pick")' in text
-
-    # What is left is the local path in the command that trained it here.
-    text = text.replace(str(trained.parent), "somewhere")
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    assert main(["card", str(folder), "--check"]) == 0
-    assert "is fit to publish" in capsys.readouterr().out
+    # Of the folders of this computer only the last part is left.
+    assert "manipulators train tiny.yaml --training.max_steps 2 --config.dim_model=8 --output trained\n```" in text
 
 
 def test_card_check_lists_every_problem(trained, tmp_path, fails):
@@ -506,3 +530,17 @@ def test_card_needs_a_checkpoint(tmp_path, fails):
     assert "has no README.md. Write it: manipulators card" in fails("card", tmp_path, "--check")
     assert "holds no config.json; it holds nothing." in fails("card", tmp_path)
     assert "MissingFileError" in fails("card", tmp_path / "nowhere")
+
+
+# --- push -------------------------------------------------------------------------------------------------
+
+
+def test_push_refuses_weights_that_are_no_numbers(trained, tmp_path, fails):
+    folder = tmp_path / "diverged"
+    shutil.copytree(trained, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["action_head.action_head.bias"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = fails("push", folder, "your-lab/act")
+    assert "WeightsValueError" in message
+    assert "action_head.action_head.bias" in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -16,6 +17,22 @@ from ..errors import InvalidConfigError, nearest
 # Words too, because a command line has no others; `__post_init__` makes truth values of them.
 TuneMode = Literal[True, False, "lora", "true", "false"]
 _NUMBERS = (float, int, float | None, int | None)
+# The lowest value of a number, and whether it may be that; transformers lets others train nothing, or NaN.
+_LOWEST = {
+    "learning_rate": (0, False),
+    "learning_rate_visual": (0, True),
+    "weight_decay": (0, True),
+    "max_grad_norm": (0, True),
+    "num_train_epochs": (0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "lora_alpha": (0, False),
+    "ema_power": (0, False),
+    "ema_inv_gamma": (0, False),
+    "ema_update_after_step": (0, True),
+}
+_MAY_BE_INFINITE = ("max_grad_norm",)  # gradients are measured and not clipped
 PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 
 
@@ -42,8 +59,7 @@ class PolicyTrainingArguments(TrainingArguments):
         ema_update_after_step (`int`, *optional*, defaults to 0): steps before, whose weights are not averaged.
 
     Raises:
-        InvalidConfigError: a tracker that is not installed, a decay outside [0, 1), a power or inv_gamma that is not
-            positive, a negative step or seed.
+        InvalidConfigError: a tracker that is not installed, or a number that is NaN or out of its range.
     """
 
     learning_rate_visual: float | None = field(
@@ -107,11 +123,7 @@ class PolicyTrainingArguments(TrainingArguments):
             raise InvalidConfigError(
                 f"ema_decay={self.ema_decay} must lie in [0, 1), such as 0.9999; None disables averaging."
             )
-        for name in ("ema_power", "ema_inv_gamma"):
-            if getattr(self, name) <= 0:
-                raise InvalidConfigError(f"{name}={getattr(self, name)} must be greater than 0.")
-        if self.ema_update_after_step < 0:
-            raise InvalidConfigError(f"ema_update_after_step={self.ema_update_after_step} must be at least 0.")
+        _require_possible(self)
 
     @property
     def tuning(self) -> dict[str, bool | str | None]:
@@ -150,3 +162,18 @@ def _require_trackers(names: list[str]) -> None:
             raise InvalidConfigError(
                 f"report_to={name!r}, but {package} is not installed, or is disabled: pip install {package}"
             )
+
+
+def _require_possible(arguments: PolicyTrainingArguments) -> None:
+    """Check that every number can be trained with."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in _MAY_BE_INFINITE)):
+            raise InvalidConfigError(f"{name}={value} must be a finite number.")
+    for name, (lowest, may_equal) in _LOWEST.items():
+        value = getattr(arguments, name)
+        if value is not None and (value < lowest or (value == lowest and not may_equal)):
+            raise InvalidConfigError(f"{name}={value} must be {'at least' if may_equal else 'greater than'} {lowest}.")
+    if arguments.max_steps < 1 and arguments.max_steps != -1:
+        raise InvalidConfigError(
+            f"max_steps={arguments.max_steps} must be at least 1; -1 counts epochs in place of steps."
+        )

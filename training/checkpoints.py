@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from ..errors import CorruptFileError, MissingFileError
+from .._disk import full_disk_message
+from ..errors import CorruptFileError, DiskFullError, DivergedWeightsError, ManipulatorsError, MissingFileError
 from ..modeling.loading import (
+    not_finite,
     read_shapes,
     read_tensors,
     read_types,
@@ -60,6 +64,69 @@ def require_fitting_weights(folder: str | os.PathLike, model: torch.nn.Module) -
     require_weight_types(folder, read_types(paths), own)
     for path in paths:
         require_finite(path, read_tensors(path, backend="mmap"))
+
+
+def last_checkpoint(run: str | os.PathLike) -> str | None:
+    """Return the latest finished checkpoint in a run's folder; None where there is none."""
+    return get_last_checkpoint(run) if os.path.isdir(run) else None
+
+
+@contextmanager
+def naming_a_full_disk(run: str | os.PathLike) -> Iterator[None]:
+    """Turn the error of a checkpoint that a full disk does not take into one that says what stays.
+
+    torch and safetensors report a full disk in many words and without the system's number, so the disk is asked.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ManipulatorsError) or _takes_more(run):
+            raise
+        last = last_checkpoint(run)
+        kept = f"{last} stays; go on from it with --resume, or resume_from_checkpoint=True." if last else ""
+        raise DiskFullError(full_disk_message(Path(run), kept)) from error
+
+
+def _takes_more(folder: str | os.PathLike, size: int = 2**20) -> bool:
+    """Return whether a folder's disk takes a file of `size` bytes."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+    except OSError:
+        return False
+    return True
+
+
+def require_finite_state(
+    folder: str | os.PathLike,
+    run: str | os.PathLike,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Check that what a training is about to write is finite; parts that other processes hold are theirs to check.
+
+    Args:
+        folder: what is about to be written.
+        run: the folder of the run's checkpoints.
+        model, optimizer: of the training.
+        average: averaged weights by name.
+
+    Raises:
+        DivergedWeightsError: a weight, an averaged weight or a number of the optimizer is NaN or infinite.
+    """
+    parameters = dict(model.named_parameters())
+    tensors = parameters | {f"{name} (averaged)": value for name, value in (average or {}).items()}
+    names = {parameter: name for name, parameter in parameters.items()}
+    for parameter, state in getattr(optimizer, "state", {}).items():
+        name = names.get(parameter, "a parameter")
+        tensors |= {f"{name} ({kind} of the optimizer)": v for kind, v in state.items() if torch.is_tensor(v)}
+    if bad := not_finite(tensors):
+        raise DivergedWeightsError(folder, bad, last_checkpoint(run))
 
 
 def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:

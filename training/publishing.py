@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,40 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, PushInProgress, logging
 
-from ..hub_cards.checkpoint_card import write_checkpoint_card
-from ..hub_cards.publish import origin_of, prepare_folder, publish_saved
+from ..hub_cards.card import render_card
+from ..hub_cards.checkpoint_card import describe_policy, write_checkpoint_card
+from ..hub_cards.publish import naming_hub_errors, origin_of, prepare_folder, publish_saved
 from ..modeling.policy import PolicyModel
+from ..processing.processor import PolicyProcessor
 
 logger = logging.get_logger(__name__)
 
 
+def require_card(policy: PolicyModel, processor: PolicyProcessor, record: Mapping[str, Any] | None = None) -> None:
+    """Check that the card of what is trained can be written; nothing is written.
+
+    Args:
+        policy, processor: what is trained.
+        record: content of training.json, as far as it is known.
+
+    Raises:
+        CardError, InvalidConfigError: a value that a card cannot state, such as names that do not fit a feature.
+    """
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    render_card(describe_policy(policy.config.to_dict(), processor.to_dict(), parameters, record))
+
+
 class Publishing:
     """Publish policy, processor, records and card; a base class of `PolicyTrainer`, before transformers' own."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository before the training, if there is none; arguments as in `transformers.Trainer`.
+
+        Raises:
+            PublishingError: the Hub refuses or is out of reach.
+        """
+        with naming_hub_errors(self._publishing_options()["repo_id"]):
+            super().init_hf_repo(token, private)
 
     def push_to_hub(
         self,
@@ -68,7 +93,9 @@ class Publishing:
     def _publishing_options(self, token: Any = None, revision: str | None = None, private: bool | None = None):
         arguments = self.args
         return {
-            "repo_id": self.hub_model_id or arguments.hub_model_id or Path(arguments.output_dir).absolute().name,
+            "repo_id": getattr(self, "hub_model_id", None)
+            or arguments.hub_model_id
+            or Path(arguments.output_dir).absolute().name,
             "token": token if token is not None else arguments.hub_token,
             "revision": revision or arguments.hub_revision,
             "private": private if private is not None else arguments.hub_private_repo,

@@ -221,7 +221,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     plain = {}
     for name, value in content.items():
-        section = _section(hints.get(name))
+        section = section_of(hints.get(name))
         if section is not None and isinstance(value, str):  # `--evaluation null`
             value = _yaml(value, f"{where}: {name}")
         if section is not None and isinstance(value, list):
@@ -240,7 +240,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
         raise InvalidRecipeError(f"{where}: {error}") from error
 
 
-def _section(annotation: Any) -> type | None:
+def section_of(annotation: Any) -> type | None:
     """Return the dataclass that a field holds, alone or in a list."""
     options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
     options = [get_args(option)[0] if get_origin(option) is list else option for option in options]

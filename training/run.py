@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import shlex
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,20 @@ from typing import Any
 import torch
 import transformers
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._version import __version__
 from ..configuration.features import ACTION
 from ..data.dataset import LeRobotDataset
-from ..errors import InvalidRecipeError, MissingFileError
+from ..errors import (
+    InvalidConfigError,
+    InvalidRecipeError,
+    ManipulatorsError,
+    MissingFileError,
+    OutputExistsError,
+    UnfinishedRunError,
+)
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
@@ -29,10 +38,15 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .build import build_policy, open_dataset
+from .checkpoints import last_checkpoint
+from .preflight import rehearse_evaluation, require_environments, require_writable
+from .publishing import require_card
 from .recipe import Recipe
-from .trainer import PolicyTrainer
+from .trainer import STAGING_FOLDER, PolicyTrainer
 
 logger = logging.get_logger(__name__)
+
+SAVES = 20  # of a recipe's run, which keeps the last one to go on from
 
 
 def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False) -> Path:
@@ -49,16 +63,20 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
 
     Raises:
         OutputExistsError: the output folder holds something already.
+        UnwritableOutputError, InvalidRecipeError, EvaluationError, CardError: what would fail after the training.
+        ResumeMismatchError: the checkpoint was written by another run.
+        UnfinishedRunError: what follows the training failed; the message says how to repeat it alone.
     """
     output = Path(recipe.output)
+    checkpoint = last_checkpoint(output)
     if not resume:
-        refuse_existing(output)
-    elif not output.is_dir() or get_last_checkpoint(output) is None:
-        raise MissingFileError(
-            f"{output} holds no checkpoint-<step> folder to resume from. A run writes them with "
-            f"--training.save_strategy steps --training.save_steps 500."
-        )
+        _refuse_existing(output, checkpoint)
+    elif checkpoint is None:
+        raise MissingFileError(f"{output} holds no checkpoint to resume from. Begin the run: leave out --resume.")
+    require_writable(output)
     arguments = _arguments(recipe)
+    if recipe.data.record is not None and not Path(recipe.data.dataset).exists():
+        require_environments(recipe)  # a recording may take hours
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
     # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it is.
@@ -67,23 +85,82 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     # What the policy does not use is not read; a base has a horizon and a history of its own.
     used = [name for name in policy.config.input_features if name in dataset.features]
     dataset = open_dataset(recipe, policy.config, [*used, ACTION])
+    rehearse_evaluation(recipe, policy, processor, dataset)
 
-    trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
-    began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume or None)
-    seconds = time.perf_counter() - began
-    training = _training_record(recipe, dataset, trainer, seconds, command)
-    # Saved before the evaluation, so that an error there does not lose the trained policy.
-    save_checkpoint(output, policy, processor, training)
-    if recipe.evaluation is not None:
-        evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
-    if arguments.push_to_hub:
-        trainer.publish(output)
+    with _naming_arguments(recipe):
+        trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
+    require_card(policy, processor, _training_record(recipe, dataset, trainer, command))
+    with _naming_arguments(recipe, trainer):
+        trainer.train(resume_from_checkpoint=checkpoint if resume else None)
+    # Everything is saved before the evaluation, so that an error there loses nothing.
+    finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
     return output
 
 
+def _refuse_existing(output: Path, checkpoint: str | None) -> None:
+    """Raise `OutputExistsError` unless the output is free; what a run left before its first checkpoint is nothing."""
+    if checkpoint is not None:
+        raise OutputExistsError(output, "Go on with the run that it holds: --resume.")
+    if not output.is_dir() or {path.name for path in output.iterdir()} != {STAGING_FOLDER}:
+        refuse_existing(output)
+
+
+def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any], command: str | None = None) -> None:
+    """Save, describe, evaluate and publish a trained policy, one step after the other.
+
+    Args:
+        recipe, command: see `run_recipe`.
+        trainer: whose training is over.
+        training: content of training.json.
+
+    Raises:
+        UnfinishedRunError: a step failed; what was made before is kept.
+    """
+    output, policy, processor = Path(recipe.output), trainer.model, trainer.processor
+    folder, checkpoint, again = shlex.quote(str(output)), last_checkpoint(output), _resuming(command)
+    with _step("saving it", checkpoint, again) if checkpoint is not None else nullcontext():
+        save_checkpoint(output, policy, processor, training)
+    with _step("writing its card", output, f"manipulators card {folder}"):
+        write_checkpoint_card(output)
+    if section := recipe.evaluation:
+        remedy = again if section.further and checkpoint else _evaluation_command(recipe)
+        with _step("its evaluation", output, remedy):
+            evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
+    if trainer.args.push_to_hub:
+        with _step("publishing it", output, f"manipulators push {folder} {trainer.hub_model_id}"):
+            trainer.publish(output)
+
+
+@contextmanager
+def _step(name: str, kept: str | os.PathLike, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise UnfinishedRunError(name, error, kept, remedy) from error
+
+
+def _resuming(command: str | None) -> str:
+    """Return how a run goes on from its last checkpoint."""
+    if command is None:
+        return "run_recipe(recipe, resume=True)"
+    return command if "--resume" in shlex.split(command) else f"{command} --resume"
+
+
+def _evaluation_command(recipe: Recipe) -> str:
+    """Return the command that makes the recipe's first evaluation, and adds it to the card."""
+    section, folder = recipe.evaluation, str(recipe.output)
+    words = ["manipulators", "eval", folder, "--env", section.environment]
+    words += [word for module in recipe.plugins for word in ("--plugin", module)]
+    for name in ("episodes", "seed", "num_envs", "horizon"):
+        if getattr(section, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(section, name))]
+    words += ["--video", os.path.join(folder, VIDEO_FILE)] if section.video else []
+    words += ["--output", os.path.join(folder, EVALUATION_FILE)]
+    return f"{shlex.join(words)}\n{shlex.join(['manipulators', 'card', folder])}"
+
+
 def _training_record(
-    recipe: Recipe, dataset: LeRobotDataset, trainer: PolicyTrainer, seconds: float, command: str | None
+    recipe: Recipe, dataset: LeRobotDataset, trainer: PolicyTrainer, command: str | None
 ) -> dict[str, Any]:
     """Return what training.json holds."""
     arguments = trainer.args
@@ -99,8 +176,8 @@ def _training_record(
         "training": {
             "steps": trainer.state.global_step,
             "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-            "learning_rate": arguments.learning_rate,
-            "seconds": round(seconds, 1),
+            "learning_rate": _learning_rate(trainer),
+            "seconds": round(trainer.training_seconds, 1),
             "hardware": _hardware(),
             "losses": _last_losses(trainer.state.log_history),
             "command": command,
@@ -115,11 +192,31 @@ def _training_record(
     }
 
 
-def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
+def _learning_rate(trainer: PolicyTrainer) -> float:
+    """Return the learning rate that the schedule multiplies; a resumed optimizer has its own."""
+    groups = trainer.optimizer.param_groups if trainer.optimizer is not None else [{}]
+    return groups[0].get("initial_lr", trainer.args.learning_rate)
+
+
+@contextmanager
+def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> Iterator[None]:
+    """Turn what an argument causes before the first step into an error of the recipe; later ones stay as they are."""
     try:
-        arguments = PolicyTrainingArguments(output_dir=recipe.output, **recipe.training)
-    except ValueError as error:
-        raise InvalidRecipeError(f"{recipe.name}: training: {error}") from error
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, ManipulatorsError) and not isinstance(error, InvalidConfigError)
+        if is_ours or (trainer is not None and trainer.has_begun):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InvalidRecipeError(f"{recipe.name}: training: {kind}{error}") from error
+
+
+def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
+    steps = recipe.training.get("max_steps", 0)
+    saving = {"save_strategy": "steps", "save_total_limit": 1}
+    saving["save_steps"] = math.ceil(steps / SAVES) if steps > 0 else 1 / SAVES  # a share, where epochs are counted
+    with _naming_arguments(recipe):
+        arguments = PolicyTrainingArguments(output_dir=recipe.output, **saving | recipe.training)
     if arguments.eval_strategy != "no":
         raise InvalidRecipeError(
             f"{recipe.name}: training: eval_strategy={arguments.eval_strategy.value!r} needs an evaluation "
@@ -130,12 +227,11 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
 
 
 def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
-    """Save policy, processor, training.json and a card; every file appears complete or not at all."""
+    """Save policy, processor and training.json; every file appears complete or not at all."""
     with removing_stale_records(output, written=[TRAINING_FILE]), replace_files(output) as folder:
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
-    write_checkpoint_card(output)
 
 
 def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:

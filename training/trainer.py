@@ -30,11 +30,21 @@ from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
-from .checkpoints import EMA_FILE, load_progress, require_fitting_weights, save_progress, surplus_checkpoints
+from .checkpoints import (
+    EMA_FILE,
+    last_checkpoint,
+    load_progress,
+    naming_a_full_disk,
+    require_finite_state,
+    require_fitting_weights,
+    save_progress,
+    surplus_checkpoints,
+)
 from .collator import PolicyCollator
 from .global_mean import GlobalMean
 from .predicting import Predicting
-from .publishing import Publishing
+from .publishing import Publishing, require_card
+from .run_record import require_same_run, run_record, save_run_record
 from .tuning import apply_tuning, parameter_table
 
 if TYPE_CHECKING:
@@ -119,6 +129,9 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._steps, self._step_mean = 0, GlobalMean(self.accelerator)
         self._data_seconds, self._logged_at = 0.0, None
+        self._seconds_before, self._began = 0.0, None
+        self._record: dict[str, Any] | None = None
+        self.has_begun = False  # whether a batch has been read: what fails before is an argument's fault
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
         self.remove_callback(PrinterCallback)
@@ -141,6 +154,7 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             raise InvalidConfigError(f"PolicyTrainer needs a policy{given}: PolicyTrainer(model=policy, …).")
         self.args.check()
         self.processor.check_agreement(policy.config)
+        require_card(policy, self.processor)
         if any(mode is not None for mode in self.args.tuning.values()):
             apply_tuning(policy, self.args.tuning, **self.args.lora_options)
             logger.info(f"What is trained:\n{parameter_table(policy)}")
@@ -167,22 +181,31 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
 
         Arguments as in `transformers.Trainer.train`. A run that is resumed equals one that was not interrupted.
         """
-        self._resumed_from = None
+        self._resumed_from, self._record, self.has_begun = None, None, False
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             if self._average is not None:
                 self._average.copy_to_weights()
+            require_finite_state(self.args.output_dir, self.args.output_dir, self.model)  # the last step's result
             return result
         finally:
             self._average = None
+            self._seconds_before, self._began = self.training_seconds, None
+
+    @property
+    def training_seconds(self) -> float:
+        """The time that the steps of the run took, those before it was resumed included [s]."""
+        return self._seconds_before + (time.perf_counter() - self._began if self._began is not None else 0.0)
 
     def _begin(self) -> None:
         """Restore what a checkpoint holds beyond transformers' own state."""
         folder = self._resumed_from
+        self._seconds_before, self._began = 0.0, time.perf_counter()
         self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False
         if folder is not None and (saved := load_progress(folder)) is not None:
             losses, progress = saved
             self._globalstep_last_logged, self._last_step = progress["logged_at"], progress["last_step"]
+            self._seconds_before = progress.get("seconds", 0.0)  # absent where an earlier version wrote it
             self._steps = self.state.global_step - self._globalstep_last_logged
             self._loss_parts = {name: value.to(self.args.device) for name, value in losses.items()}
             self._tr_loss += self._loss_parts.pop("loss")
@@ -320,6 +343,7 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         self._logged_at = self._logged_at or start  # the time before the first batch is set-up
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
+        self.has_begun = True
         self._step_mean.begin(self._saved_policy, batches)
         self._steps += bool(batches)
         return batches, items
@@ -340,7 +364,7 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             self._data_seconds, self._logged_at = 0.0, now
         loss = logs.get("loss", logs.get("train_loss", 0.0))  # the latter is the whole run's, at its end
         if not math.isfinite(loss):
-            raise DivergedTrainingError(self.state.global_step, loss, parts)
+            raise DivergedTrainingError(self.state.global_step, loss, parts, last_checkpoint(self.args.output_dir))
         super().log(logs, *args, **kwargs)
 
     def _mean_parts(self) -> dict[str, torch.Tensor]:
@@ -358,31 +382,40 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             shutil.rmtree(self._staging, ignore_errors=True)  # left by a run that was killed
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
-            losses = self._mean_parts() | {"loss": self.accelerator.reduce(self._tr_loss, reduction="mean")}
-            if self.args.should_save:
-                folder = os.path.join(self._staging, name)
-                progress = {
-                    "logged_at": self._globalstep_last_logged,
-                    "last_step": {name: float(v) for name, v in self._last_step.items() if v is not None},
-                    "epoch_has_ended": self._epoch_has_ended,
-                }
-                save_progress(folder, losses, progress)
-                if self._average is not None:
-                    self._average.save(folder)
-            self.accelerator.wait_for_everyone()  # every process writes its own random state
-            if self.args.should_save:
-                self._name_best_checkpoint(run)
-                self.state.save_to_json(os.path.join(self._staging, name, TRAINER_STATE_NAME))
-                replace_folder(os.path.join(self._staging, name), os.path.join(run, name))
-                if self.args.push_to_hub:
-                    self._publish_checkpoint(os.path.join(run, name))
-                surplus = surplus_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-                self._remove(surplus, run)
+            averaged = self._average.tensors if self._average is not None else None
+            require_finite_state(os.path.join(run, name), run, self.model, self.optimizer, averaged)
+            with naming_a_full_disk(run):
+                self._write_checkpoint(model, trial, run, name)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, run: str, name: str) -> None:
+        """Write a checkpoint to the staging folder, and rename it."""
+        super()._save_checkpoint(model, trial)
+        losses = self._mean_parts() | {"loss": self.accelerator.reduce(self._tr_loss, reduction="mean")}
+        if self.args.should_save:
+            folder = os.path.join(self._staging, name)
+            progress = {
+                "logged_at": self._globalstep_last_logged,
+                "last_step": {name: float(v) for name, v in self._last_step.items() if v is not None},
+                "epoch_has_ended": self._epoch_has_ended,
+                "seconds": self.training_seconds,
+            }
+            save_progress(folder, losses, progress)
+            save_run_record(folder, self._run_record())
+            if self._average is not None:
+                self._average.save(folder)
+        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        if self.args.should_save:
+            self._name_best_checkpoint(run)
+            self.state.save_to_json(os.path.join(self._staging, name, TRAINER_STATE_NAME))
+            replace_folder(os.path.join(self._staging, name), os.path.join(run, name))
+            if self.args.push_to_hub:
+                self._publish_checkpoint(os.path.join(run, name))
+            surplus = surplus_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self._remove(surplus, run)
 
     def _remove(self, checkpoints: list[Path], run: str) -> None:
         """Delete checkpoints, moved away first, so that a killed run leaves no partial one to resume from."""
@@ -404,13 +437,22 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Checkpoints keep the current weights for resuming; everything else that is saved is published.
         with self.averaged_weights() if self._staging is None else nullcontext():
+            if self._staging is None:
+                require_finite_state(output_dir or self.args.output_dir, self.args.output_dir, self.model)
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
             self.processor.save_pretrained(folder)
             write_checkpoint_card(folder, base=origin_of(self._saved_policy, folder))
 
+    def _run_record(self) -> dict[str, Any]:
+        if self._record is None:  # the dataset is read once
+            data = (self.train_dataset, self._augmentation)
+            self._record = run_record(self._saved_policy, self.processor, self.args, *data)
+        return self._record
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        require_same_run(resume_from_checkpoint, self._saved_policy, self.processor, self._run_record())
         self._resumed_from = resume_from_checkpoint
         model = self.model if model is None else model
         if has_adapter(model):

@@ -114,10 +114,11 @@ class ACTActionHead(nn.Module):
             expected = f"a horizon of chunk_size={self.config.chunk_size}"
             raise FeatureShapeError("actions", tuple(actions.shape), expected)
         tokens = [all_vectors(self.vae_encoder_cls_embed, actions).expand(b, 1, -1)]  # (b, 1, d)
+        dtype = tokens[0].dtype  # batches come in float32
         if self.config.state_dim:
-            tokens.append(self.vae_encoder_robot_state_input_proj(state)[:, None])  # (b, 1, d)
+            tokens.append(self.vae_encoder_robot_state_input_proj(state.to(dtype))[:, None])  # (b, 1, d)
         observed = len(tokens)
-        tokens.append(self.vae_encoder_action_input_proj(actions))  # (b, h, d)
+        tokens.append(self.vae_encoder_action_input_proj(actions.to(dtype)))  # (b, h, d)
         x = torch.cat(tokens, dim=1)  # (b, 1 + [1] + h, d)
         mask = None
         if action_is_pad is not None:

@@ -66,7 +66,7 @@ class UnetActionHead(nn.Module):
         b = len(actions)
         time = schedule.draw_time(b, actions.device) if draws.time is None else schedule.given_time(draws.time, b)
         noisy, wanted = schedule.mix(actions.float(), noise.float(), time)
-        prediction = self.unet(noisy.to(actions.dtype), time, _condition(features))  # (b, h, a)
+        prediction = self.unet(noisy, time, _condition(features))  # (b, h, a)
         return {"mse": (prediction.float() - wanted) ** 2}
 
     def sample(self, features: Features, inputs: PolicyInputs, draws: Draws) -> torch.Tensor:

@@ -79,9 +79,9 @@ class ACTBackbone(nn.Module):
 
     def encode(self, inputs: PolicyInputs, latent: torch.Tensor | None = None) -> Features:
         """Return the features of an observation under a latent style (b, L); None is the mean style, zeros."""
+        inputs = inputs.in_dtype(compute_dtype(self.encoder_latent_input_proj))
         if latent is None:
             like = inputs.first
-            dtype = compute_dtype(self.encoder_latent_input_proj)
             latent = torch.zeros(len(like), self.config.latent_dim, dtype=dtype, device=like.device)
         tokens, positions, absent = self(
             latent, inputs.state, inputs.environment_state, inputs.pixel_values, inputs.pixel_mask

@@ -62,7 +62,8 @@ class DiffusionRgbEncoder(nn.Module):
         """
         images = self.crop(self.resize(images), crop_offset)
         # In the order that convolutions compute in.
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last)).last_hidden_state
+        images = images.to(self.out.weight.dtype, memory_format=torch.channels_last)
+        features = self.backbone(images).last_hidden_state
         keypoints = self.pool(features)  # (b, k, 2)
         return F.relu(self.out(keypoints.flatten(1)))
 

@@ -155,6 +155,11 @@ class ConditionalUnet1d(nn.Module):
             TimeConv1d(widths[0], config.action_dim, kernel_size=1),
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which it computes; batches come in float32."""
+        return compute_dtype(self.diffusion_step_encoder[1])
+
     def blocks(self) -> list[ConditionalResidualBlock]:
         """Return the residual blocks in the order in which they are run."""
         stages = [*self.down_modules, self.mid_modules, *self.up_modules]
@@ -163,7 +168,7 @@ class ConditionalUnet1d(nn.Module):
     def step_films(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the timesteps' half of all blocks' FiLM side by side, (n, f), for timesteps (n,)."""
         embedding, *layers = self.diffusion_step_encoder
-        x = embedding(timesteps).to(compute_dtype(layers[0]))  # (n, step width)
+        x = embedding(timesteps).to(self.dtype)  # (n, step width)
         for layer in layers:
             x = layer(x)
         activated = F.mish(x)
@@ -171,12 +176,12 @@ class ConditionalUnet1d(nn.Module):
 
     def condition_films(self, condition: torch.Tensor) -> torch.Tensor:
         """Return the observation's half of all blocks' FiLM side by side, (b, f), for its encoding (b, g)."""
-        activated = F.mish(condition)
+        activated = F.mish(condition.to(self.dtype))
         return torch.cat([block(None, activated, "condition") for block in self.blocks()], dim=1)
 
     def forward(self, actions: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the prediction (b, h, a) for noisy actions (b, h, a) at timesteps (b,), given (b, g)."""
-        return self.denoise(actions, self.step_films(timesteps) + self.condition_films(condition))
+        return self.denoise(actions.to(self.dtype), self.step_films(timesteps) + self.condition_films(condition))
 
     def denoise(self, actions: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the prediction (b, h, a) for noisy actions (b, h, a), with both halves of the FiLM added, (b, f)."""

@@ -23,7 +23,7 @@ class StateProjection(nn.Linear):
 
     def add_to(self, features: Features, state: torch.Tensor) -> Features:
         """Return the features with the state (b, s) in each token (b, n, d)."""
-        return features._replace(tokens=features.tokens + self(state)[:, None])
+        return features._replace(tokens=features.tokens + self(state.to(self.weight.dtype))[:, None])
 
 
 @register_policy("composed_policy")

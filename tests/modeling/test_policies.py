@@ -14,6 +14,7 @@ from transformers import AutoModel
 from manipulators import AutoPolicy, PolicyPipeline
 from manipulators.errors import (
     CheckpointError,
+    DivergedWeightsError,
     FeatureShapeError,
     FeatureValueError,
     InvalidConfigError,
@@ -352,6 +353,15 @@ def test_runs_in_bfloat16(policy):
     assert torch.isfinite(loss)
 
 
+def test_weights_in_bfloat16_read_batches_in_float32(policy):
+    policy.to(torch.bfloat16)
+    inputs = policy.config.example_inputs(2)
+    assert predict(policy, inputs).dtype == torch.bfloat16
+    loss = policy.train()(**inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
 def test_compiles_as_one_graph(graph_case, build):
     torch._dynamo.reset()
     policy = build(graph_case)
@@ -558,6 +568,21 @@ def test_reload_equals_to_the_bit(case, policy, processor_of, tmp_path, shards):
         assert type(loaded) is type(policy), door
         assert not loaded.training, door
         assert torch.equal(predict(loaded, inputs), expected), door
+
+
+def test_weights_that_are_no_numbers_are_not_saved(policy, tmp_path):
+    name, weight = list(policy.named_parameters())[-1]
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.view(-1)[-1] = float("inf")
+    try:
+        with pytest.raises(DivergedWeightsError, match="is not written") as error:
+            policy.save_pretrained(tmp_path / "saved")
+        assert name in error.value.not_finite
+        assert not (tmp_path / "saved").exists()
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 def test_every_buffer_and_parameter_survives_a_reload(policy, tmp_path):

@@ -220,7 +220,7 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(make_trainer, tmp_
 
 
 def test_a_second_run_of_one_trainer_begins_a_new_average(make_trainer):
-    trainer = make_trainer(max_steps=2, learning_rate=0.0)
+    trainer = make_trainer(max_steps=2, learning_rate=1e-30)  # too small to move a weight
     trainer.train()
     with torch.no_grad():
         trainer.model.get_parameter(BIAS).fill_(3.0)

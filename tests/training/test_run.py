@@ -1,17 +1,30 @@
 """A recipe end to end: demonstrations in, a trained, measured and described policy out."""
 
+import errno
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import datasets
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict
 from safetensors.torch import load_file
 
-from manipulators import PolicyPipeline
-from manipulators.errors import InvalidRecipeError, ManipulatorsError, OutputExistsError
+from manipulators import EnvironmentSpec, PolicyPipeline, PolicyProcessor, register_environment
+from manipulators.cli import main
+from manipulators.errors import (
+    DiskFullError,
+    InvalidConfigError,
+    InvalidRecipeError,
+    ManipulatorsError,
+    OutputExistsError,
+    UnfinishedRunError,
+    UnwritableOutputError,
+)
 from manipulators.hub_cards.checkpoint_card import write_checkpoint_card
 from manipulators.hub_cards.lint import lint_card
 from manipulators.training import run
@@ -83,6 +96,7 @@ def test_all_files_are_there(finished):
     names = {path.name for path in (finished[0] / "trained").iterdir()}
     assert names == {
         "README.md",
+        "checkpoint-5",
         "config.json",
         "evaluation.json",
         "learning_curve.png",
@@ -133,9 +147,9 @@ def test_training_json(finished):
     assert record["recipe"]["evaluation"]["horizon"] == 12
 
 
-def test_the_card_is_clean_except_its_placeholder(finished):
+def test_the_card_is_clean(finished):
     text = (finished[0] / "trained" / "README.md").read_text(encoding="utf-8")
-    assert lint_card(text) == ["The placeholder “path/to/this/folder” is left."]
+    assert lint_card(text) == []
     assert "library_name: manipulators" in text
     result = json.loads((finished[0] / "trained" / "evaluation.json").read_text())
     assert f"**Solves {result['successes']} of 2 episodes of `metaworld/pick-place-v3` in simulation" in text
@@ -158,7 +172,9 @@ def test_an_existing_output_is_refused_before_anything_is_done(finished, monkeyp
 
     monkeypatch.setattr(run, "open_dataset", never)
     recipe = load_recipe(finished[0] / "tiny.yaml")
-    with pytest.raises(OutputExistsError, match=r"trained already exists\. Choose another folder, or remove it first"):
+    with pytest.raises(
+        OutputExistsError, match=r"trained already exists\. Go on with the run that it holds: --resume\."
+    ):
         run_recipe(recipe)
 
 
@@ -212,8 +228,7 @@ def test_unknown_or_no_inputs_are_refused(recipe, inputs):
 
 def test_a_run_shorter_than_its_log_interval_still_has_a_card(recipe):
     output = run_recipe(recipe(evaluation="null", training__max_steps="1", training__logging_steps="50"))
-    problems = lint_card((output / "README.md").read_text(encoding="utf-8"))
-    assert problems == ["The placeholder “path/to/this/folder” is left."]
+    assert lint_card((output / "README.md").read_text(encoding="utf-8")) == []
 
 
 def test_interrupted_saving_leaves_no_half_checkpoint(recipe, tmp_path, monkeypatch):
@@ -228,11 +243,138 @@ def test_interrupted_saving_leaves_no_half_checkpoint(recipe, tmp_path, monkeypa
     assert not output.exists() or list(output.iterdir()) == []
 
 
-def test_a_failed_evaluation_keeps_the_trained_policy(recipe, tmp_path):
-    with pytest.raises(ManipulatorsError, match="metaworld"):
-        run_recipe(recipe(evaluation__environment="metaworld/pick-plaice-v3", training__max_steps="1"))
-    pipeline = PolicyPipeline.from_pretrained(tmp_path / "trained", device="cpu")
-    assert pipeline.predict_chunk(OBSERVATION).shape == (8, 4)
+def no_step(self, *args, **kwargs):
+    raise AssertionError("the training began")
+
+
+class Line(gymnasium.Env):
+    """A cart whose observations, actions, rate and mood are what its task says."""
+
+    def __init__(self, task, horizon):
+        widths = {"observation.state": 4, "observation.environment_state": 35, "action": 4}
+        widths |= {"wide": {"observation.state": 5}, "strong": {"action": 5}}.get(task, {})
+        if task == "blind":
+            del widths["observation.environment_state"]
+        features = {name: {"dtype": "float32", "shape": [w], "names": list("abcde"[:w])} for name, w in widths.items()}
+        self.moody = task == "moody"
+        self.action_space = Box(-1, 1, (widths.pop("action"),))
+        self.observation_space = Dict({name: Box(-10, 10, (width,)) for name, width in widths.items()})
+        rate = 10 if task == "slow" else 80
+        self.environment_spec = EnvironmentSpec(f"run-line/{task}", "Go.", features, fps=rate, horizon=horizon)
+
+    def reset(self, *, seed=None, options=None):
+        return {name: np.zeros(space.shape, np.float32) for name, space in self.observation_space.items()}, {}
+
+    def step(self, action):
+        if self.moody:
+            raise RuntimeError("the cart fell off")
+        return self.reset()[0], 0.0, False, False, {"success": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment": "metaworld/pick-plaice-v3"}, "pick-plaice-v3"),
+        ({"environment": "run-line/wide"}, r"observation\.state has shape \(1, 5\)"),
+        ({"environment": "run-line/strong"}, r"shape \(1, 4\) for run-line/strong; expected \(1, 5\)"),
+        ({"environment": "run-line/blind"}, "lacks observation.environment_state"),
+        ({"environment": "run-line/moody"}, "RuntimeError: the cart fell off"),
+        ({"environment": "run-line/slow"}, r"run-line/slow takes 10 actions per second.* recorded at 80"),
+        ({"further": "[{environment: run-line/wide}]"}, r"cannot be evaluated in run-line/wide"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_found_before_the_training(recipe, tmp_path, monkeypatch, changes, message):
+    register_environment("run-line", Line, horizon=5)
+    monkeypatch.setattr(run.PolicyTrainer, "training_step", no_step)
+    changes = {f"evaluation__{name}": value for name, value in {"environment": "run-line/right", **changes}.items()}
+    with pytest.raises(ManipulatorsError, match=message):
+        run_recipe(recipe(**changes))
+    assert not (tmp_path / "trained").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_training(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "open_dataset", no_step)
+    (tmp_path / "file").write_text("")
+    chosen = recipe(evaluation="null")
+    chosen.output = str(tmp_path / "file" / "trained")
+    with pytest.raises(UnwritableOutputError, match=r"trained cannot be written: .*Not a directory"):
+        run_recipe(chosen)
+
+
+def test_a_card_that_cannot_be_written_is_found_before_the_training(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.PolicyTrainer, "training_step", no_step)
+    build = run.build_policy
+
+    def misnamed(*args):
+        policy, processor = build(*args)
+        processor.dimension_names |= {"action": ["only one"]}
+        return policy, processor
+
+    monkeypatch.setattr(run, "build_policy", misnamed)
+    with pytest.raises(InvalidConfigError, match="action has 4 dimensions but 1 names: only one"):
+        run_recipe(recipe(evaluation="null"))
+
+
+def test_a_failed_evaluation_loses_nothing_and_can_be_repeated_alone(recipe, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("the simulator crashed")
+
+    with monkeypatch.context() as patch, pytest.raises(UnfinishedRunError, match="the simulator crashed") as error:
+        patch.setattr(run, "evaluate_checkpoint", failing)
+        run_recipe(recipe(evaluation__episodes="1", training__max_steps="1"))
+    output = tmp_path / "trained"
+    assert PolicyPipeline.from_pretrained(output, device="cpu").predict_chunk(OBSERVATION).shape == (8, 4)
+    assert "This policy has not been evaluated" in (output / "README.md").read_text("utf-8")
+    commands = [line for line in str(error.value).splitlines() if line.startswith("manipulators ")]
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+    assert json.loads((output / "evaluation.json").read_text())["horizon"] == 12
+    assert "of 1 episodes of `metaworld/pick-place-v3`" in (output / "README.md").read_text("utf-8")
+
+
+def test_a_full_disk_at_the_end_loses_nothing(recipe, tmp_path, monkeypatch):
+    saving = PolicyProcessor.save_pretrained
+
+    def full(self, folder, *args, **kwargs):
+        if "checkpoint-" not in str(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return saving(self, folder, *args, **kwargs)
+
+    chosen = {"evaluation": "null", "training__max_steps": "2"}
+    with monkeypatch.context() as patch, pytest.raises(UnfinishedRunError) as error:
+        patch.setattr(PolicyProcessor, "save_pretrained", full)
+        run_recipe(recipe(**chosen), command="manipulators train tiny")
+    assert "No space left on device" in str(error.value)
+    assert f"it is in {tmp_path / 'trained' / 'checkpoint-2'}" in str(error.value)
+    assert str(error.value).endswith("manipulators train tiny --resume")
+    monkeypatch.setattr(run.PolicyTrainer, "training_step", no_step)
+    output = run_recipe(recipe(**chosen), resume=True)
+    saved, trained = load_file(output / "model.safetensors"), load_file(output / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in trained.items())
+    assert json.loads((output / "training.json").read_text())["training"]["steps"] == 2
+
+
+def test_a_full_disk_in_between_leaves_the_last_checkpoint(recipe, tmp_path, monkeypatch):
+    """torch does not say that the disk is full."""
+    saving = torch.save
+
+    def full(what, path, *args, **kwargs):
+        if "checkpoint-2" in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 48768 vs 48660")
+        return saving(what, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="inline_container"):  # the disk has space: it is something else
+        run_recipe(recipe(evaluation="null", training__max_steps="3"))
+    monkeypatch.setattr("manipulators.training.checkpoints._takes_more", lambda folder: False)
+    with pytest.raises(DiskFullError, match=r"trained/checkpoint-1 stays; with free space, go on from it: --resume"):
+        run_recipe(recipe(evaluation="null", training__max_steps="3"), resume=True)
+    assert [path.name for path in (tmp_path / "trained").iterdir()] == ["checkpoint-1"]
+
+
+def test_what_a_run_left_before_its_first_checkpoint_is_nothing(recipe, tmp_path):
+    (tmp_path / "trained" / ".incomplete" / "checkpoint-1").mkdir(parents=True)
+    assert (run_recipe(recipe(evaluation="null", training__max_steps="1")) / "model.safetensors").is_file()
 
 
 def test_resuming_equals_an_uninterrupted_run(finished, recipe, tmp_path):

@@ -25,6 +25,7 @@ from manipulators.errors import (
     CheckpointError,
     CorruptFileError,
     DivergedTrainingError,
+    DivergedWeightsError,
     InvalidConfigError,
     WeightsMismatchError,
     WeightsValueError,
@@ -222,6 +223,53 @@ def test_a_diverged_policy_is_not_saved(make_trainer, tmp_path):
     with pytest.raises(DivergedTrainingError):
         trainer.train()
     assert not (tmp_path / "run" / "checkpoint-2").exists()
+
+
+@pytest.fixture
+def poison():
+    """Return a callback that makes one of a trainer's tensors NaN after a step: a weight, averaged or of Adam."""
+
+    class Poison(TrainerCallback):
+        def __init__(self, step, what="weight"):
+            self.step, self.what = step, what
+
+        def on_step_end(self, args, state, control, model, optimizer, **kwargs):
+            if state.global_step == self.step:
+                weight = model.get_parameter(BIAS)
+                spoiled = {"weight": weight, "average": self.average and self.average()[BIAS]}.get(self.what)
+                spoiled = optimizer.state[weight]["exp_avg_sq"] if spoiled is None else spoiled
+                with torch.no_grad():
+                    spoiled.fill_(math.nan)
+
+        average = None
+
+    return Poison
+
+
+@pytest.mark.parametrize(
+    ("what", "named"), [("weight", BIAS), ("average", f"{BIAS} (averaged)"), ("adam", f"{BIAS} (exp_avg_sq of the")]
+)
+def test_the_last_good_checkpoint_outlives_a_divergence(make_trainer, poison, tmp_path, what, named):
+    callback = poison(4, what)
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "logging_steps": 50}
+    trainer = make_trainer(max_steps=6, callbacks=[callback], ema_decay=0.9, **saving)
+    callback.average = lambda: trainer._average.tensors
+    with pytest.raises(DivergedWeightsError, match=r"checkpoint-4' is not written") as error:
+        trainer.train()
+    assert named in str(error.value)
+    assert f"`base: {tmp_path / 'run' / 'checkpoint-2'}` in a recipe" in str(error.value)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    assert AutoPolicy.from_pretrained(tmp_path / "run" / "checkpoint-2").get_parameter(BIAS).isfinite().all()
+
+
+def test_divergence_in_the_last_step_is_neither_a_result_nor_saved(make_trainer, poison, tmp_path):
+    trainer = make_trainer(max_steps=2, logging_steps=50, callbacks=[poison(2)])
+    with pytest.raises(DivergedWeightsError, match=BIAS):
+        trainer.train()
+    for save in (trainer.save_model, trainer.model.save_pretrained):
+        with pytest.raises(DivergedWeightsError, match=rf"1 with NaN or infinity:\n    {BIAS}"):
+            save(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
 
 
 # --- learning rates ---------------------------------------------------------------------------------------

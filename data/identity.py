@@ -1,0 +1,69 @@
+"""What tells a dataset from another: for a training that goes on, which must not see other data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from ..configuration.features import ACTION
+from .dataset import LeRobotDataset
+from .features import CAMERAS
+from .windows import OBSERVATION_PREFIX
+
+_ROWS = 65_536  # read at once
+
+
+def identity_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what tells a dataset from another, as plain values; pictures are not looked at.
+
+    Of a `LeRobotDataset`: its episodes, frames, samples, rate and features, and digests of its instructions and of
+    every number that a policy reads. A million frames take about a second. Of other datasets only the number of
+    samples is known.
+    """
+    if isinstance(dataset, ConcatDataset):
+        return {"datasets": [identity_of(part) for part in dataset.datasets]}
+    if isinstance(dataset, Subset):
+        return {"samples": _digest([json.dumps(list(map(int, dataset.indices))).encode()])} | {
+            "dataset": identity_of(dataset.dataset)
+        }
+    if not isinstance(dataset, LeRobotDataset):
+        return {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
+    used = [name for name in dataset.features if name == ACTION or name.startswith(OBSERVATION_PREFIX)]
+    return {
+        "episodes": _runs(dataset.episodes),
+        "frames": dataset.num_frames,
+        "samples": len(dataset),
+        "fps": dataset.fps,
+        "features": {name: f"{dataset.features[name]['dtype']} {dataset.features[name]['shape']}" for name in used},
+        "instructions": _digest(task.encode() for task in dataset.tasks),
+        "values": _digest(_numbers(dataset, used)),
+    }
+
+
+def _numbers(dataset: LeRobotDataset, names: Iterable[str]) -> Iterable[bytes]:
+    """Yield the bytes of every vector of the kept episodes."""
+    rows = dataset.frame_rows
+    for name in sorted(names):
+        if dataset.features[name]["dtype"] in (*CAMERAS, "string"):
+            continue
+        yield name.encode()
+        for start in range(0, len(rows), _ROWS):
+            yield np.ascontiguousarray(dataset.numbers(name, rows[start : start + _ROWS])).tobytes()
+
+
+def _runs(episodes: list[int]) -> str:
+    """Return ascending numbers with consecutive ones joined: [0, 1, 2, 7] → 0-2, 7."""
+    breaks = np.flatnonzero(np.diff(episodes) != 1) + 1
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in np.split(np.asarray(episodes), breaks))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
