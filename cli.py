@@ -6,6 +6,7 @@ Heavy imports wait for a command.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Waiting threads sleep instead of spinning: with another program on the machine, spinning threads slowed the
     # training of small networks more than twentyfold. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Once imported, it says which faster kernels it would download.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     try:

@@ -117,18 +117,19 @@ class PolicyProcessor(PartHolder):
 
     # --- chunk → robot units --------------------------------------------------------------------------
 
-    def decode_actions(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
+    def decode_actions(self, chunk: torch.Tensor, state: Any = None, padded: bool = True) -> torch.Tensor:
         """Return a predicted chunk in robot units, float32 on the CPU, without padding.
 
         Args:
             chunk: (…, a) normalised actions.
             state: (s,) or (b, s), raw, in which the chunk (b, h, a) was predicted; only relative actions need it.
+            padded: whether a policy that pads has padded the chunk; False for what a trainer predicts.
 
         Raises:
             FeatureShapeError, FeatureValueError: another width, or values that are not finite.
             MissingFeatureError: the actions are relative and the state is absent.
         """
-        return self.vectors.decode(chunk, state)
+        return self.vectors.decode(chunk, state, padded)
 
     def normalizer(self, name: str) -> Normalizer:
         """Return the normalizer of a feature; raises `EmbodimentError` while none of several robots is chosen."""

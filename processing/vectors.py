@@ -81,7 +81,7 @@ class Vectors(ProcessorPart):
             x = to_relative(x, observation.state, self.relative_to)
         return {"actions": self.encode(ACTION, x), "action_is_pad": is_pad}
 
-    def decode(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
+    def decode(self, chunk: torch.Tensor, state: Any = None, padded: bool = True) -> torch.Tensor:
         """Return a predicted chunk in robot units; see `PolicyProcessor.decode_actions`."""
         chunk = read_vector("The predicted chunk", chunk, self.outputs[ACTION].shape[0])
         actions = self.robots.normalizer(ACTION).unnormalize(chunk.cpu())
@@ -134,10 +134,11 @@ class PaddedVectors(Vectors):
         real = torch.arange(self.max_action_dim) < self.outputs[ACTION].shape[0]  # (a,)
         return labels | {"action_mask": real.expand_as(labels["actions"]).clone()}
 
-    def decode(self, chunk: torch.Tensor, state: Any = None) -> torch.Tensor:
-        """Return a predicted chunk in robot units; its padding is cut off, unless a trainer has done so already."""
-        width = self.outputs[ACTION].shape[0]
-        if chunk.shape[-1] not in (self.max_action_dim, width):
-            expected = f"a last dimension of {self.max_action_dim}, padding included, or of {width} without it"
+    def decode(self, chunk: torch.Tensor, state: Any = None, padded: bool = True) -> torch.Tensor:
+        """Return a predicted chunk (…, padded width) in robot units, without its padding."""
+        if not padded:
+            return super().decode(chunk, state)
+        if chunk.shape[-1] != self.max_action_dim:
+            expected = f"a last dimension of {self.max_action_dim}, padding included"
             raise FeatureShapeError("The predicted chunk", tuple(chunk.shape), expected)
-        return super().decode(chunk[..., :width], state)
+        return super().decode(chunk[..., : self.outputs[ACTION].shape[0]], state)

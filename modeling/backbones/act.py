@@ -79,7 +79,8 @@ class ACTBackbone(nn.Module):
 
     def encode(self, inputs: PolicyInputs, latent: torch.Tensor | None = None) -> Features:
         """Return the features of an observation under a latent style (b, L); None is the mean style, zeros."""
-        inputs = inputs.in_dtype(compute_dtype(self.encoder_latent_input_proj))
+        dtype = compute_dtype(self.encoder_latent_input_proj)
+        inputs = inputs.in_dtype(dtype)
         if latent is None:
             like = inputs.first
             latent = torch.zeros(len(like), self.config.latent_dim, dtype=dtype, device=like.device)

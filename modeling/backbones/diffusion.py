@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ..._tokenizers import load_tokenizer, notice_instruction, read_instructions, require_fitting_tokenizer
 from ...configuration.diffusion import DiffusionConfig
@@ -97,14 +98,20 @@ class DiffusionBackbone(PartlyFrozen):
             batch = {**batch, **{name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}}
         return model_inputs(batch, self.config)
 
+    @property
+    def _can_be_checked(self) -> bool:
+        """Whether the tokenizer is transformers', and not another function that returns tokens."""
+        return isinstance(self.tokenizer, PreTrainedTokenizerBase)
+
     def _tokens(self, texts: list[str]) -> Mapping[str, torch.Tensor]:
         """Return `input_ids` and `attention_mask` (b, n) of instructions, checked as a processor does it."""
         length = self.config.max_instruction_tokens
         if self._noticed is None:  # loaded, or given after construction
             self.tokenizer = self.tokenizer or load_tokenizer(self.config.language_model_name)
-            require_fitting_tokenizer(self.tokenizer, self.config)
             self._noticed = set()
-        for text in set(texts) - self._noticed:
+            if self._can_be_checked:
+                require_fitting_tokenizer(self.tokenizer, self.config)
+        for text in set(texts) - self._noticed if self._can_be_checked else ():
             notice_instruction(self.tokenizer, text, text, length, self.tokenizer.num_special_tokens_to_add())
         self._noticed.update(texts)
         return self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")

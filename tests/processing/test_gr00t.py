@@ -203,9 +203,8 @@ def test_decoded_actions_have_no_padding(processor):
     chunk[..., 2:] = 9
     actions = processor.decode_actions(chunk)
     assert actions.dtype == torch.float32 and actions.tolist() == [[[0.5, 0.0]] * 5] * 2
-    assert torch.equal(processor.decode_actions(chunk[..., :2]), actions)
     with pytest.raises(FeatureShapeError, match="a last dimension of 4, padding included"):
-        processor.decode_actions(chunk[..., :3])
+        processor.decode_actions(chunk[..., :2])
 
 
 def test_actions_by_part():

@@ -52,6 +52,9 @@ def test_wider_than_the_network(widths, message):
 
 def test_chunk_of_another_width():
     processor = build(max_action_dim=5)
-    assert torch.equal(processor.decode_actions(torch.zeros(4, 2)), processor.decode_actions(torch.zeros(4, 5)))
-    with pytest.raises(FeatureShapeError, match="a last dimension of 5, padding included, or of 2 without it"):
-        processor.decode_actions(torch.zeros(4, 3))
+    with pytest.raises(FeatureShapeError, match="a last dimension of 5, padding included"):
+        processor.decode_actions(torch.zeros(4, 2))
+    actions = processor.decode_actions(torch.zeros(4, 2), padded=False)
+    assert torch.equal(actions, processor.decode_actions(torch.zeros(4, 5)))
+    with pytest.raises(FeatureShapeError):
+        processor.decode_actions(torch.zeros(4, 5), padded=False)
