@@ -27,10 +27,12 @@ def clean_interrupts(options: argparse.Namespace) -> Iterator[None]:
         yield
         return
 
+    process = os.getpid()
+
     def handle(number: int, frame: FrameType | None) -> None:
         while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
             frame = frame.f_back
-        if frame is None:
+        if frame is None or os.getpid() != process:  # or a worker, whose parent speaks
             raise KeyboardInterrupt
         say_what_is_kept(options, "")
         os._exit(INTERRUPTED)
