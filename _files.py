@@ -95,6 +95,12 @@ def read_json(path: str | os.PathLike) -> dict:
     return content
 
 
+def partial_path(output: str | os.PathLike) -> Path:
+    """Return where what is finished waits until `output` can be written whole."""
+    output = Path(output)
+    return output.with_name(f"{output.stem}.partial{output.suffix}")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file, completely or not at all."""
     with new_file(path) as beside:

@@ -3,7 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+INTERRUPTED = 130  # exit status, as shells have it
+
+
+@contextmanager
+def clean_interrupts(options: argparse.Namespace) -> Iterator[None]:
+    """End the process at once when an interrupt comes in the middle of an import.
+
+    Raised there, KeyboardInterrupt becomes an ImportError of some library, or aborts one that is written in C++.
+    """
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+            frame = frame.f_back
+        if frame is None or os.getpid() != process:  # or a worker, whose parent speaks
+            raise KeyboardInterrupt
+        say_what_is_kept(options, "")
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say_what_is_kept(options: argparse.Namespace, note: str) -> None:
+    """Print one line: what an interrupted command keeps, and the command that goes on."""
+    kept, command = options.kept(options, note)
+    sys.stderr.write(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}\n")
+    sys.stderr.flush()
+
+
+def notes(error: BaseException) -> Sequence[str]:
+    """Return what `errors.add_note` added to an error."""
+    return getattr(error, "__notes__", ())
 
 
 def kept_by_any(options: argparse.Namespace, note: str) -> tuple[str, list[str]]:
@@ -18,10 +68,24 @@ def kept_by_any(options: argparse.Namespace, note: str) -> tuple[str, list[str]]
     return "Nothing was finished. To begin again:", options.arguments
 
 
+def kept_by_recording(options: argparse.Namespace, note: str) -> tuple[str, list[str]]:
+    """Return what an interrupted recording keeps, and the command that goes on."""
+    from .data.recording.place import count_kept_episodes
+
+    if not note and (count := count_kept_episodes(options.output)):  # a second interrupt came before the note
+        note = f"{count} finished episodes are kept beside {options.output}."
+    return kept_by_any(options, note)
+
+
 def kept_by_evaluation(options: argparse.Namespace, note: str) -> tuple[str, list[str]]:
     """Return what an interrupted evaluation keeps, and the command that goes on."""
     if options.output is None:
         return "No episode is kept without --output FILE. To begin again:", options.arguments
+    from ._files import partial_path
+
+    path = partial_path(options.output)
+    if not note and path.is_file():  # as above
+        note = f"Finished episodes are kept in {path}."
     return kept_by_any(options, note)
 
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._interrupts import kept_by_any, kept_by_evaluation, kept_by_training
+from ._interrupts import (
+    INTERRUPTED,
+    clean_interrupts,
+    kept_by_any,
+    kept_by_evaluation,
+    kept_by_recording,
+    kept_by_training,
+    notes,
+    say_what_is_kept,
+)
 from ._version import __version__
 from .errors import ManipulatorsError
 from .plugins import load_plugins
@@ -36,16 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not may_override:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.rest, options.arguments = rest, arguments
-        if options.plugins:
-            load_plugins(options.plugins)
-        options.command(options)
+        with clean_interrupts(options):
+            if options.plugins:
+                load_plugins(options.plugins)
+            options.command(options)
     except ManipulatorsError as error:
-        print(f"\n{type(error).__name__}: {error}", *_notes(error), sep="\n", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {error}", *notes(error), sep="\n", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        kept, command = options.kept(options, " ".join(_notes(interrupt)))
-        print(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}", file=sys.stderr)
-        return 130
+        say_what_is_kept(options, " ".join(notes(interrupt)))
+        return INTERRUPTED
     return 0
 
 
@@ -77,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
     command.add_argument("--horizon", type=int, help="steps after which an episode has failed")
     command.add_argument("--output", required=True, type=Path, help="folder of the new dataset")
-    command.set_defaults(command=record)
+    command.set_defaults(command=record, kept=kept_by_recording)
 
     command = commands.add_parser(
         "train",
@@ -353,10 +361,6 @@ def push(options: argparse.Namespace) -> None:
         tags=options.tags,
     )
     print(url)
-
-
-def _notes(error: BaseException) -> Sequence[str]:
-    return getattr(error, "__notes__", ())
 
 
 def _pairs(option: str, pairs: Sequence[str], form: str) -> dict[str, str] | None:

@@ -28,10 +28,11 @@ from manipulators import (
     record_demonstrations,
     register_environment,
 )
+from manipulators._files import partial_path
 from manipulators.cli import main as command_line
-from manipulators.data.recording.kept import count_kept_episodes
+from manipulators.data.recording.place import count_kept_episodes
 from manipulators.errors import OutputExistsError
-from manipulators.evaluation.kept import KeptRollouts, partial_path
+from manipulators.evaluation.kept import KeptRollouts
 
 CAMERA, STATE = "observation.images.top", "observation.state"
 FEATURES = {

@@ -9,8 +9,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ..errors import DatasetNotFoundError
+from ..errors import DatasetNotFoundError, RecordingError
 from .layouts.metadata import DatasetMetadata
+from .recording.place import count_kept_episodes, recording_folder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -20,10 +21,16 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
 
     Raises:
         DatasetNotFoundError: `source` is neither a folder nor a repository that can be reached or is cached.
+        RecordingError: its recording has not been finished.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve(), False
+    if count := count_kept_episodes(folder):
+        raise RecordingError(
+            f"The recording of {source} is not finished: {count} episodes wait in {recording_folder(folder)}. Go on "
+            f"with the same command, or make the dataset of them: LeRobotWriter(…) as it was made, and close()."
+        )
     if not isinstance(source, str) or not _REPOSITORY.fullmatch(source):
         raise DatasetNotFoundError(
             f"There is no folder {str(source)!r}. Give a folder with meta/, data/ and videos/, or a Hub "

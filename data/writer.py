@@ -30,7 +30,8 @@ from .layouts.writer import plain_statistics, write_metadata
 from .recording.data_files import DataFiles
 from .recording.episode import Episode
 from .recording.frames import checked_frame, parquet_features, recorded_features
-from .recording.kept import SUFFIX, KeptEpisode, KeptEpisodes, clear_published
+from .recording.kept import KeptEpisode, KeptEpisodes, clear_published
+from .recording.place import recording_folder
 from .statistics import ImageStatistics, compute_statistics
 from .table import as_numpy
 from .video.encoder import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
@@ -104,7 +105,7 @@ class LeRobotWriter:
         self._cameras = [name for name, feature in self.features.items() if feature["dtype"] in CAMERAS]
         self._videos = [name for name in self._cameras if self.features[name]["dtype"] == "video"]
 
-        folder = self.root.with_name(self.root.name + SUFFIX)
+        folder = recording_folder(self.root)
         if self.root.exists():
             clear_published(folder)
             raise OutputExistsError(self.root)

@@ -7,22 +7,15 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._files import read_json, write_text
+from .._files import partial_path, read_json, write_text
 from ..errors import CorruptFileError, DifferentEvaluationError
 from ..modeling.fingerprint import fingerprint
 from .driver import Driver
 from .episode import RolloutEpisode
-
-
-def partial_path(output: str | os.PathLike) -> Path:
-    """Return where the episodes of an evaluation wait that is to write `output`."""
-    output = Path(output)
-    return output.with_name(f"{output.stem}.partial{output.suffix}")
 
 
 class KeptRollouts:

@@ -137,6 +137,23 @@ def test_an_error_is_one_message_without_a_traceback():
     assert message == [f"InvalidRecipeError: There is no recipe 'act_metawrld'. {nearest}"]
 
 
+def test_an_interrupt_in_an_import_ends_the_command_at_once(tmp_path):
+    (tmp_path / "slow_plugin.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    [None for _ in range(1000)]\n"
+        "except KeyboardInterrupt:\n"
+        "    raise ImportError('made of an interrupt')\n"
+    )
+    command = ["record", "--plugin", "slow_plugin", "--env", ENVIRONMENT, "--output", "demos"]
+    done = subprocess.run(
+        [sys.executable, "-m", "manipulators", *command], capture_output=True, text=True, cwd=tmp_path
+    )
+    expected = f"\nStopped. Nothing was finished. To begin again: manipulators {shlex.join(command)}\n"
+    assert (done.returncode, done.stderr) == (130, expected)
+
+
 # --- record -----------------------------------------------------------------------------------------------
 
 
@@ -180,6 +197,10 @@ def test_record_is_stopped_and_goes_on(tmp_path, capsys, monkeypatch, kept, mess
     assert len(lines) == 1 and lines[0].startswith(message.format(output=f"{output}.recording"))
     assert lines[0].endswith(f": manipulators {shlex.join(arguments)}")
     if kept:
+        with monkeypatch.context() as patch:  # a second interrupt, before anything is said
+            patch.setattr("manipulators.evaluation.demonstrations.record_demonstrations", interrupt)
+            assert main(arguments) == 130
+        assert f"Stopped. 2 finished episodes are kept beside {output}. To go on: " in capsys.readouterr().err
         assert main(arguments) == 0
         assert "2 of them had been recorded before" in capsys.readouterr().out
         assert json.loads((output / "meta" / "info.json").read_text())["total_episodes"] == 3
@@ -333,6 +354,10 @@ def test_eval_is_stopped_and_goes_on(trained, tmp_path, capsys, monkeypatch):
     )
     message += f"goes on after them. To go on: manipulators {shlex.join(arguments)}\n"
     assert message in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # a second interrupt, before anything is said
+        patch.setattr("manipulators.evaluation.rollout.evaluate", interrupt)
+        assert main(arguments) == 130
+    assert f"Stopped. Finished episodes are kept in {tmp_path / 'result.partial.json'}." in capsys.readouterr().err
     assert main(arguments) == 0
     assert json.loads(result.read_text())["seeds"] == [10_000, 10_001, 10_002]
 

@@ -61,7 +61,8 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
     What `predict` returns and `compute_metrics` is given are predicted actions (n, h, a), normalised as the labels
     are, without padded dimensions; `processor.decode_actions(…, padded=False)` turns both into robot units. A policy
     that samples does so with a seed. Labels are `actions`; with `label_names=["actions", "action_is_pad"]` they are
-    both, as a tuple. transformers' own Trainer predicts actions only where a policy needs them for its loss, as ACT does.
+    both, as a tuple. transformers' own Trainer predicts actions only where a policy needs them for its loss, as ACT
+    does.
 
     Args:
         model (`PolicyModel`): the policy, also one that peft has wrapped, such as

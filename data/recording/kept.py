@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,10 +16,10 @@ import pyarrow.parquet as pq
 from ..._files import read_json, replace_folder, write_text
 from ...errors import CorruptFileError, DifferentRecordingError, OutputExistsError
 from ..statistics import ImageStatistics
+from .place import EPISODE_FILE, EPISODE_FOLDER, EPISODE_PATTERN
 
-SUFFIX = ".recording"  # of the folder beside the dataset that will be made of it
 DATASET_FOLDER = "dataset"  # in it: the dataset that is prepared
-SETTINGS_FILE, EPISODE_FILE, DATA_FILE, PUBLISHED_FILE = "recording.json", "episode.json", "data.parquet", "published"
+SETTINGS_FILE, DATA_FILE, PUBLISHED_FILE = "recording.json", "data.parquet", "published"
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,12 @@ class KeptEpisodes:
         _remove(self.folder)
 
     def _folder_of(self, index: int) -> Path:
-        return self.folder / f"episode-{index:06d}"
+        return self.folder / EPISODE_FOLDER.format(index)
 
     def _compare(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         others = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
         if others:
-            count = len(list(self.folder.glob("episode-*")))
+            count = len(list(self.folder.glob(EPISODE_PATTERN)))
             raise DifferentRecordingError(
                 self.folder, count, {name: (found.get(name), settings.get(name)) for name in others}
             )
@@ -163,9 +162,3 @@ def _remove(folder: Path) -> None:
     for path in sorted(entries, key=lambda path: (path.name == PUBLISHED_FILE, path.name == SETTINGS_FILE)):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def count_kept_episodes(root: str | os.PathLike) -> int:
-    """Return how many finished episodes wait beside `root` for the recording to go on."""
-    root = Path(root)
-    return len(list(root.with_name(root.name + SUFFIX).glob(f"episode-*/{EPISODE_FILE}")))

@@ -116,6 +116,8 @@ def test_a_stopped_recording_goes_on_to_the_same_bytes(tmp_path, caplog, error):
     assert not (tmp_path / "d").exists() and not list(tmp_path.glob(".*"))
     with pytest.raises(RecordingError, match="closed"):
         writer.add_frame(frame(3), task="push")
+    with pytest.raises(RecordingError, match=r"d is not finished: 2 episodes wait in .*d\.recording\. Go on"):
+        LeRobotDataset(tmp_path / "d")
     with LeRobotWriter(tmp_path / "d", 10, FEATURES, "tiny") as writer:
         assert writer.num_episodes == 2 and [episode.length for episode in writer.episodes] == [3, 4]
         add(writer, range(7, 9))

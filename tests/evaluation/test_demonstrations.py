@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from manipulators import LeRobotDataset
-from manipulators.data.recording.kept import count_kept_episodes
+from manipulators.data.recording.place import count_kept_episodes
 from manipulators.errors import (
     DifferentRecordingError,
     InvalidEnvironmentError,
