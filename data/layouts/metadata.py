@@ -80,6 +80,11 @@ class DatasetMetadata:
         if not rename_map:
             return self
         features = self.info["features"]
+        if not isinstance(rename_map, Mapping) or not all(isinstance(name, str) for name in rename_map.values()):
+            raise UnknownDatasetFeatureError(
+                f"rename_map={rename_map!r} must give every name in the dataset another one, "
+                f"{{'state': 'observation.state'}}."
+            )
         for name in rename_map:
             if name not in features:
                 raise UnknownDatasetFeatureError(

@@ -88,6 +88,10 @@ def test_numbers_of_different_types_in_different_files_are_read_exactly(tmp_path
         table = pq.read_table(file).replace_schema_metadata(None)
         pq.write_table(table.set_column(table.column_names.index("action"), "action", column), file)
     assert LeRobotDataset(root)[:]["action"].ravel().tolist() == [1, 2, 3, 0.5, 1.5, 2.5, 3.5]
+    first = root / "data/chunk-000/episode_000000.parquet"
+    pq.write_table(pq.read_table(first).drop_columns(["next.reward"]), first)
+    rewards = LeRobotDataset(root)[:]["next.reward"]
+    assert rewards[:3].isnan().all() and rewards[3:].tolist() == [0.5] * 4
 
 
 def test_a_column_of_another_kind_than_declared_is_refused(tiny):
