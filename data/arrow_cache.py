@@ -64,17 +64,20 @@ def memory_mapped(paths: Sequence[Path]) -> datasets.Dataset:
 
 
 def _common_features(paths: Sequence[Path]) -> datasets.Features:
-    """Return the types of the columns: of one whose type differs from file to file, the one that holds all."""
+    """Return the columns of all files: of one whose type differs from file to file, the type that holds all."""
     schemas = [pq.read_schema(path) for path in paths]
-    features = datasets.Features.from_arrow_schema(schemas[0])
-    for name in schemas[0].names:
-        types = {schema.field(name).type for schema in schemas if name in schema.names}
-        if len(types) > 1:
+    types: dict[str, dict[pa.DataType, pa.Schema]] = {}  # column → its types, each with the first schema that has it
+    for schema in schemas:
+        for field in schema:
+            types.setdefault(field.name, {}).setdefault(field.type, schema)
+    features = datasets.Features()
+    for name, found in types.items():
+        features[name] = datasets.Features.from_arrow_schema(next(iter(found.values())))[name]
+        if len(found) > 1:
             try:
-                fields = [pa.schema([pa.field(name, kind)]) for kind in types]
-                features[name] = datasets.Features.from_arrow_schema(
-                    pa.unify_schemas(fields, promote_options="permissive")
-                )[name]
+                fields = [pa.schema([pa.field(name, kind)]) for kind in found]
+                common = pa.unify_schemas(fields, promote_options="permissive")
+                features[name] = datasets.Features.from_arrow_schema(common)[name]
             except pa.ArrowException:
                 continue  # such as lists with and without a length: the files are cast to the first one's
     return features

@@ -86,14 +86,6 @@ class FrameTable:
             raise self._nothing(name, int(here.reshape(-1)[empty]))
         return values
 
-    def all_numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the whole column `name`: (rows, *shape); errors as in `numbers`."""
-        rows = np.arange(len(self))
-        values, empty = self._column(name).numbers(rows, shape)
-        if empty is not None:
-            raise self._nothing(name, empty)
-        return values
-
     def values(self, name: str, rows: Sequence[int]) -> list:
         """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image.
 
@@ -215,13 +207,13 @@ class _Column:
 
 
 def open_table(
-    metadata: DatasetMetadata, needed: Sequence[str] | None = None, rename_map: Mapping[str, str] | None = None
+    metadata: DatasetMetadata, needed: Sequence[str], rename_map: Mapping[str, str] | None = None
 ) -> FrameTable:
     """Open the data files of a dataset: all of them, or, where some are not there, those that are `needed`."""
     every = metadata.data_files
-    if needed is None or all((metadata.root / path).is_file() for path in every):
+    if all((metadata.root / path).is_file() for path in every):
         return FrameTable([metadata.root / path for path in every], rename_map=rename_map)
-    starts = [metadata.frames_of(path)[0] for path in needed]
+    starts = [metadata.first_row(path) for path in needed]
     return FrameTable([metadata.root / path for path in needed], starts, rename_map)
 
 
@@ -243,6 +235,10 @@ def _numbers(name: str, array: pa.Array, shape: tuple[int, ...]) -> tuple[np.nda
     array = _storage(array)
     while any(is_kind(array.type) for is_kind in _LISTS):
         has_nulls |= array.null_count > 0
+        if not has_nulls and not pa.types.is_fixed_size_list(array.type):
+            lengths = np.unique(np.diff(array.offsets.to_numpy()))
+            if len(lengths) > 1:  # in sum they might fit
+                raise _other_shape(name, shape, f"lists of {lengths[0]} to {lengths[-1]} are in it")
         array = _storage(array.flatten())
     if has_nulls or array.null_count:
         return _with_nulls(name, rows, array.type, shape)

@@ -13,7 +13,7 @@ from ..configuration.normalization import MODES, Part
 # From where on a value of the training data is far away for a network, and a range is noise beside the largest value.
 _FAR = 100.0
 _NOISE = 1e-5
-_SELDOM = {"q01": "1 %", "q10": "10 %"}
+_SELDOM = {"q01": "under 1 % of the frames", "q10": "under 10 % of the frames"}
 
 
 def fragile_dimensions(
@@ -67,10 +67,10 @@ def _problem(
             "IDENTITY",
         )
     if constant and moved > max(eps, _NOISE * largest):
-        share = _SELDOM.get(mode.statistics[0], "a few")
+        seldom = _SELDOM.get(mode.statistics[0], "hardly any frame")
         return (
-            f"moves from {low:.4g} to {high:.4g} in under {share} of the frames: it counts as constant, and always "
-            f"decodes to {first:.4g}",
+            f"moves from {low:.4g} to {high:.4g} in {seldom}: it counts as constant, and always decodes to "
+            f"{first:.4g}",
             "MIN_MAX",
         )
     if not constant and not mode.clip:

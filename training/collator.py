@@ -77,8 +77,7 @@ class PolicyCollator:
         """Replace the pictures of a batch by varied ones."""
         features = {name: self.processor.input_features[name] for name in observation}
         cameras = [name for name, feature in features.items() if feature.type is FeatureType.VISUAL]
-        given = {name: [picture for picture in observation[name] if picture is not None] for name in cameras}
-        batches = {name: torch.stack(pictures) for name, pictures in given.items()}
+        batches = {name: _given(observation[name]) for name in cameras}
         generator = draws_for(batches[cameras[0]], self.seed) if cameras else None
         for name, batch in batches.items():
             pictures = channels_first(name, batch, features[name], self.processor.reader.resizes_pictures)
@@ -88,6 +87,13 @@ class PolicyCollator:
                 continue
             places = iter(varied)
             observation[name] = [None if picture is None else next(places) for picture in observation[name]]
+
+
+def _given(pictures: torch.Tensor | list[torch.Tensor | None]) -> torch.Tensor:
+    """Return the pictures of a batch that are there, (n, …)."""
+    if isinstance(pictures, torch.Tensor):
+        return pictures
+    return torch.stack([picture for picture in pictures if picture is not None])
 
 
 def _together(name: str, values: list[torch.Tensor | None]) -> torch.Tensor | list[torch.Tensor | None]:

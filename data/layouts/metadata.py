@@ -66,10 +66,9 @@ class DatasetMetadata:
         videos = (path for places in self.videos.values() for path in places.paths)
         return list(dict.fromkeys([*self.data_paths, *videos]))
 
-    def frames_of(self, path: str) -> tuple[int, int]:
-        """Return the first row of a data file, and how many rows it holds by the metadata."""
-        here = np.flatnonzero(np.asarray(self.data_paths) == path)
-        return int(self.episode_starts[here[0]]), int((self.episode_ends - self.episode_starts)[here].sum())
+    def first_row(self, path: str) -> int:
+        """Return the row of the dataset that a data file begins with."""
+        return int(self.episode_starts[self.data_paths.index(path)])
 
     def renamed(self, rename_map: Mapping[str, str] | None) -> DatasetMetadata:
         """Return the metadata with other names of features, `{name in the dataset: new name}`.
@@ -80,6 +79,11 @@ class DatasetMetadata:
         if not rename_map:
             return self
         features = self.info["features"]
+        if not isinstance(rename_map, Mapping) or not all(isinstance(name, str) for name in rename_map.values()):
+            raise UnknownDatasetFeatureError(
+                f"rename_map={rename_map!r} must give every name in the dataset another one, "
+                f"{{'state': 'observation.state'}}."
+            )
         for name in rename_map:
             if name not in features:
                 raise UnknownDatasetFeatureError(

@@ -146,7 +146,8 @@ def _numbers(name: str, column: pa.ChunkedArray, fps: float) -> np.ndarray:
     values = column.cast(pa.float64() if of_times else pa.int64()).to_numpy()
     if of_times and not np.isfinite(values).all():
         raise ValueError(f"{name} has times that are not finite")
-    return exact_times(values, np.rint(values * fps), fps) if of_times else values
+    is_rounded = of_times and column.type in (pa.float16(), pa.float32())
+    return exact_times(values, np.rint(values * fps), fps) if is_rounded else values
 
 
 def _paths(

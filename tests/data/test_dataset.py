@@ -4,6 +4,7 @@ import pickle
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -373,3 +374,15 @@ def long_episode(root, frames, fps):
                 new.mux(packet)
     tmp.replace(video)
     return root
+
+
+def test_times_in_a_shared_video_are_exact_where_they_were_rounded(tiny):
+    """Another writer's float32 is coarser than the tolerance from 34 minutes on; float64 is taken as it is."""
+    path = tiny / "meta/episodes/chunk-000/file-000.parquet"
+    name = "videos/observation.images.top/from_timestamp"
+    table = pq.read_table(path)
+    for kind, expected in ((pa.float32(), 2400.7), (pa.float64(), float(np.float32(2400.7)))):
+        column = pa.array([float(np.float32(2400.7))] * 2, pa.float64()).cast(kind)
+        pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+        places = LeRobotDataset(tiny)._metadata.videos["observation.images.top"]
+        assert places.from_timestamp.tolist() == [expected] * 2

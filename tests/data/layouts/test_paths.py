@@ -93,6 +93,10 @@ def test_features_under_other_names(tmp_path, version):
     assert dataset.statistics["action"]["max"].tolist() == [6, 0]
     written = convert_dataset(root, tmp_path / "new", progress=False, rename_map=names)
     assert LeRobotDataset(written, action_horizon=2)[4]["action"].equal(dataset[4]["action"])
-    for wrong, message in (({"acton": "x"}, "Did you mean 'action'"), ({"action": CAMERA}, "another feature has")):
+    for wrong, message in (
+        ({"acton": "x"}, "Did you mean 'action'"),
+        ({"action": CAMERA}, "another feature has"),
+        (["x"], "must"),
+    ):
         with pytest.raises(UnknownDatasetFeatureError, match=message):
             LeRobotDataset(root, rename_map=wrong)
