@@ -31,6 +31,11 @@ def locked(path: str | os.PathLike, purpose: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(path: str | os.PathLike) -> bool:
+    """Return whether this process holds the lock of an output."""
+    return _held.get(_lock_file(path), {}).get("pid") == os.getpid()
+
+
 class OutputLock:
     """Hold an output file or folder for one run, by a file `.<name>.lock` beside it.
 
@@ -48,8 +53,7 @@ class OutputLock:
     """
 
     def __init__(self, path: str | os.PathLike, purpose: str):
-        resolved = Path(path).resolve()
-        self.file = resolved.with_name(f".{resolved.name}.lock")
+        self.file = _lock_file(path)
         holder = {
             "purpose": purpose,
             "pid": os.getpid(),
@@ -58,7 +62,7 @@ class OutputLock:
         }
         with _guard, naming_disk_errors(path):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            if self.file in _held and _held[self.file]["pid"] == os.getpid():
+            if is_held(path):
                 # Not opened again: closing a file gives up every lock that the process has on it.
                 raise FolderInUseError(path, self.file, _held[self.file], in_this_process=True)
             descriptor = self._take(path)
@@ -93,6 +97,11 @@ class OutputLock:
                 return descriptor
             os.close(descriptor)
             raise FolderInUseError(path, self.file, holder, in_this_process=False)
+
+
+def _lock_file(path: str | os.PathLike) -> Path:
+    resolved = Path(path).resolve()
+    return resolved.with_name(f".{resolved.name}.lock")
 
 
 def _release(file: Path, descriptor: int, owner: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
+    options = argparse.Namespace(kept=kept_by_any, arguments=arguments)
     try:
         options, rest = parser.parse_known_args(arguments)
         may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))

@@ -19,6 +19,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
+from .._lock import locked
 from .._version import __version__
 from ..configuration.features import ACTION
 from ..data.dataset import LeRobotDataset
@@ -63,6 +64,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
 
     Raises:
         OutputExistsError: the output folder holds something already.
+        FolderInUseError: another run writes there.
         UnwritableOutputError, InvalidRecipeError, EvaluationError, CardError: what would fail after the training.
         ResumeMismatchError: the checkpoint was written by another run.
         UnfinishedRunError: what follows the training failed; the message says how to repeat it alone.
@@ -75,6 +77,15 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
         raise MissingFileError(f"{output} holds no checkpoint to resume from. Begin the run: leave out --resume.")
     require_writable(output)
     arguments = _arguments(recipe)
+    with locked(output, "a training") if arguments.should_save else nullcontext():
+        _train_and_finish(recipe, arguments, checkpoint if resume else None, command)
+    return output
+
+
+def _train_and_finish(
+    recipe: Recipe, arguments: PolicyTrainingArguments, checkpoint: str | None, command: str | None
+) -> None:
+    """Build, rehearse, train and finish the run of a recipe, from a checkpoint where there is one to resume from."""
     if recipe.data.record is not None and not Path(recipe.data.dataset).exists():
         require_environments(recipe)  # a recording may take hours
     set_seed(arguments.seed)
@@ -91,10 +102,9 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
         trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
     require_card(policy, processor, _training_record(recipe, dataset, trainer, command))
     with _naming_arguments(recipe, trainer):
-        trainer.train(resume_from_checkpoint=checkpoint if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     # Everything is saved before the evaluation, so that an error there loses nothing.
     finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
-    return output
 
 
 def _refuse_existing(output: Path, checkpoint: str | None) -> None:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .._files import replace_folder
+from .._lock import is_held, locked
 from ..configuration.crops import small_crops
 from ..errors import DivergedTrainingError, InvalidConfigError
 from ..hub_cards.checkpoint_card import write_checkpoint_card
@@ -181,13 +182,20 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         """Train; with `ema_decay` the policy holds the averaged weights afterwards.
 
         Arguments as in `transformers.Trainer.train`. A run that is resumed equals one that was not interrupted.
+
+        Raises:
+            FolderInUseError: another run writes into the output folder.
         """
+        output = self.args.output_dir
+        if self.args.should_save and not is_held(output):
+            with locked(output, "a training"):
+                return self.train(resume_from_checkpoint, *args, **kwargs)
         self._resumed_from, self._record, self.has_begun = None, None, False
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             if self._average is not None:
                 self._average.copy_to_weights()
-            require_finite_state(self.args.output_dir, self.args.output_dir, self.model)  # the last step's result
+            require_finite_state(output, output, self.model)  # the last step's result
             return result
         finally:
             self._average = None

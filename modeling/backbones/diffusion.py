@@ -114,7 +114,8 @@ class DiffusionBackbone(PartlyFrozen):
         for text in set(texts) - self._noticed if self._can_be_checked else ():
             notice_instruction(self.tokenizer, text, text, length, self.tokenizer.num_special_tokens_to_add())
         self._noticed.update(texts)
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        limit = {"max_length": length} if self._can_be_checked else {}
+        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **limit)
 
     def encode_observation(
         self,

@@ -15,9 +15,11 @@ from gymnasium.spaces import Box, Dict
 from safetensors.torch import load_file
 
 from manipulators import EnvironmentSpec, PolicyPipeline, PolicyProcessor, register_environment
+from manipulators._lock import locked
 from manipulators.cli import main
 from manipulators.errors import (
     DiskFullError,
+    FolderInUseError,
     InvalidConfigError,
     InvalidRecipeError,
     ManipulatorsError,
@@ -464,3 +466,8 @@ def test_a_base_of_another_policy_is_refused(finished, recipe):
 def test_a_type_of_weights_needs_a_base(recipe):
     with pytest.raises(InvalidRecipeError, match="dtype=bfloat16"):
         run_recipe(recipe(dtype="bfloat16"))
+
+
+def test_two_runs_do_not_train_in_one_folder(recipe, tmp_path):
+    with locked(tmp_path / "trained", "a training"), pytest.raises(FolderInUseError, match="a training"):
+        run_recipe(recipe())

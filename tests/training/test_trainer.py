@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from manipulators.errors import (
     CorruptFileError,
     DivergedTrainingError,
     DivergedWeightsError,
+    FolderInUseError,
     InvalidConfigError,
     WeightsMismatchError,
     WeightsValueError,
@@ -637,3 +640,24 @@ def test_what_normalization_loses_and_a_crop_hides_is_said_before_training(make_
     assert small_crops(config.to_dict() | {"resize_shape": [96, 96]}) == []
     composed = {"input_features": config.to_dict()["input_features"], "backbone": {"type": "diffusion"}}
     assert small_crops(composed) == [crop]
+
+
+HOLD = """
+import sys
+from manipulators._lock import locked
+with locked(sys.argv[1], "a training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_trainings_do_not_write_into_one_folder(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], text=True, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUseError, match=f"a training.*{other.pid}"):
+            trainer.train()
+        other.stdin.close()
+    trainer.train()
+    assert trainer.state.global_step == 1 and not (tmp_path / ".run.lock").exists()
