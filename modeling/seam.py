@@ -96,7 +96,7 @@ class Draws(NamedTuple):
     num_steps: int | None = None
 
     def checked(self) -> Draws:
-        """Return them, once every one is of its type.
+        """Return them, once every one is of its type, and the steps of sampling are at least one.
 
         Raises:
             InvalidConfigError: one is of another.
@@ -105,6 +105,8 @@ class Draws(NamedTuple):
             kind = {"generator": torch.Generator, "num_steps": int}.get(name, torch.Tensor)
             if value is not None and not isinstance(value, kind):
                 raise InvalidConfigError(f"{name}={value!r} is a {type(value).__name__}; expected {kind.__name__}.")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise InvalidConfigError(f"num_steps={self.num_steps} must be at least 1.")
         return self
 
 

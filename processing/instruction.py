@@ -5,6 +5,7 @@ Shapes: b batch, n tokens.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,9 @@ from .observation import TASK
 from .part import ProcessorPart
 
 logger = logging.get_logger(__name__)
+
+# Robots that share a processor may predict at once, and a fast tokenizer refuses to be changed while it works.
+_TOKENIZING = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -123,6 +127,17 @@ class Instruction(ProcessorPart):
         """How many of `max_instruction_tokens` the tokenizer takes for its own marks."""
         return self.tokenizer.num_special_tokens_to_add()
 
+    def tokens(self, task: str | Sequence[str] | None, batch_size: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `encode` makes of an instruction that is read, noticed and tokenised by one thread at a time.
+
+        Arguments as of `read` and `prompts`.
+        """
+        tasks = self.read(task, batch_size)
+        with _TOKENIZING:
+            for text in dict.fromkeys(tasks):
+                self.notice(text)
+            return self.encode(tasks, inputs)
+
     def read(self, task: str | Sequence[str] | None, batch_size: int) -> list[str]:
         """Return one instruction for each observation of a batch.
 
@@ -138,12 +153,27 @@ class Instruction(ProcessorPart):
         for text in texts:
             if not isinstance(text, str):
                 raise FeatureValueError(f"An instruction is a str; got {text!r}.")
-            if not text.strip():
-                raise FeatureValueError(
-                    'The instruction is empty. Say what is to be done: task="pick up the red block", in the words of '
-                    "the training data."
-                )
-            self.notice(text)
+            if text not in self._noticed:
+                self._require_words(text)
         if len(texts) != batch_size:
             raise FeatureShapeError(TASK, (len(texts),), f"one instruction, or one for each of {batch_size}")
         return texts
+
+    def _require_words(self, text: str) -> None:
+        """Check that an instruction is made of words that a tokenizer can read, and of none of its marks."""
+        if not text.strip():
+            raise FeatureValueError(
+                'The instruction is empty. Say what is to be done: task="pick up the red block", in the words of '
+                "the training data."
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise FeatureValueError(f"The instruction {text!r} is no text: {error}.") from error
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in tokens if token.special} | set(self.written_marks)
+        if found := sorted(mark for mark in marks if mark in text):
+            raise FeatureValueError(
+                f"The instruction {text!r} holds {', '.join(found)}, which the tokenizer keeps for itself; say what "
+                f"is to be done in words."
+            )

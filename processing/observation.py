@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
 
 from ..configuration.features import STATE, FeatureType
 from ..errors import FeatureShapeError, FeatureValueError, MissingFeatureError, UnknownFeatureError
-from .arrays import read_image, read_vector, to_tensor
+from .arrays import Array, copied, read_image, read_vector, stacked
 from .part import ProcessorPart, as_mapping
 
 TASK = "task"
@@ -21,8 +22,11 @@ TASK = "task"
 _BOOKKEEPING = {"action", TASK, "timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
-class Observation(dict[str, torch.Tensor]):
-    """Hold a checked observation: feature → float32 tensor in raw units, (b, …), with history (b, t, …).
+class Observation(dict[str, Array]):
+    """Hold a checked observation: feature → tensor in raw units, (b, …), with history (b, t, …).
+
+    Vectors are float32. Pictures (…, c, h, w) stay in the type in which they came, uint8 or float in [0, 1], and may
+    be views of the caller's arrays: `arrays.pixels` converts those that a network is shown.
 
     Args:
         values: the features; optional cameras may be absent.
@@ -33,7 +37,7 @@ class Observation(dict[str, torch.Tensor]):
 
     def __init__(
         self,
-        values: Mapping[str, torch.Tensor],
+        values: Mapping[str, Array],
         steps: int = 1,
         batched: bool = True,
         task: str | Sequence[str] | None = None,
@@ -53,19 +57,38 @@ class Observation(dict[str, torch.Tensor]):
         return self.leading[0]
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        """(b,) where its arrays came with a batch dimension, else ()."""
+        return self.leading[:1] if self.batched else ()
+
+    @property
     def state(self) -> torch.Tensor | None:
         """The robot's current state (b, s); None where it is not observed."""
         return now(self[STATE]) if STATE in self else None
 
+    @property
+    def newest(self) -> Observation:
+        """The current observation alone, without its history."""
+        if self.steps == 1:
+            return self
+        return Observation({name: x[:, -1] for name, x in self.items()}, 1, self.batched, self.task)
+
     def copied(self) -> Observation:
         """Return an observation with tensors of its own."""
-        return Observation({name: x.clone() for name, x in self.items()}, self.steps, self.batched, self.task)
+        return Observation({name: copied(x) for name, x in self.items()}, self.steps, self.batched, self.task)
 
     @classmethod
     def stacked(cls, history: Sequence[Observation]) -> Observation:
-        """Return single observations, the oldest first, as one with history."""
+        """Return single observations, the oldest first, as one with history.
+
+        It has the cameras of the last one. A camera that was away begins its history when it is back: its first
+        picture is repeated, as at the beginning of an episode.
+        """
         last = history[-1]
-        values = {name: torch.stack([past[name] for past in history], dim=1) for name in last}
+        values = {}
+        for name in last:
+            seen = list(takewhile(lambda x: x is not None, (past.get(name) for past in reversed(history))))
+            values[name] = stacked([seen[-1]] * (len(history) - len(seen)) + seen[::-1])
         return cls(values, len(history), last.batched, last.task)
 
 
@@ -107,8 +130,8 @@ class ObservationReader(ProcessorPart):
             return observation
         renamed = self.renamed(observation)
         self._check_names(renamed)
-        values: dict[str, torch.Tensor] = {}
-        batched = None
+        values: dict[str, Array] = {}
+        batched: dict[str, bool] = {}
         for name, feature in self.inputs.items():
             if name not in renamed:
                 continue
@@ -116,14 +139,20 @@ class ObservationReader(ProcessorPart):
                 x = read_image(name, renamed[name], feature, self.any_size)
             else:
                 x = read_vector(name, renamed[name], feature.shape[0])
-            batched = x.ndim > len(feature.shape) if batched is None else batched
+            batched[name] = x.ndim > len(feature.shape)
             values[name] = _with_leading_dimensions(name, x, len(feature.shape), steps)
         if not values:
             raise MissingFeatureError(self.inputs, renamed, self.inputs)
         sizes = {name: len(x) for name, x in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size; {sizes}")
-        return Observation(values, steps, batched, renamed.get(TASK))
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size, at least 1; {sizes}")
+        if len(set(batched.values())) > 1:
+            having = ", ".join(name for name, has_one in batched.items() if has_one)
+            raise FeatureValueError(
+                f"Of the observation's features only {having} {'have' if ',' in having else 'has'} a batch dimension; "
+                f"expected one in all of them, or in none."
+            )
+        return Observation(values, steps, next(iter(batched.values())), renamed.get(TASK))
 
     def renamed(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an observation under the features' names, a state that comes in parts as one vector.
@@ -146,17 +175,6 @@ class ObservationReader(ProcessorPart):
                 raise FeatureValueError(f"The observation holds {feature} twice, as {' and as '.join(names)}.")
             renamed[feature] = value
         return self._with_whole_state(renamed)
-
-    def leading_dimensions(self, observation: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return (b,), or () of a single observation; only shapes are read, those of the first feature present."""
-        if isinstance(observation, Observation):
-            return observation.leading[:1] if observation.batched else ()
-        renamed = self.renamed(observation)
-        for name, feature in self.inputs.items():
-            if name in renamed:
-                shape = tuple(to_tensor(name, renamed[name]).shape)
-                return shape[: max(0, len(shape) - len(feature.shape))][:1]
-        return ()
 
     def _check_names(self, renamed: Mapping[str, Any]) -> None:
         missing = self.inputs.keys() - renamed.keys() - set(self.optional_cameras)
@@ -188,11 +206,10 @@ def now(state: torch.Tensor) -> torch.Tensor:
     return state[:, -1] if state.ndim == 3 else state
 
 
-def _with_leading_dimensions(name: str, x: torch.Tensor, feature_ndim: int, steps: int) -> torch.Tensor:
+def _with_leading_dimensions(name: str, x: Array, feature_ndim: int, steps: int) -> Array:
     leading = x.ndim - feature_ndim
     if leading == 0:
-        x = x.unsqueeze(0)  # (1, …): a batch of one
-        return x.unsqueeze(1).expand(1, steps, *x.shape[1:]) if steps > 1 else x  # (1, t, …)
+        return stacked([x[None]] * steps) if steps > 1 else x[None]  # (1, t, …) or (1, …): a batch of one
     expected = 1 if steps == 1 else 2
     if leading != expected or (expected == 2 and x.shape[1] != steps):
         history = f", then {steps} observations of history" if steps > 1 else ""

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from ..configuration.features import FeatureType
 from ..configuration.policy import stack_views
 from ..errors import InvalidConfigError
+from .arrays import pixels
 from .observation import Observation
 from .part import ProcessorPart
 from .robots import Robots
@@ -59,7 +60,7 @@ class Pictures(ProcessorPart):
         cameras, leading = self.cameras, observation.leading
         if cameras:
             views = [
-                self.encode(name, observation[name])
+                self.encode(name, pixels(observation[name]))
                 if name in observation
                 else (absent := self.absent(name)).expand(*leading, *absent.shape)
                 for name in cameras
@@ -143,7 +144,7 @@ def resize_with_padding(images: torch.Tensor, height: int, width: int, centered:
     if (h, w) == (height, width):
         return images
     ratio = max(w / width, h / height)
-    new_h, new_w = int(h / ratio), int(w / ratio)
+    new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))  # of a picture that is a line, a line
     resized = F.interpolate(images, size=(new_h, new_w), mode="bilinear", align_corners=False).clamp(0, 1)
     top, left = height - new_h, width - new_w
     if centered:
@@ -158,7 +159,7 @@ def crop_and_resize(pictures: torch.Tensor, crop_scale: float, size: int) -> tor
     NVIDIA's Isaac-GR00T, `VideoCrop` and `VideoResize`.
     """
     h, w = pictures.shape[-2:]
-    height, width = int(h * crop_scale), int(w * crop_scale)
+    height, width = max(1, int(h * crop_scale)), max(1, int(w * crop_scale))
     top, left = round((h - height) / 2), round((w - width) / 2)
     x = pictures[..., top : top + height, left : left + width]
     if (height, width) != (size, size):

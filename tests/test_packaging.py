@@ -338,7 +338,18 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_files", "_tokenizers", "_version", ""}
+GROUND = {
+    "errors",
+    "families",
+    "checkpoint",
+    "plugins",
+    "registration",
+    "_display",
+    "_files",
+    "_tokenizers",
+    "_version",
+    "",
+}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -352,6 +363,7 @@ ALLOWED = {
     "registration": set(),
     "families": set(),
     "checkpoint": set(),
+    "_display": set(),
     "_files": set(),
     "_tokenizers": set(),
     "_version": set(),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from manipulators import PolicyFeature
 from manipulators.errors import FeatureShapeError, FeatureValueError
-from manipulators.processing.arrays import read_image, read_mask, read_vector
+from manipulators.processing.arrays import pixels, read_image, read_mask, read_vector
 
 CAMERA = PolicyFeature("VISUAL", (3, 4, 6))
 PIXELS = (np.arange(4 * 6 * 3) * 3 % 256).astype(np.uint8).reshape(4, 6, 3)  # h, w, c
@@ -33,25 +33,25 @@ READ_ONLY.flags.writeable = False
     ],
 )
 def test_images(image):
-    found = read_image("top", image, CAMERA)
+    found = pixels(read_image("top", image, CAMERA))
     assert found.shape == (3, 4, 6) and found.dtype == torch.float32
     torch.testing.assert_close(found, EXPECTED)
 
 
 def test_lists_of_images_stack():
     for images in ([PIXELS, PIXELS], [Image.fromarray(PIXELS)] * 2, [torch.from_numpy(PIXELS)] * 2):
-        torch.testing.assert_close(read_image("top", images, CAMERA), torch.stack([EXPECTED] * 2))
+        torch.testing.assert_close(pixels(read_image("top", images, CAMERA)), torch.stack([EXPECTED] * 2))
 
 
 def test_half_precision_images():
-    found = read_image("top", (PIXELS / 255).astype(np.float16), CAMERA)
+    found = pixels(read_image("top", (PIXELS / 255).astype(np.float16), CAMERA))
     torch.testing.assert_close(found, EXPECTED, atol=1e-3, rtol=0)
 
 
 def test_images_are_not_changed():
     for image in (torch.from_numpy(PIXELS.copy()), EXPECTED.clone()):
         before = image.clone()
-        read_image("top", image, CAMERA).mul_(0.5).add_(1) if image.dtype == torch.uint8 else None
+        pixels(read_image("top", image, CAMERA)).mul_(0.5).add_(1) if image.dtype == torch.uint8 else None
         assert torch.equal(image, before)
 
 

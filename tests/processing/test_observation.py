@@ -40,16 +40,15 @@ def test_history_is_stacked(history_processor):
 
 
 @pytest.mark.parametrize(("leading", "expected"), [((), ()), ((1,), (1,)), ((5,), (5,))])
-def test_leading_dimensions(history_processor, leading, expected):
+def test_batch_is_as_the_arrays_come(history_processor, leading, expected):
     history_processor.rename_map = {"hand": "observation.images.top"}
     observation = raw(*leading)
     observation["hand"] = observation.pop("observation.images.top")
-    assert history_processor.leading_dimensions(observation) == expected
-    assert history_processor.leading_dimensions(history_processor.read_observation(observation, 1)) == expected
+    assert history_processor.read_observation(observation, 1).batch == expected
 
 
 @pytest.mark.parametrize("relative_to", [None, [0, None]])
-def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to):
+def test_pipeline_reads_every_array_once_per_step(monkeypatch, relative_to):
     config = ACTConfig(
         input_features={"observation.state": {"type": "STATE", "shape": [2]}},
         output_features={"action": {"type": "ACTION", "shape": [2]}},
@@ -67,4 +66,4 @@ def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to
     pipeline({"arm": [1.0, 2.0]})
     assert names == ["observation.state"]
     pipeline({"arm": [1.0, 2.0]})  # from the queue
-    assert names == ["observation.state"]
+    assert names == ["observation.state"] * 2
