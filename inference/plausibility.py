@@ -235,9 +235,11 @@ class Plausibility:
         if (name, finding) in self._warned:
             return
         self._warned.add((name, finding))
-        said = next((line for line in self.report().findings if line.startswith(name)), None)
-        words = CAMERA_FINDINGS.get(finding)
-        logger.warning(f"{name} {words}. pipeline.observation_report says how often." if words else f"{said}")
+        if finding in CAMERA_FINDINGS:
+            said = f"{name} {CAMERA_FINDINGS[finding]}"
+        else:
+            said = next(line for line in self.report().findings if line.startswith(name))
+        logger.warning(f"{said}. This is said once; print(pipeline.observation_report) shows all.")
 
 
 def training_range(processor: PolicyProcessor, name: str) -> tuple[np.ndarray, np.ndarray] | None:
