@@ -185,7 +185,7 @@ ARGUMENTS = {
 # Good numbers in unusual arrays: the action is that of the plain ones.
 HARMLESS = {
     "read-only": lambda x: _read_only(x),
-    "every second of an array": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "in the order of another array": lambda x: np.repeat(x, 2, -1)[..., ::2],
     "backwards": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
     "Fortran order": lambda x: np.asfortranarray(x),
     "tensor": lambda x: torch.from_numpy(x.copy()),
@@ -384,13 +384,14 @@ def _one_spoiled(first: Robot, second: Robot, bad: Spoiled, outcome: Outcome, wh
         return
     given = bad.observation if bad.plain is None else bad.plain
     expected = second.act(given, bad.task, bad.sampling, **how)
-    close = bad.plain is not None and torch.allclose(action, expected, atol=1e-5, rtol=1e-4)
-    if not (close or torch.equal(action, expected)):
+    rounded = bad.plain is not None and "order" in where
+    close = torch.allclose(action, expected, atol=1e-5, rtol=1e-4) if rounded else torch.equal(action, expected)
+    if not close:
         outcome.traces += 1
         outcome.faults.append(f"{where}: another action than the twin's")
     if bad.plain is not None:
         outcome.harmless += 1
-        if not torch.equal(action, expected):  # sums over another order in memory are others in their last bits
+        if rounded:  # sums over another order in memory are others in their last bits
             first.pipeline.reset()
             second.pipeline.reset()
         return

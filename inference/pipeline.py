@@ -330,10 +330,10 @@ class PolicyPipeline(Displayed, Pipeline):
 
     def _judged(self, episode: Episode, current: Observation, task: Any, sampling: Mapping[str, Any]) -> Judgement:
         """Check all that a step is given, whether a chunk is predicted from it or not."""
-        for name in sampling:
-            if name not in SAMPLING:
-                raise UnknownInputError(type(self.model).__name__, name, SAMPLING)
-        Draws(**sampling).checked()
+        if unknown := [name for name in sampling if name not in SAMPLING]:
+            raise UnknownInputError(type(self.model).__name__, unknown[0], SAMPLING)
+        if sampling:
+            Draws(**sampling).checked()
         self.processor.check_instruction(current, task)
         return episode.plausibility.judge(current)
 

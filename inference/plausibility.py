@@ -8,6 +8,7 @@ Shapes: b batch, s width of a vector, c channels, h height, w width.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,29 +57,32 @@ class _Usual:
 
 
 class _Colours:
-    """Hold what the mean of a camera's pictures, per channel, is in training."""
+    """Hold what the means of some cameras' pictures are in training, per channel: (v, 1, c) each.
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray):
+    Args:
+        usual: per camera mean and deviation, (c,) each; None where they are not known.
+        channels: c.
+    """
+
+    def __init__(self, usual: Sequence[tuple[np.ndarray, np.ndarray] | None], channels: int):
+        unknown = (np.zeros(channels), np.full(channels, np.inf))
+        mean, std = (np.stack(x)[:, None] for x in zip(*(one or unknown for one in usual), strict=True))
         self.low, self.high = mean - _USUAL_DEVIATIONS * std - 1e-3, mean + _USUAL_DEVIATIONS * std + 1e-3
-        self.red_over_blue = float(mean[0] - mean[2]) if len(mean) == 3 else 0.0
+        self.red_over_blue = mean[..., 0] - mean[..., -1]  # (v, 1)
+        self.red_over_blue[np.abs(self.red_over_blue) < _TELLING_COLOURS] = np.nan  # which compares with nothing
 
-    def findings(self, means: np.ndarray) -> dict[str, int]:
-        """Return in how many rows (b, c) of means brightness or order of the channels are unusual."""
-        found = {}
-        unusual = (means < self.low) | (means > self.high)
-        if unusual.any():
-            found["brightness"] = int(unusual.any(1).sum())
-        if abs(self.red_over_blue) > _TELLING_COLOURS:
-            swapped = (means[:, 0] - means[:, 2]) / self.red_over_blue < -0.5
-            if swapped.any():
-                found["channels"] = int(swapped.sum())
-        return found
+    def findings(self, means: np.ndarray) -> dict[str, np.ndarray]:
+        """Return where brightness or order of the channels are unusual, (v, b), for means (v, b, c)."""
+        return {
+            "brightness": ((means < self.low) | (means > self.high)).any(2),
+            "channels": (means[..., 0] - means[..., -1]) / self.red_over_blue < -0.5,
+        }
 
 
 class _Still(NamedTuple):
     """Remember a camera: few of its last pixels; of rows that repeat, more, and the state at the first time."""
 
-    grid: np.ndarray
+    grid: list[bytes]
     rows: dict[int, tuple[np.ndarray, np.ndarray]]
 
 
@@ -104,13 +108,10 @@ class Plausibility:
         self._limit, self._warned = limit, warned
         self._processor = processor
         self._usual: dict[str, _Usual] = {}
-        self._colours: dict[str, _Colours] = {}
+        self._colours: dict[tuple[str, ...], _Colours] = {}  # of cameras that are compared together
         for name in processor.input_features:
-            if name not in processor.pictures.cameras:
-                if (ends := training_range(processor, name)) is not None:
-                    self._usual[name] = _Usual(*ends)
-            elif (colours := training_colours(processor, name)) is not None:
-                self._colours[name] = _Colours(*colours)
+            if name not in processor.pictures.cameras and (ends := training_range(processor, name)) is not None:
+                self._usual[name] = _Usual(*ends)
         self._observations = 0
         self._outside = {name: np.zeros(usual.low.shape, int) for name, usual in self._usual.items()}
         self._farthest = {name: np.zeros(usual.low.shape) for name, usual in self._usual.items()}
@@ -129,11 +130,8 @@ class Plausibility:
             if (distance := self._usual[name].distance(x)) is not None:
                 self._refuse_absurd(name, x, np.abs(distance) / self._usual[name].scale)
                 distances[name] = distance
-        cameras, stills = {}, {}
-        state = vectors.get(STATE)
-        for name in self._processor.pictures.cameras:
-            if name in observation:
-                cameras[name], stills[name] = self._look(name, observation[name], state)
+        pictures = {name: observation[name] for name in self._processor.pictures.cameras if name in observation}
+        cameras, stills = self._look(pictures, vectors.get(STATE))
         return Judgement(observation.batch_size, distances, cameras, stills)
 
     def remember(self, judgement: Judgement) -> None:
@@ -196,32 +194,50 @@ class Plausibility:
             self._limit,
         )
 
-    def _look(self, name: str, x: Array, state: np.ndarray | None) -> tuple[dict[str, int], _Still]:
-        """Return what is unusual about a camera's pictures (b, c, h, w), by few of their pixels."""
-        grid = _array(_thinned(x, 12)).copy().reshape(*x.shape[:2], -1)  # (b, c, pixels)
-        largest = 255 if grid.dtype == np.uint8 else 1
-        found = {}
-        spread = np.maximum.reduce(grid, (1, 2)) - np.minimum.reduce(grid, (1, 2))
-        if spread.min() <= _FLAT * largest:
-            rows = [_array(x[row]) for row in np.flatnonzero(spread <= _FLAT * largest)]
-            if flat := sum(float(row.max()) - float(row.min()) <= _FLAT * largest for row in rows):
-                found["flat"] = flat
-        if name in self._colours:
-            means = np.add.reduce(grid, 2, dtype=np.float64) / (grid.shape[2] * largest)  # (b, c)
-            found |= self._colours[name].findings(means)
-        frozen, rows = self._frozen(name, x, grid, state)
-        return (found | {"frozen": frozen} if frozen else found), _Still(grid, rows)
+    def _look(
+        self, pictures: dict[str, Array], state: np.ndarray | None
+    ) -> tuple[dict[str, dict[str, int]], dict[str, _Still]]:
+        """Return what is unusual about each camera's pictures (b, c, h, w), by few of their pixels."""
+        found: dict[str, dict[str, int]] = {name: {} for name in pictures}
+        alike: dict[tuple, dict[str, np.ndarray]] = defaultdict(
+            dict
+        )  # cameras of the same size are looked at together
+        stills = {}
+        for name, x in pictures.items():
+            grid = _array(_thinned(x, 12)).copy().reshape(*x.shape[:2], -1)  # (b, c, pixels)
+            alike[grid.shape, grid.dtype][name] = grid
+            frozen, stills[name] = self._frozen(name, x, grid, state)
+            if frozen:
+                found[name]["frozen"] = frozen
+        for ((_, channels, count), dtype), grids in alike.items():
+            largest = 255 if dtype == np.uint8 else 1
+            grid = np.stack(list(grids.values()))  # (v, b, c, pixels)
+            rows = grid.reshape(*grid.shape[:2], -1)
+            flat = np.maximum.reduce(rows, 2) - np.minimum.reduce(rows, 2) <= _FLAT * largest  # (v, b)
+            means = np.add.reduce(grid, 3, dtype=np.float64) / (count * largest)  # (v, b, c)
+            for finding, where in ({"flat": flat} | self._colours_of(tuple(grids), channels).findings(means)).items():
+                if not where.any():
+                    continue
+                for name, unusual in zip(grids, where, strict=True):
+                    if finding == "flat":  # by few pixels, and now by all
+                        unusual = [_is_flat(_array(pictures[name][row])) for row in np.flatnonzero(unusual)]
+                    if count_of_rows := int(np.sum(unusual)):
+                        found[name][finding] = count_of_rows
+        return found, stills
 
-    def _frozen(self, name: str, x: Array, grid: np.ndarray, state: np.ndarray | None) -> tuple[int, dict]:
+    def _colours_of(self, names: tuple[str, ...], channels: int) -> _Colours:
+        if names not in self._colours:
+            self._colours[names] = _Colours([training_colours(self._processor, name) for name in names], channels)
+        return self._colours[names]
+
+    def _frozen(self, name: str, x: Array, grid: np.ndarray, state: np.ndarray | None) -> tuple[int, _Still]:
         """Return how many rows show the picture of before although the state has moved, and what to remember."""
+        now = [row.tobytes() for row in grid]
         last = self._stills.get(name)
-        if state is None or last is None or last.grid.shape != grid.shape or last.grid.dtype != grid.dtype:
-            return 0, {}
-        same = last.grid == grid
-        if not same.any():
-            return 0, {}
         frozen, rows = 0, {}
-        for row in np.flatnonzero(same.all((1, 2))):
+        if state is None or last is None or len(last.grid) != len(now):
+            return frozen, _Still(now, rows)
+        for row in [i for i, pixels in enumerate(now) if pixels == last.grid[i]]:
             pixels = _array(_thinned(x[row], 120))
             before = last.rows.get(row)
             if before is not None and np.array_equal(before[0], pixels):
@@ -229,7 +245,7 @@ class Plausibility:
                 rows[row] = before
             else:
                 rows[row] = pixels.copy(), state[row]
-        return frozen, rows
+        return frozen, _Still(now, rows)
 
     def _warn(self, name: str, finding: str) -> None:
         if (name, finding) in self._warned:
@@ -278,6 +294,10 @@ def _array(x: Array) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy(force=True)
+
+
+def _is_flat(picture: np.ndarray) -> bool:
+    return float(picture.max()) - float(picture.min()) <= _FLAT * (255 if picture.dtype == np.uint8 else 1)
 
 
 def _thinned(x: Array, size: int) -> Array:

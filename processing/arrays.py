@@ -55,6 +55,8 @@ def to_tensor(name: str, value: Any) -> torch.Tensor:
 
 def shared(array: np.ndarray) -> torch.Tensor:
     """Return a tensor in the memory of an array; of one that is read-only or runs backwards, in memory of its own."""
+    if array.ndim == 1 and array.flags.c_contiguous and array.flags.writeable:  # most of them, at every step
+        return torch.from_numpy(array)
     if array.ndim > 1 and len(array) == 1:  # so that its order in memory is that of the only entry, copied or not
         return shared(array[0])[None]
     forwards = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
@@ -68,7 +70,7 @@ def read_vector(name: str, value: Any, width: int) -> torch.Tensor:
         raise FeatureValueError(f"{name} holds complex numbers; a {width}-vector of real ones is expected.")
     if x.ndim == 0 or x.shape[-1] != width:
         raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}")
-    x = x.to(torch.float32)
+    x = x.to(torch.float32).contiguous()  # sums over another order in memory are others in their last bits
     require_finite(name, x)
     return x
 
@@ -93,7 +95,9 @@ def channels_first(name: str, x: Array, feature: PolicyFeature, any_size: bool =
         raise FeatureShapeError(name, tuple(x.shape), expected)
     if given == (channels, height, width):
         return x
-    return x.movedim(-1, -3) if isinstance(x, torch.Tensor) else np.moveaxis(x, -1, -3)
+    if isinstance(x, torch.Tensor):
+        return x.movedim(-1, -3)
+    return x.transpose(*range(x.ndim - 3), -1, -3, -2)  # as np.moveaxis, which takes five times as long
 
 
 def read_image(name: str, value: Any, feature: PolicyFeature, any_size: bool = False) -> Array:
@@ -173,6 +177,8 @@ def require_finite(name: str, x: torch.Tensor) -> None:
     Raises:
         FeatureValueError: some are NaN or infinite; it names the dimensions.
     """
+    if math.isfinite(x.sum()):  # the sum of finite numbers may be infinite, that of others is never finite
+        return
     finite = torch.isfinite(x)
     if not finite.all():
         bad = (~finite).reshape(-1, x.shape[-1]).any(dim=0).nonzero().flatten().tolist()
