@@ -15,13 +15,14 @@ class Displayed:
         title, rows = self._display_rows()
         shown = {name: str(value) for name, value in rows.items() if value not in (None, "")}
         width = max(map(len, shown), default=0)
-        return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown.items())])
+        indented = {name: value.replace("\n", "\n" + " " * (width + 4)) for name, value in shown.items()}
+        return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in indented.items())])
 
     def _repr_html_(self) -> str:
         title, rows = self._display_rows()
         cells = "".join(
             f"<tr><th style='text-align: left'>{escape(name)}</th><td style='text-align: left'>"
-            f"{escape(str(value))}</td></tr>"
+            f"{escape(str(value)).replace(chr(10), '<br>')}</td></tr>"
             for name, value in rows.items()
             if value not in (None, "")
         )

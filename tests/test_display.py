@@ -24,9 +24,13 @@ def test_a_pipeline(pipeline):
     assert "action (2,): x<y [m], grip [1]" in lines
     assert "chunk 5 actions, 2 executed" in lines
     assert "bounds max_action_step={'grip': 0.5}, observation_limit=100.0" in lines
-    assert "- observation.images.wrist shows one colour only" in repr(pipeline)
+    assert "\n" + " " * 16 + "- observation.images.wrist shows one colour only" in repr(pipeline)
     html = pipeline._repr_html_()
-    assert "x&lt;y [m]" in html and html.startswith("<table><caption>PolicyPipeline</caption><tr><th")
+    assert (
+        "x&lt;y [m]" in html
+        and "1 observation:<br>- obs" in html
+        and html.startswith("<table><caption>PolicyPipeline</caption><tr><th")
+    )
 
 
 def test_a_speed():
