@@ -69,7 +69,7 @@ class StepLimit:
         places = processor.relative_to or [_place_of(action, states) for action in actions]
         self._places = [i or 0 for i in places]
         known = torch.tensor([i is not None for i in places])
-        self._first_step = torch.where(known, self.step, math.inf) if any(known) else None
+        self._first_step = torch.where(known, self.step, math.inf) if known.any() else None
 
     def limited(self, action: torch.Tensor, before: torch.Tensor | None, state: torch.Tensor | None) -> torch.Tensor:
         """Return an action (b, a) that follows another one, or without one a state (b, s)."""

@@ -45,8 +45,8 @@ class PolicyPipeline(Displayed, Pipeline):
     predicted actions, temporal ensembling. Call `reset()` when an episode begins.
 
     Every observation is checked, also while actions are queued, and one that is refused leaves no trace: the next good
-    one gives the action that it would have given. A pipeline drives one robot, in one thread; several may share policy
-    and processor.
+    one gives the action that it would have given. A pipeline drives one robot, in one thread, or one batch; robots that
+    take turns need a pipeline each, which may share policy and processor.
 
     Args:
         model (`PolicyModel`): the policy; put into eval mode.
@@ -305,10 +305,7 @@ class PolicyPipeline(Displayed, Pipeline):
 
     def _display_rows(self) -> tuple[str, dict[str, Any]]:
         config, settings = self.model.config, self.settings
-        action, chunk = (
-            self.processor.contract().outputs[0],
-            f"{config.action_horizon} actions, {config.n_action_steps} executed",
-        )
+        action = self.processor.contract().outputs[0]
         units = [f"{d.name or i} [{d.unit}]" if d.unit else d.name or str(i) for i, d in enumerate(action.dimensions)]
         inputs = [f"{name} {tuple(feature.shape)}" for name, feature in self.processor.input_features.items()]
         bounds = {name: settings[name] for name in ("clamp_actions", "max_action_step", "observation_limit")}
@@ -320,7 +317,7 @@ class PolicyPipeline(Displayed, Pipeline):
             "observation": ", ".join(inputs) + (f"; the last {config.n_obs_steps}" if config.n_obs_steps > 1 else ""),
             "task": "the instruction in words" if config.reads_instruction else None,
             "action": f"{tuple(action.shape)}: {', '.join(units)}",
-            "chunk": chunk,
+            "chunk": f"{config.action_horizon} actions, {config.n_action_steps} executed",
             "bounds": ", ".join(f"{name}={value}" for name, value in bounds.items() if value not in (None, False)),
             "observations": self.observation_report if self._episode.batch is not None else None,
         }
