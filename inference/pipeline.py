@@ -45,8 +45,8 @@ class PolicyPipeline(Displayed, Pipeline):
     predicted actions, temporal ensembling. Call `reset()` when an episode begins.
 
     Every observation is checked, also while actions are queued, and one that is refused leaves no trace: the next good
-    one gives the action that it would have given. A pipeline drives one robot, in one thread, or one batch; robots that
-    take turns need a pipeline each, which may share policy and processor.
+    one gives the action that it would have given. A pipeline drives one robot, or one batch, in one thread. Robots
+    that take turns need a pipeline each, which may share policy and processor.
 
     Args:
         model (`PolicyModel`): the policy; put into eval mode.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from manipulators import PolicyPipeline, PolicyProcessor
-from manipulators.errors import InvalidConfigError
+from manipulators import ACTPolicy, PolicyPipeline, PolicyProcessor
+from manipulators.errors import FeatureValueError, InvalidConfigError
 from manipulators.inference.action_limits import StepLimit
 
 STATE = {"type": "STATE", "shape": [2]}
@@ -84,7 +84,7 @@ def test_pipeline_limits_every_executed_action(last_two):
     pipeline = PolicyPipeline(**parts, max_action_step=[100.0, 3.0])
     found = [pipeline({"observation.state": [value]}).tolist() for value in (1.0, 2.0, 3.0)]
     assert found == [[1, 1], [1, 4], [2, 3]]
-    with pytest.raises(Exception, match="NaN"):
+    with pytest.raises(FeatureValueError, match="NaN"):
         pipeline({"observation.state": [float("nan")]})
     assert pipeline({"observation.state": [4.0]}).tolist() == [2, 6]
     assert pipeline.predict_chunk({"observation.state": [1.0]}).tolist() == [[1, 1], [1, 4], [1, 7]]
@@ -107,7 +107,6 @@ def test_pipeline_limits_after_clamping(last_two):
 @pytest.fixture
 def relative(tiny_act, statistics_of):
     """Return a function: arguments → a pipeline whose first action is a difference to the state, predicted as 3."""
-    from manipulators import ACTPolicy
 
     def build(**arguments):
         config = tiny_act(normalization_mapping={"STATE": "IDENTITY", "ACTION": "IDENTITY"})

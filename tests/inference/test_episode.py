@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from manipulators import PolicyPipeline
+from manipulators import DiffusionPolicy, PolicyPipeline, PolicyProcessor
 from manipulators.errors import FeatureShapeError, FeatureValueError, ManipulatorsError, SharedPipelineError
+from manipulators.processing.observation import Observation
 
 
 def state(value):
@@ -114,12 +115,19 @@ def test_arguments_are_refused_while_actions_are_queued(last_two, sampling):
     assert pipeline(state(2.0)).tolist() == [1, 101]
 
 
+def test_another_batch_is_refused_while_actions_are_queued_and_leaves_no_trace(last_two):
+    pipeline = PolicyPipeline(**last_two(n_action_steps=2))
+    pipeline(state(1.0))
+    with pytest.raises(FeatureShapeError, match="call reset"):
+        pipeline({"observation.state": [[7.0], [8.0]]})
+    assert pipeline.observation_report.observations == 1
+    assert [pipeline(state(value)).tolist() for value in (2.0, 3.0)] == [[1, 101], [2, 3]]
+
+
 def test_history_holds_what_a_prediction_looks_at_and_copies_no_more(last_two, monkeypatch):
     """The network sees the last two observations; of five queued steps only the last is kept for it."""
     pipeline = PolicyPipeline(**last_two(n_action_steps=3))
     copied = []
-    from manipulators.processing.observation import Observation
-
     copy = Observation.copied
     monkeypatch.setattr(Observation, "copied", lambda self: copied.append(float(self.state)) or copy(self))
     actions = [pipeline(state(float(value))).tolist() for value in range(1, 8)]
@@ -154,8 +162,6 @@ def test_a_refused_prediction_takes_its_random_numbers_back(act):
 @pytest.fixture
 def cameras_with_history(tiny_diffusion, statistics_of):
     """Return a Diffusion Policy that looks at two observations of a camera, and of one that may be absent."""
-    from manipulators import DiffusionPolicy, PolicyProcessor
-
     config = tiny_diffusion(
         {"wrist": (3, 32, 32), "above": (3, 32, 32)},
         optional_cameras=("observation.images.above",),
