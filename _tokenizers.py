@@ -54,6 +54,30 @@ def read_instructions(task: str | Sequence[str], count: int | None = None) -> li
     return texts
 
 
+def require_plain_words(tokenizer: PreTrainedTokenizerBase, text: str, written_marks: Collection[str] = ()) -> None:
+    """Check that an instruction is made of characters that a tokenizer can read, and of none of its marks.
+
+    Args:
+        tokenizer: of the language model.
+        text: the instruction.
+        written_marks: special tokens that prompts hold.
+
+    Raises:
+        FeatureValueError: half a character, or a special token.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FeatureValueError(f"The instruction {text!r} is no text: {error}.") from error
+    tokens = tokenizer.added_tokens_decoder.values()
+    marks = {str(token) for token in tokens if token.special} | set(written_marks)
+    if found := sorted(mark for mark in marks if mark in text):
+        raise FeatureValueError(
+            f"The instruction {text!r} holds {', '.join(found)}, which the tokenizer keeps for itself; say what is to "
+            f"be done in words."
+        )
+
+
 def notice_instruction(
     tokenizer: PreTrainedTokenizerBase, task: str, words: str, length: int | None, special_tokens: int
 ) -> None:

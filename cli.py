@@ -127,6 +127,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--camera-map", nargs="+", default=[], metavar="YOURS=POLICY", help="the environment's cameras → the policy's"
     )
     command.add_argument("--clamp-actions", action="store_true", help="keep actions inside the training range")
+    command.add_argument(
+        "--max-action-step",
+        nargs="+",
+        metavar="STEP",
+        help="farthest that an action may be from the one before: 0.05 for all, one number each, or x=0.05 by name",
+    )
+    command.add_argument(
+        "--observation-limit",
+        type=float,
+        metavar="RANGES",
+        help="training ranges that a state may lie outside of its own (default: 100); inf for any number",
+    )
     command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     command.add_argument("--subfolder", help="of the folder or repository")
     command.add_argument("--task", help="the instruction (default: the environment's own)")
@@ -253,6 +265,8 @@ def evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         camera_map=_pairs("--camera-map", options.camera_map, "your_camera=policy_camera"),
         clamp_actions=options.clamp_actions,
+        max_action_step=_action_step(options.max_action_step),
+        **_observation_limit(options.observation_limit),
         **loading | _fields(options.rest),
     )
     seeds = options.seeds or range(options.seed, options.seed + options.episodes)
@@ -373,6 +387,33 @@ def _pairs(option: str, pairs: Sequence[str], form: str) -> dict[str, str] | Non
         if not all(pair.partition("=")):
             raise InvalidConfigError(f"{option} {pair!r} is no pair; write {form}")
     return {left: right for left, _, right in (pair.partition("=") for pair in pairs)} or None
+
+
+def _action_step(words: Sequence[str] | None) -> float | list[float] | dict[str, float] | None:
+    """Read one number, one for each dimension, or `name=number` for some."""
+    from .errors import InvalidConfigError
+
+    if not words:
+        return None
+    named = [word.rpartition("=") for word in words]
+    try:
+        steps = [float(number) for _, _, number in named]
+    except ValueError as error:
+        raise InvalidConfigError(
+            f"--max-action-step {' '.join(words)}: {error}; write 0.05, or x=0.05 y=0.1"
+        ) from error
+    names = [name for name, _, _ in named if name]
+    if names and len(names) < len(words):
+        raise InvalidConfigError(f"--max-action-step {' '.join(words)} mixes numbers with and without a name.")
+    if names:
+        return dict(zip(names, steps, strict=True))
+    return steps[0] if len(steps) == 1 else steps
+
+
+def _observation_limit(limit: float | None) -> dict[str, float | None]:
+    if limit is None:
+        return {}
+    return {"observation_limit": None if limit == float("inf") else limit}
 
 
 def _is_field(word: str) -> bool:

@@ -395,6 +395,26 @@ def _last_good(checkpoint: object) -> str:
     )
 
 
+# --- inference --------------------------------------------------------------------------------------------
+
+
+class SharedPipelineError(ManipulatorsError, RuntimeError):
+    """One pipeline that is asked for actions by two threads within an episode: chunks of two robots would mix.
+
+    Args:
+        owner: the thread that began the episode.
+        caller: the other one.
+    """
+
+    def __init__(self, owner: str, caller: str):
+        super().__init__(
+            f"A pipeline drives one robot: the thread {owner!r} began this episode, and {caller!r} asks for its next "
+            f"action. Give each robot a pipeline, which may share policy and processor: "
+            f"PolicyPipeline(model=pipeline.policy, processor=pipeline.processor). Where several threads serve one "
+            f"robot, let one of them ask: ThreadPoolExecutor(max_workers=1)."
+        )
+
+
 # --- processing -------------------------------------------------------------------------------------------
 
 
@@ -514,6 +534,36 @@ class ImageTokenError(ProcessingError):
 
 class FeatureValueError(ProcessingError):
     """A feature with impossible values: NaN, infinity, pixels outside [0, 1], a wrong type."""
+
+
+class ImplausibleObservationError(ProcessingError):
+    """A state so far outside the training range that it cannot be meant in the same units.
+
+    Args:
+        name, dimension: the feature, and which of its numbers.
+        value, unit: what was given.
+        usual: lowest and highest value in training.
+        ranges: how many training ranges it lies outside.
+        limit: how many are allowed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dimension: str,
+        value: float,
+        unit: str | None,
+        usual: tuple[float, float],
+        ranges: float,
+        limit: float,
+    ):
+        unit = f" {unit}" if unit else ""
+        super().__init__(
+            f"{name} {dimension!r} is {value:.6g}; in training it was {usual[0]:.6g} to {usual[1]:.6g}{unit}, so that "
+            f"it lies {ranges:.4g} training ranges outside. Up to {limit:g} are allowed: beyond, units are not "
+            f"those of training, as with mm for m, or a sensor fails. Convert the state; where it may lie anywhere: "
+            f"PolicyPipeline.from_pretrained(source, observation_limit=None)"
+        )
 
 
 # --- data -------------------------------------------------------------------------------------------------

@@ -11,6 +11,10 @@ from ..errors import InvalidConfigError
 from .features import ACTION, STATE, FeatureType, PolicyFeature
 from .normalization import MODES, PART_MODES, Part, one_part, read_parts
 
+# How many training ranges a state may lie outside of its range. Millimetres for metres are a factor of 1000, and no
+# robot leaves the space of its demonstrations a hundredfold; degrees for radians (57) are warned of.
+OBSERVATION_LIMIT = 100.0
+
 
 @dataclass(frozen=True)
 class Dimension:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from .._display import Displayed
 from .._files import write_text
 from .._lock import locked
 from .._version import __version__
+from ..configuration.contract import OBSERVATION_LIMIT
 from ..errors import InvalidEnvironmentError, InvalidEvaluationError, add_note
 from ..plugins import requested_plugins
 from .driver import Driver
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from gymnasium.vector import SyncVectorEnv
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(Displayed):
     """Hold the result of an evaluation, with everything needed to repeat it.
 
     Args:
@@ -63,7 +65,8 @@ class EvaluationResult:
         video_note (`str`, *optional*): what it shows, or why there is none although one was asked for.
         date (`str`): when it ended, in ISO 8601.
         checkpoint, commit (`str`, *optional*): folder or Hub id of the policy, and the commit of the latter.
-        n_action_steps, temporal_ensemble_coeff, sampling_steps, clamp_actions: how the policy predicted and acted.
+        n_action_steps, temporal_ensemble_coeff, sampling_steps, clamp_actions, max_action_step, observation_limit: how
+            the policy predicted and acted; see `PolicyPipeline`.
         dtype, device (`str`, *optional*): of its weights, and where it ran.
         tokenizer, embodiment, camera_map, overrides: arguments that it was loaded with, where there were some.
         plugins (`list[str]`): modules that were named as plugins.
@@ -96,6 +99,8 @@ class EvaluationResult:
     temporal_ensemble_coeff: float | None = None
     sampling_steps: int | None = None
     clamp_actions: bool = False
+    max_action_step: float | list[float] | dict[str, float] | None = None
+    observation_limit: float | None = OBSERVATION_LIMIT
     dtype: str | None = None
     device: str | None = None
     tokenizer: str | None = None
@@ -107,6 +112,30 @@ class EvaluationResult:
     def to_dict(self) -> dict:
         """Return plain JSON values."""
         return asdict(self)
+
+    def _display_rows(self) -> tuple[str, dict[str, object]]:
+        interval = " to ".join(f"{end:.1%}" for end in self.interval)
+        seeds = f"{min(self.seeds)} to {max(self.seeds)}" if len(self.seeds) > 1 else str(self.seeds[0])
+        rows = {
+            "task": self.task,
+            "solved": f"{self.successes} of {self.episodes}, {self.success_rate:.1%} (95 % interval {interval})",
+            "length": f"{self.mean_length:.1f} of {self.horizon} steps on average",
+            "return": f"{self.mean_return:.4g} on average",
+            "clipped": f"{self.clipped_fraction:.1%} of the actions, to the action space",
+            "time": f"{self.milliseconds_per_action:.3g} ms per action of {self.num_envs} environments",
+            "seeds": seeds,
+            "checkpoint": self.checkpoint,
+            "executed": self.n_action_steps and f"{self.n_action_steps} actions of each chunk",
+            "bounds": ", ".join(
+                f"{name}={getattr(self, name)}"
+                for name in ("clamp_actions", "max_action_step", "observation_limit")
+                if getattr(self, name) not in (None, False)
+            ),
+            "numbers": self.dtype and f"{self.dtype} on {self.device}",
+            "video": self.video,
+            "date": self.date,
+        }
+        return f"Evaluation in {self.environment}", rows
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the result as JSON; the file appears complete or not at all."""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..configuration.contract import OBSERVATION_LIMIT
 from .wording import one_line
 
 # Configs' names of the steps of a prediction, and what stands for None there.
@@ -36,6 +37,10 @@ def evaluation_command(
         words += ["--camera-map", *(f"{yours}={theirs}" for yours, theirs in evaluation["camera_map"].items())]
     if evaluation.get("clamp_actions"):
         words.append("--clamp-actions")
+    if (steps := evaluation.get("max_action_step")) is not None:
+        words += ["--max-action-step", *_steps(steps)]
+    if evaluation.get("observation_limit", OBSERVATION_LIMIT) != OBSERVATION_LIMIT:
+        words += ["--observation-limit", str(evaluation["observation_limit"] or "inf")]
     if reads_instruction and evaluation.get("task"):
         words += ["--task", evaluation["task"]]
     for name, value in _changed(evaluation, config).items():
@@ -48,6 +53,12 @@ def _seeds(seeds: Sequence[int]) -> list[str]:
     if list(seeds) == list(range(first, first + len(seeds))):
         return ["--episodes", str(len(seeds)), "--seed", str(first)]
     return ["--seeds", *map(str, seeds)]
+
+
+def _steps(steps: float | Sequence[float] | Mapping[str, float]) -> list[str]:
+    if isinstance(steps, Mapping):
+        return [f"{name}={step}" for name, step in steps.items()]
+    return [str(step) for step in (steps if isinstance(steps, Sequence) else [steps])]
 
 
 def _changed(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

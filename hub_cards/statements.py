@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 
-from ..configuration.contract import ContractEntry
+from ..configuration.contract import OBSERVATION_LIMIT, ContractEntry, Dimension
 from . import wording
 from .card_data import CardData, EvaluationSummary
 
@@ -191,7 +190,7 @@ def limits(card: CardData) -> list[str]:
             f"demonstration{'s' if card.dataset.episodes != 1 else ''}{_of_tasks(card.dataset.tasks)}. "
             f"Expect it to fail with other tasks, objects, robots, places or viewpoints."
         )
-    sentences += _range_limits(card.outputs)
+    sentences += _range_limits(card.outputs) + _observation_limits(card.inputs)
     without_units = [wording.code(e.name) for e in vectors if not any(d.unit for d in e.dimensions)]
     if without_units:
         sentences.append(
@@ -205,25 +204,49 @@ def limits(card: CardData) -> list[str]:
 
 
 def _range_limits(outputs: Sequence[ContractEntry]) -> list[str]:
-    """Return what the recorded ranges say about the actions that the robot gets."""
+    """Return what the recorded ranges say about the actions that the robot gets, and how to keep them in bounds."""
+    dimensions = [dimension for entry in outputs for dimension in entry.dimensions]
+    step = f"`max_action_step={_example_step(dimensions)}` limits how far an action may be from the one before"
     if any(entry.absolute_range is None for entry in outputs):
-        return ["The range of its training actions was not recorded: limit speed and workspace on the robot."]
-    ranges = [bounds for entry in outputs for bounds in entry.absolute_range]
-    absolute = [bounds for bounds in ranges if math.isfinite(bounds[0])]
+        return [
+            "The range of its training actions was not recorded: limit speed and workspace on the robot. "
+            f"`PolicyPipeline.from_pretrained(source, …)` with {step}, in the action's units."
+        ]
+    relative = [dimension for dimension in dimensions if dimension.relative_to]
     sentences = []
-    if absolute:
-        which = "actions" if len(absolute) == len(ranges) else "absolute actions"
+    if len(relative) < len(dimensions):
+        which = "absolute actions" if relative else "actions"
         sentences.append(
             f"It has learned {which} inside the training ranges above; `pipeline.outside_training_range` says how "
             f"many were predicted beyond them. They are not the safety limits of your robot: keep those on."
         )
-    if len(absolute) < len(ranges):
+    if relative:
         sentences.append(
             "Actions that are predicted as differences have no recorded range in the robot's own units: the ranges "
-            "above are those of the differences, and neither `pipeline.outside_training_range` nor `clamp_actions` "
-            "covers them. Limit speed and workspace on the robot."
+            "above are those of the differences, which `pipeline.outside_training_range` compares. Limit speed and "
+            "workspace on the robot."
         )
+    sentences.append(
+        f"`PolicyPipeline.from_pretrained(source, …)` with `clamp_actions=True` keeps "
+        f"{'actions and differences' if relative else 'actions'} inside these ranges; {step}, in the action's units."
+    )
     return sentences
+
+
+def _observation_limits(inputs: Sequence[ContractEntry]) -> list[str]:
+    """Return what happens to observations unlike those of training."""
+    if not inputs:
+        return []
+    return [
+        f"`print(pipeline.observation_report)` names states outside their training range and cameras that are dark, "
+        f"frozen or swap red and blue; a state that lies more than {OBSERVATION_LIMIT:g} training ranges outside is "
+        f"refused, as with mm for m."
+    ]
+
+
+def _example_step(dimensions: Sequence[Dimension]) -> str:
+    name = next((dimension.name for dimension in dimensions if dimension.name), None)
+    return "0.05" if name is None else f"{{{wording.one_line(name)!r}: 0.05}}"
 
 
 def _interval(evaluation: EvaluationSummary) -> str:

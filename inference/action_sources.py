@@ -25,9 +25,9 @@ class ActionQueue:
         self._queue: deque[torch.Tensor] = deque()
 
     @property
-    def needs_chunk(self) -> bool:
-        """Whether a chunk must be pushed before the next action can be popped."""
-        return not self._queue
+    def queued(self) -> int:
+        """How many actions can be popped before a chunk must be pushed."""
+        return len(self._queue)
 
     def push(self, chunk: torch.Tensor) -> None:
         """Queue the actions of a chunk (b, h, a) that are to be executed."""
@@ -53,7 +53,7 @@ class TemporalEnsembler:
         horizon: h, actions per chunk.
     """
 
-    needs_chunk = True
+    queued = 0
 
     def __init__(self, coefficient: float, horizon: int):
         self.weights = torch.exp(-coefficient * torch.arange(horizon, dtype=torch.float32))  # (h,)

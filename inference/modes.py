@@ -37,3 +37,26 @@ def ordinary_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def draws_taken_back(device: torch.device, generator: torch.Generator | None = None) -> Iterator[None]:
+    """Put torch's random generators back where the block raises, so that what follows draws what it would have drawn.
+
+    Args:
+        device: whose generator may be drawn from, beside the CPU's.
+        generator: one of the caller's.
+    """
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    state = torch.get_rng_state()
+    of_device = None if module is None else module.get_rng_state(device)
+    given = None if generator is None else generator.get_state()
+    try:
+        yield
+    except BaseException:
+        torch.set_rng_state(state)
+        if module is not None:
+            module.set_rng_state(of_device, device)
+        if generator is not None:
+            generator.set_state(given)
+        raise

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._display import Displayed
 from ..errors import InvalidEvaluationError
 from ..modeling.stages import observed_stages
 from .pipeline import PolicyPipeline
+from .plausibility import training_colours, training_range
 
 INSTRUCTION = "pick up the object and put it down"
 
 
-@dataclass(frozen=True)
-class Speed:
+@dataclass(frozen=True, repr=False)
+class Speed(Displayed):
     """The seconds that chunks and their stages took, round by round.
 
     Args:
@@ -56,6 +58,12 @@ class Speed:
     def actions_per_second(self) -> float:
         """The control rate that keeps up while the robot waits for every chunk [Hz], at the median."""
         return self.n_action_steps * self.chunks_per_second
+
+    def _display_rows(self) -> tuple[str, dict[str, str]]:
+        stages = {name: [sum(calls) for calls in rounds] for name, rounds in self.stages.items()}
+        rows = {name: _p50_p95(seconds) for name, seconds in (stages | {"chunk": self.chunk}).items()}
+        rate = f"{self.chunks_per_second:.3g} Hz, {self.actions_per_second:.3g} actions per second"
+        return f"Speed of {self.policy}, {self.device}, {self.dtype}, batch {self.batch_size}", rows | {"rate": rate}
 
     def table(self) -> str:
         """Return the stages' and the chunk's percentiles [ms] as a Markdown table, and the rates."""
@@ -151,17 +159,25 @@ def measure_speed(
 
 
 def example_request(pipeline: PolicyPipeline, batch_size: int) -> tuple[dict[str, Any], list[str] | None]:
-    """Return random observations under the dataset's names, always the same, and where one is read an instruction."""
+    """Return random observations in their training range, always the same, and where one is read an instruction."""
     generator = np.random.default_rng(0)
     config, observation = pipeline.policy.config, {}
+    processor = pipeline.processor
     history = (config.n_obs_steps,) if config.n_obs_steps > 1 else ()
-    for name, feature in pipeline.processor.input_features.items():
+    for name, feature in processor.input_features.items():
         shape = (batch_size, *history, *feature.shape)
         if name in config.image_features:
-            observation[name] = generator.integers(0, 256, shape, dtype=np.uint8)
+            mean = np.reshape((training_colours(processor, name) or (0.5,))[0], (-1, 1, 1))  # (c, 1, 1)
+            observation[name] = (generator.random(shape) * 2 * mean * 255).clip(0, 255).astype(np.uint8)
         else:
-            observation[name] = generator.random(shape, dtype=np.float32)
+            low, high = training_range(processor, name) or (0.0, 1.0)
+            observation[name] = (low + (high - low) * generator.random(shape)).astype(np.float32)
     return observation, [INSTRUCTION] * batch_size if config.reads_instruction else None
+
+
+def _p50_p95(seconds: list[float]) -> str:
+    low, high = np.percentile(seconds, [50, 95])
+    return f"{1000 * low:.3g} ms, p95 {1000 * high:.3g} ms"
 
 
 def _milliseconds(seconds: list[float]) -> str:

@@ -110,7 +110,9 @@ class Draws(NamedTuple):
     num_steps: int | None = None
 
     def checked(self) -> Draws:
-        """Return them, once every one is of its type; shapes are checked where a draw is used.
+        """Return them, once every one is of its type, and the steps of sampling are at least one.
+
+        Shapes are checked where a draw is used.
 
         Raises:
             InvalidConfigError: one is of another.
@@ -123,6 +125,8 @@ class Draws(NamedTuple):
             if isinstance(value, torch.Tensor):
                 whole = name == "crop_offsets" or (name == "time" and not value.is_floating_point())
                 checked_draw(name, value, whole=whole)
+        if self.num_steps is not None and self.num_steps < 1:
+            raise InvalidConfigError(f"num_steps={self.num_steps} must be at least 1.")
         return self
 
 

@@ -5,17 +5,21 @@ Shapes: b batch, n tokens.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from .._tokenizers import notice_instruction, read_instructions, require_fitting_tokenizer
+from .._tokenizers import notice_instruction, read_instructions, require_fitting_tokenizer, require_plain_words
 from ..configuration.policy import PolicyConfig
 from ..errors import FeatureShapeError, MissingFeatureError, MissingTokenizerError
 from .observation import TASK
 from .part import ProcessorPart
+
+# Robots that share a processor may predict at once, and a fast tokenizer refuses to be changed while it works.
+_TOKENIZING = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -92,6 +96,17 @@ class Instruction(ProcessorPart):
         """How many of `max_instruction_tokens` the tokenizer takes for its own marks."""
         return self.tokenizer.num_special_tokens_to_add()
 
+    def tokens(self, task: str | Sequence[str] | None, batch_size: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `encode` makes of an instruction that is read, noticed and tokenised by one thread at a time.
+
+        Arguments as of `read` and `prompts`.
+        """
+        tasks = self.read(task, batch_size)
+        with _TOKENIZING:
+            for text in dict.fromkeys(tasks):
+                self.notice(text)
+            return self.encode(tasks, inputs)
+
     def read(self, task: str | Sequence[str] | None, batch_size: int) -> list[str]:
         """Return one instruction for each observation of a batch.
 
@@ -103,7 +118,8 @@ class Instruction(ProcessorPart):
             raise MissingFeatureError([TASK], (), [*self.inputs, TASK])
         texts = read_instructions(task, batch_size)
         for text in texts:
-            self.notice(text)
+            if text not in self._noticed:
+                require_plain_words(self.tokenizer, text, self.written_marks)
         if len(texts) != batch_size:
             raise FeatureShapeError(TASK, (len(texts),), f"one instruction, or one for each of {batch_size}")
         return texts

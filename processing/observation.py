@@ -13,7 +13,7 @@ import torch
 
 from ..configuration.features import STATE, FeatureType
 from ..errors import FeatureShapeError, FeatureValueError, MissingFeatureError, UnknownFeatureError
-from .arrays import read_image, read_vector, to_tensor
+from .arrays import Array, copied, read_image, read_vector, stacked, to_tensor
 from .part import ProcessorPart, as_mapping
 
 TASK = "task"
@@ -21,8 +21,11 @@ TASK = "task"
 _BOOKKEEPING = {"action", TASK, "timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
-class Observation(dict[str, torch.Tensor]):
-    """Hold a checked observation: feature → float32 tensor in raw units, (b, …), with history (b, t, …).
+class Observation(dict[str, Array]):
+    """Hold a checked observation: feature → tensor in raw units, (b, …), with history (b, t, …).
+
+    Vectors are float32. Pictures (…, c, h, w) stay in the type in which they came, uint8 or float in [0, 1], and may
+    be views of the caller's arrays: `arrays.pixels` converts those that a network is shown.
 
     Args:
         values: the features; optional cameras may be absent.
@@ -34,7 +37,7 @@ class Observation(dict[str, torch.Tensor]):
 
     def __init__(
         self,
-        values: Mapping[str, torch.Tensor],
+        values: Mapping[str, Array],
         steps: int = 1,
         batched: bool = True,
         task: str | Sequence[str] | None = None,
@@ -55,6 +58,11 @@ class Observation(dict[str, torch.Tensor]):
         return self.leading[0]
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        """(b,) where its arrays came with a batch dimension, else ()."""
+        return self.leading[:1] if self.batched else ()
+
+    @property
     def state(self) -> torch.Tensor | None:
         """The robot's current state (b, s); None where it is not observed."""
         return now(self[STATE]) if STATE in self else None
@@ -63,23 +71,44 @@ class Observation(dict[str, torch.Tensor]):
         """Return which of the batch have a feature, (b,)."""
         return self.present.get(name, torch.full((self.batch_size,), name in self))
 
+    @property
+    def newest(self) -> Observation:
+        """The current observation alone, without its history."""
+        if self.steps == 1:
+            return self
+        return Observation({name: x[:, -1] for name, x in self.items()}, 1, self.batched, self.task, self.present)
+
     def copied(self) -> Observation:
         """Return an observation with tensors of its own."""
-        values = {name: x.clone() for name, x in self.items()}
+        values = {name: copied(x) for name, x in self.items()}
         return Observation(values, self.steps, self.batched, self.task, self.present)
 
     @classmethod
     def stacked(cls, history: Sequence[Observation]) -> Observation:
-        """Return single observations, the oldest first, as one with history; a camera is there if it always was."""
+        """Return single observations, the oldest first, as one with history.
+
+        It has the cameras of the last one. A camera that was away begins its history when it is back: its first
+        picture is repeated, as at the beginning of an episode.
+        """
         last = history[-1]
-        names = [name for name in last if all(name in past for past in history)]
-        values = {name: torch.stack([past[name] for past in history], dim=1) for name in names}
-        present = {
-            name: torch.stack([past.has(name) for past in history]).all(dim=0)
-            for name in names
-            if any(name in past.present for past in history)
-        }
-        return cls(values, len(history), last.batched, last.task, present)
+        values = {name: stacked(_since_it_is_there(name, history)) for name in last}
+        return cls(values, len(history), last.batched, last.task, last.present)
+
+
+def _since_it_is_there(name: str, history: Sequence[Observation]) -> list[Array]:
+    """Return a feature of consecutive observations; before it came to stay, its first value."""
+    values: list[Array] = []
+    stays = history[-1].has(name)  # (b,)
+    for past in reversed(history):
+        stays = stays & past.has(name)
+        if values and not stays.any():
+            values.append(values[-1])
+        elif values and not stays.all():
+            here = stays.reshape(-1, *[1] * (past[name].ndim - 1))
+            values.append(torch.where(here, *stacked([past[name], values[-1]]).unbind(1)))
+        else:
+            values.append(past[name])
+    return values[::-1]
 
 
 @dataclass(kw_only=True)
@@ -120,9 +149,9 @@ class ObservationReader(ProcessorPart):
             return observation
         renamed = self.renamed(observation)
         self._check_names(renamed)
-        values: dict[str, torch.Tensor] = {}
+        values: dict[str, Array] = {}
         present: dict[str, torch.Tensor] = {}
-        batched = None
+        batched: dict[str, bool] = {}
         for name, feature in self.inputs.items():
             if name not in renamed:
                 continue
@@ -139,14 +168,20 @@ class ObservationReader(ProcessorPart):
                 x = read_image(name, renamed[name], feature, self.resizes_pictures)
             else:
                 x = read_vector(name, renamed[name], feature.shape[0])
-            batched = x.ndim > len(feature.shape) if batched is None else batched
+            batched[name] = x.ndim > len(feature.shape)
             values[name] = _with_leading_dimensions(name, x, len(feature.shape), steps)
         if not values:
             raise MissingFeatureError(self.inputs, renamed, self.inputs)
         sizes = {name: len(x) for name, x in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size; {sizes}")
-        return Observation(values, steps, batched, renamed.get(TASK), present)
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise FeatureShapeError("The observation", tuple(sizes.values()), f"one batch size, at least 1; {sizes}")
+        if len(set(batched.values())) > 1:
+            having = ", ".join(name for name, has_one in batched.items() if has_one)
+            raise FeatureValueError(
+                f"Of the observation's features only {having} {'have' if ',' in having else 'has'} a batch dimension; "
+                f"expected one in all of them, or in none."
+            )
+        return Observation(values, steps, next(iter(batched.values())), renamed.get(TASK), present)
 
     def renamed(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an observation under the features' names, a state that comes in parts as one vector.
@@ -169,19 +204,6 @@ class ObservationReader(ProcessorPart):
                 raise FeatureValueError(f"The observation holds {feature} twice, as {' and as '.join(names)}.")
             renamed[feature] = value
         return self._with_whole_state(renamed)
-
-    def leading_dimensions(self, observation: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return (b,), or () of a single observation; only shapes are read, those of the first feature present."""
-        if isinstance(observation, Observation):
-            return observation.leading[:1] if observation.batched else ()
-        renamed = self.renamed(observation)
-        for name, feature in self.inputs.items():
-            if name in renamed and _is_absent_for_some(renamed[name]):
-                return (len(renamed[name]),)
-            if name in renamed:
-                shape = tuple(to_tensor(name, renamed[name]).shape)
-                return shape[: max(0, len(shape) - len(feature.shape))][:1]
-        return ()
 
     def _check_names(self, renamed: Mapping[str, Any]) -> None:
         missing = self.inputs.keys() - renamed.keys() - set(self.optional_cameras)
@@ -223,11 +245,10 @@ def now(state: torch.Tensor) -> torch.Tensor:
     return state[:, -1] if state.ndim == 3 else state
 
 
-def _with_leading_dimensions(name: str, x: torch.Tensor, feature_ndim: int, steps: int) -> torch.Tensor:
+def _with_leading_dimensions(name: str, x: Array, feature_ndim: int, steps: int) -> Array:
     leading = x.ndim - feature_ndim
     if leading == 0:
-        x = x.unsqueeze(0)  # (1, …): a batch of one
-        return x.unsqueeze(1).expand(1, steps, *x.shape[1:]) if steps > 1 else x  # (1, t, …)
+        return stacked([x[None]] * steps) if steps > 1 else x[None]  # (1, t, …) or (1, …): a batch of one
     expected = 1 if steps == 1 else 2
     if leading != expected or (expected == 2 and x.shape[1] != steps):
         history = f", then {steps} observations of history" if steps > 1 else ""

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from ..configuration.features import FeatureType
 from ..configuration.policy import stack_views
 from ..errors import InvalidConfigError
+from .arrays import pixels
 from .observation import Observation
 from .part import ProcessorPart
 from .robots import Robots
@@ -60,7 +61,7 @@ class Pictures(ProcessorPart):
         if cameras:
             views = []
             for name in cameras:
-                view = self.encode(name, observation[name]) if name in observation else None
+                view = self.encode(name, pixels(observation[name])) if name in observation else None
                 if view is None or name in observation.present:
                     absent = self.absent(name)
                     absent = absent.expand(*leading, *absent.shape)
@@ -145,7 +146,7 @@ def resize_with_padding(images: torch.Tensor, height: int, width: int, centered:
     if (h, w) == (height, width):
         return images
     ratio = max(w / width, h / height)
-    new_h, new_w = int(h / ratio), int(w / ratio)
+    new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))  # of a picture that is a line, a line
     resized = F.interpolate(images, size=(new_h, new_w), mode="bilinear", align_corners=False).clamp(0, 1)
     top, left = height - new_h, width - new_w
     if centered:
@@ -160,7 +161,7 @@ def crop_and_resize(pictures: torch.Tensor, crop_scale: float, size: int) -> tor
     NVIDIA's Isaac-GR00T, `VideoCrop` and `VideoResize`.
     """
     h, w = pictures.shape[-2:]
-    height, width = int(h * crop_scale), int(w * crop_scale)
+    height, width = max(1, int(h * crop_scale)), max(1, int(w * crop_scale))
     top, left = round((h - height) / 2), round((w - width) / 2)
     x = pictures[..., top : top + height, left : left + width]
     if (height, width) != (size, size):

@@ -85,17 +85,13 @@ class PolicyProcessor(PartHolder):
         return BatchFeature(data=inputs)
 
     def read_observation(self, observation: Mapping[str, Any], steps: int | None = None) -> Observation:
-        """Return an observation's features as checked float32 tensors in raw units, to be read only once.
+        """Return an observation's features, checked and in raw units, to be read only once; see `Observation`.
 
         Args:
             observation: see `__call__`.
             steps: how many observations of history the arrays hold, by default `n_obs_steps`.
         """
         return self.reader.read(observation, self.n_obs_steps if steps is None else steps)
-
-    def leading_dimensions(self, observation: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return (b,), or () of a single observation; only shapes are read."""
-        return self.reader.leading_dimensions(observation)
 
     def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return a feature's raw values as the network sees them."""
@@ -109,7 +105,12 @@ class PolicyProcessor(PartHolder):
 
         `inputs` is what else was prepared, for language models that are also shown pictures or the state.
         """
-        return self.instruction.encode(self.instruction.read(task, batch_size), inputs or {})
+        return self.instruction.tokens(task, batch_size, inputs or {})
+
+    def check_instruction(self, observation: Observation, task: str | list[str] | None = None) -> None:
+        """Check the instruction of an observation that was read, without tokenising it; errors as of `__call__`."""
+        if self.instruction is not None:
+            self.instruction.read(observation.task if task is None else task, observation.batch_size)
 
     def raw_state(self, observation: Mapping[str, Any]) -> Any:
         """Return the robot's state in an observation, under whichever name it comes; None when absent."""
@@ -129,7 +130,9 @@ class PolicyProcessor(PartHolder):
             FeatureShapeError, FeatureValueError: another width, or values that are not finite.
             MissingFeatureError: the actions are relative and the state is absent.
         """
-        return self.vectors.decode(chunk, state, padded)
+        if padded:
+            return self.vectors.decode(chunk, state)
+        return self.vectors.decode(chunk, state, padded=False)
 
     def normalizer(self, name: str) -> Normalizer:
         """Return the normalizer of a feature; raises `EmbodimentError` while none of several robots is chosen."""
@@ -148,12 +151,12 @@ class PolicyProcessor(PartHolder):
     def action_range(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the lowest and highest action of the training data, (a,) each, or None where not recorded.
 
-        Relative dimensions have none: their range is that of differences.
+        Of relative dimensions they are those of the differences to the state.
         """
-        ranges = [entry.absolute_range for entry in self.contract().outputs]
-        if not ranges or None in ranges:
+        dimensions = [dimension for entry in self.contract().outputs for dimension in entry.dimensions]
+        if not dimensions or any(dimension.low is None or dimension.high is None for dimension in dimensions):
             return None
-        low, high = torch.tensor(ranges[0], dtype=torch.float32).unbind(-1)
+        low, high = torch.tensor([(d.low, d.high) for d in dimensions], dtype=torch.float32).unbind(-1)
         return low, high
 
     def check_agreement(self, config: PolicyConfig) -> None:

@@ -91,6 +91,11 @@ class Robots(ProcessorPart):
             raise EmbodimentError(None, self.embodiments)
         return self._normalizers[name] if name in self._normalizers else self._normalizer_of(name, None)
 
+    def statistics_in_use(self, name: str) -> Mapping[str, list]:
+        """Return the statistics of a feature for the robot in use, empty where there are none."""
+        whole = self.embodiments.get(self.embodiment) if self.embodiments else self.statistics
+        return (whole or {}).get(name, {})
+
     def mode(self, feature: PolicyFeature) -> NormalizationMode:
         """Return how features of this type are normalised; a type without a mode raises."""
         if feature.type.value not in self.normalization_mapping:

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from ..configuration.features import ACTION, ENVIRONMENT_STATE, STATE
 from ..errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
-from .arrays import read_mask, read_vector
+from .arrays import read_mask, read_vector, require_finite
 from .observation import Observation, now
 from .part import ProcessorPart
 from .relative_actions import to_absolute, to_relative
@@ -55,9 +55,16 @@ class Vectors(ProcessorPart):
         return self.robots.normalizer(name).normalize(x)
 
     def encode_states(self, observation: Observation) -> dict[str, torch.Tensor]:
-        """Return `state` (b, s) and `environment_state` (b, e), with history (b, t, …), as far as there are any."""
+        """Return `state` (b, s) and `environment_state` (b, e), with history (b, t, …), as far as there are any.
+
+        Raises:
+            FeatureValueError: a value is so large that it becomes infinite.
+        """
         names = {STATE: "state", ENVIRONMENT_STATE: "environment_state"}
-        return {ours: self.encode(name, observation[name]) for name, ours in names.items() if name in observation}
+        inputs = {ours: self.encode(name, observation[name]) for name, ours in names.items() if name in observation}
+        for name, x in inputs.items():
+            require_finite(f"{name}, normalised,", x)
+        return inputs
 
     def encode_labels(self, actions: Any, action_is_pad: Any, observation: Observation) -> dict[str, torch.Tensor]:
         """Return `actions` (b, h, a) and `action_is_pad` (b, h); see `PolicyProcessor.__call__`.

@@ -338,8 +338,8 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_disk", "_files", "_lock", "_tokenizers"}
-GROUND |= {"_version", ""}
+GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_disk", "_display", "_files", "_lock"}
+GROUND |= {"_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -354,6 +354,7 @@ ALLOWED = {
     "families": set(),
     "checkpoint": set(),
     "_disk": set(),
+    "_display": set(),
     "_files": set(),
     "_lock": set(),
     "_tokenizers": set(),

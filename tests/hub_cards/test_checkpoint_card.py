@@ -227,6 +227,9 @@ def test_ranges_of_differences_are_not_given_out_as_those_of_actions(folder):
     assert "| 1 | dy | 1 | 0.25 | 3.25 | absolute value |\n" in contract
     assert "the lowest and highest are those of the difference" in contract
     assert "It has learned absolute actions inside the training ranges above" in limits
+    assert "`clamp_actions=True` keeps actions and differences inside these ranges" in limits
+    assert "`max_action_step={'dx': 0.05}` limits how far an action may be from the one before" in limits
+    assert "`print(pipeline.observation_report)` names states outside their training range" in limits
     assert "Actions that are predicted as differences have no recorded range in the robot's own units" in limits
     assert lint_card(render_card(checkpoint_card(folder, "your-lab/act-reach"))) == []
     processor.relative_to = [1, 0]

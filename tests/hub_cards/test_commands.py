@@ -6,7 +6,8 @@ import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
 
-from manipulators.cli import build_parser
+from manipulators.cli import _action_step, _observation_limit, build_parser
+from manipulators.errors import InvalidConfigError
 from manipulators.hub_cards.card_data import EvaluationSummary
 from manipulators.hub_cards.commands import evaluation_command
 from manipulators.hub_cards.eval_results import eval_results
@@ -21,7 +22,7 @@ def command(evaluation, reads_instruction=True, **changes):
 
 
 def test_what_is_as_saved_is_not_repeated():
-    used = {"n_action_steps": 4, "sampling_steps": 100, "dtype": "float32", "task": "Go."}
+    used = {"n_action_steps": 4, "sampling_steps": 100, "dtype": "float32", "task": "Go.", "observation_limit": 100.0}
     assert command(used, reads_instruction=False) == (
         "manipulators eval org/name --env 'metaworld/reach-v3?camera=corner2' --episodes 2 --seed 5"
     )
@@ -39,6 +40,8 @@ def test_what_the_evaluation_changed_is_an_option():
         "embodiment": "gr1",
         "camera_map": {"corner2": "top", "wrist": "hand"},
         "clamp_actions": True,
+        "max_action_step": {"x": 0.05, "a=b": 0.1},
+        "observation_limit": None,
         "overrides": {"relative_to": [0, None]},
         "plugins": ["my_robot"],
     }
@@ -47,12 +50,32 @@ def test_what_the_evaluation_changed_is_an_option():
     assert (options.seeds, options.task, options.dtype) == ([5, 9], 'open "it"\nnow', "bfloat16")
     assert (options.tokenizer, options.embodiment, options.device) == ("org/tokenizer", "gr1", "cuda")
     assert (options.camera_map, options.clamp_actions) == (["corner2=top", "wrist=hand"], True)
+    assert _action_step(options.max_action_step) == {"x": 0.05, "a=b": 0.1}
+    assert _observation_limit(options.observation_limit) == {"observation_limit": None}
     assert options.plugins == ["my_robot"]
     assert dict(zip(rest[::2], map(yaml.safe_load, rest[1::2]), strict=True)) == {
         "--config.relative_to": [0, None],
         "--config.n_action_steps": 1,
         "--config.num_inference_steps": 10,
     }
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [(0.05, ["0.05"]), ([0.05, 1.0], ["0.05", "1.0"]), ({"lift": 2.0}, ["lift=2.0"])]
+)
+def test_steps_are_read_as_they_were_written(step, words):
+    found = shlex.split(command({"max_action_step": step}))
+    assert found[found.index("--max-action-step") + 1 :] == words
+    assert _action_step(words) == step
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["x"], "could not convert"), (["x=a"], "could not convert"), (["x=1", "2"], "mixes numbers")],
+)
+def test_steps_that_cannot_be_read(words, message):
+    with pytest.raises(InvalidConfigError, match=message):
+        _action_step(words)
 
 
 @pytest.mark.parametrize("environment", ["metaworld/reach-v3?camera=corner2", "mine"])

@@ -15,11 +15,11 @@ def chunk(*values):
 
 def test_queue_hands_out_the_first_steps_of_each_chunk():
     queue = ActionQueue(2)
-    assert queue.needs_chunk
+    assert queue.queued == 0
     queue.push(chunk(1, 2, 3))
-    assert not queue.needs_chunk
+    assert queue.queued == 2
     assert [queue.pop().item(), queue.pop().item()] == [1, 2]
-    assert queue.needs_chunk
+    assert queue.queued == 0
     queue.push(chunk(4, 5, 6))
     assert queue.pop().item() == 4
 
@@ -34,7 +34,7 @@ def test_queue_forgets():
     queue = ActionQueue(3)
     queue.push(chunk(1, 2, 3))
     queue.reset()
-    assert queue.needs_chunk
+    assert queue.queued == 0
 
 
 def test_average_by_hand():
@@ -72,7 +72,7 @@ def test_average_equals_one_that_stores_everything(coefficient, horizon):
         before = new.clone()
         ensembler.push(new)
         torch.testing.assert_close(ensembler.pop(), plain(new), atol=1e-5, rtol=1e-5)
-        assert torch.equal(new, before) and ensembler.needs_chunk
+        assert torch.equal(new, before) and ensembler.queued == 0
 
 
 def test_average_forgets():

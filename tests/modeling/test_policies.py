@@ -239,10 +239,10 @@ def test_instructions_are_not_ignored(policy, processor_of, caplog, monkeypatch)
         assert "An instruction is a str" in refused_instruction(policy, processor, task)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for _ in range(2):  # said once
-        processor.instruction.read(["push the rde button", "push the red button"], 2)
+        processor.instruction.tokens(["push the rde button", "push the red button"], 2, {})
     assert caplog.text.count("'push the rde button' has words that the tokenizer does not know") == 1
     assert "It knows: button, push, red, the" in caplog.text and "'push the red button'" not in caplog.text
-    processor.instruction.read("push " * 300, 1)
+    processor.instruction.tokens("push " * 300, 1, {})
     assert f"it is cut to max_instruction_tokens={policy.config.max_instruction_tokens}" in caplog.text
     tokenizer = word_tokenizer([" ".join(f"word{i}" for i in range(70))])
     with pytest.raises(CheckpointError, match=r"has ids up to 7\d, the policy's language model \d\d tokens"):

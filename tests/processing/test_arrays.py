@@ -7,11 +7,20 @@ from PIL import Image
 
 from manipulators import PolicyFeature
 from manipulators.errors import FeatureShapeError, FeatureValueError
-from manipulators.processing.arrays import read_image, read_mask, read_vector
+from manipulators.processing.arrays import pixels, read_image, read_mask, read_vector
 
 CAMERA = PolicyFeature("VISUAL", (3, 4, 6))
 PIXELS = (np.arange(4 * 6 * 3) * 3 % 256).astype(np.uint8).reshape(4, 6, 3)  # h, w, c
 EXPECTED = torch.from_numpy(PIXELS.transpose(2, 0, 1) / 255).float()
+
+
+class Closed:
+    """An object that fails when it is asked for its numbers."""
+
+    def __array__(self, *_, **__):
+        raise AttributeError("the device is closed")
+
+
 READ_ONLY = PIXELS.copy()
 READ_ONLY.flags.writeable = False
 
@@ -33,25 +42,31 @@ READ_ONLY.flags.writeable = False
     ],
 )
 def test_images(image):
-    found = read_image("top", image, CAMERA)
+    found = pixels(read_image("top", image, CAMERA))
     assert found.shape == (3, 4, 6) and found.dtype == torch.float32
     torch.testing.assert_close(found, EXPECTED)
 
 
+@pytest.mark.parametrize("image", [PIXELS, READ_ONLY, PIXELS[::-1, ::-1], (PIXELS / 255).astype(np.float32)])
+def test_a_picture_is_checked_without_being_copied(image):
+    found = read_image("top", image, CAMERA)
+    assert found.dtype == image.dtype and np.shares_memory(found, image)
+
+
 def test_lists_of_images_stack():
     for images in ([PIXELS, PIXELS], [Image.fromarray(PIXELS)] * 2, [torch.from_numpy(PIXELS)] * 2):
-        torch.testing.assert_close(read_image("top", images, CAMERA), torch.stack([EXPECTED] * 2))
+        torch.testing.assert_close(pixels(read_image("top", images, CAMERA)), torch.stack([EXPECTED] * 2))
 
 
 def test_half_precision_images():
-    found = read_image("top", (PIXELS / 255).astype(np.float16), CAMERA)
+    found = pixels(read_image("top", (PIXELS / 255).astype(np.float16), CAMERA))
     torch.testing.assert_close(found, EXPECTED, atol=1e-3, rtol=0)
 
 
 def test_images_are_not_changed():
     for image in (torch.from_numpy(PIXELS.copy()), EXPECTED.clone()):
         before = image.clone()
-        read_image("top", image, CAMERA).mul_(0.5).add_(1) if image.dtype == torch.uint8 else None
+        pixels(read_image("top", image, CAMERA)).mul_(0.5).add_(1) if image.dtype == torch.uint8 else None
         assert torch.equal(image, before)
 
 
@@ -78,6 +93,9 @@ def test_images_of_another_size(image, message):
         (EXPECTED - 0.5, "float pixels from -0.5"),
         (np.full((3, 4, 6), np.nan), "top holds NaN or infinity"),
         (np.full((3, 4, 6), np.inf), "top holds NaN or infinity"),
+        (torch.zeros(3, 4, 6, device="meta"), "is a meta tensor that cannot be read as numbers"),
+        (torch.zeros(3, 4, 6).to_sparse(), "is a sparse tensor"),
+        (torch.zeros(3, 4, 6).to(torch.float8_e4m3fn), "is a torch.float8_e4m3fn tensor"),
         ("top.png", "is a str that cannot be read"),
         (None, "is a NoneType that cannot be read"),
     ],
@@ -132,6 +150,9 @@ def test_vectors_of_another_width(vector):
         ([[1, 2, 3], [1, 2]], "state is a list"),
         (np.array([1, 2, 3], dtype=">f4"), "byte order"),
         (np.array([1 + 1j, 2, 3]), "state"),
+        (np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0]), "some of its values are masked"),
+        (torch.zeros(3, device="meta"), "state is a meta tensor"),
+        (Closed(), "state is a Closed that cannot be read as numbers: the device is closed"),
     ],
 )
 def test_impossible_vectors(vector, message):

@@ -1,6 +1,8 @@
 """Instructions in, token ids out; the tokenizer travels with the processor."""
 
 import json
+import threading
+import time
 
 import pytest
 import torch
@@ -143,3 +145,40 @@ def test_the_end_of_a_text_is_the_networks(tiny_diffusion, statistics_of, end):
     config.language_config = text | {"eos_token_id": 2 if end == 2 else 5}
     with pytest.raises(CheckpointError, match=r"ends a text with the id 3 \('<eos>'\).*it would ignore every"):
         processor.check_agreement(config)
+
+
+# --- what no tokenizer should be given --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("press \ud800", "is no text"),
+        ("press <pad> the <eos>", "holds <eos>, <pad>, which the tokenizer keeps for itself"),
+    ],
+)
+def test_text_that_is_no_instruction(language, task, message):
+    with pytest.raises(FeatureValueError, match=message):
+        language(STATE, task=task)
+    with pytest.raises(FeatureValueError, match=message):
+        language.check_instruction(language.read_observation(STATE), task)
+
+
+def test_one_thread_tokenises_at_a_time(language):
+    """A fast tokenizer is changed by every call; two robots that share a processor would get each other's padding."""
+    inside, most = [], []
+
+    def encode(tasks, inputs):
+        inside.append(threading.get_ident())
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+        return {}
+
+    language.instruction.encode = encode
+    threads = [threading.Thread(target=language, args=(STATE, "press the button")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]

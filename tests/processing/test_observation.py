@@ -40,16 +40,15 @@ def test_history_is_stacked(history_processor):
 
 
 @pytest.mark.parametrize(("leading", "expected"), [((), ()), ((1,), (1,)), ((5,), (5,))])
-def test_leading_dimensions(history_processor, leading, expected):
+def test_batch_is_as_the_arrays_come(history_processor, leading, expected):
     history_processor.rename_map = {"hand": "observation.images.top"}
     observation = raw(*leading)
     observation["hand"] = observation.pop("observation.images.top")
-    assert history_processor.leading_dimensions(observation) == expected
-    assert history_processor.leading_dimensions(history_processor.read_observation(observation, 1)) == expected
+    assert history_processor.read_observation(observation, 1).batch == expected
 
 
 @pytest.mark.parametrize("relative_to", [None, [0, None]])
-def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to):
+def test_pipeline_reads_every_array_once_per_step(monkeypatch, relative_to):
     config = ACTConfig(
         input_features={"observation.state": {"type": "STATE", "shape": [2]}},
         output_features={"action": {"type": "ACTION", "shape": [2]}},
@@ -67,11 +66,11 @@ def test_pipeline_reads_every_array_once_per_prediction(monkeypatch, relative_to
     pipeline({"arm": [1.0, 2.0]})
     assert names == ["observation.state"]
     pipeline({"arm": [1.0, 2.0]})  # from the queue
-    assert names == ["observation.state"]
+    assert names == ["observation.state"] * 2
 
 
 def test_a_camera_that_only_some_observations_have(history_processor):
-    """A list with None where there is no picture; with history it is there where it always was."""
+    """A list with None where there is no picture; with history, one that comes begins with its first picture."""
     history_processor.optional_cameras = ["observation.images.top"]
     picture = np.full((4, 6, 3), 51, dtype=np.uint8)
     states = np.ones((3, 2))
@@ -81,17 +80,19 @@ def test_a_camera_that_only_some_observations_have(history_processor):
             {"observation.images.top": list(pictures), "observation.state": states}, steps=1
         )
 
-    past, now, without = read(None, picture, picture), read(picture, picture, None), read(None, None, None)
+    past, now, without = read(None, picture, picture), read(picture, picture * 2, None), read(None, None, None)
     assert "observation.images.top" not in without
     assert past.present["observation.images.top"].tolist() == [False, True, True] and past.leading == (3,)
-    assert history_processor.leading_dimensions({"observation.images.top": [None, picture]}) == (2,)
     inputs = history_processor(Observation.stacked([past, now]))
-    assert inputs["pixel_mask"].tolist() == [[False], [True], [False]]
-    pictures = inputs["pixel_values"]
-    assert not pictures[[0, 2]].any() and pictures[1].unique().numel() > 1
+    assert inputs["pixel_mask"].tolist() == [[True], [True], [False]]
+    pictures = inputs["pixel_values"]  # (b, t, v, c, h, w)
+    assert torch.equal(pictures[0, 0], pictures[0, 1]) and pictures[0].any() and not pictures[2].any()
+    assert torch.equal(pictures[1, 0], pictures[0, 0]) and not torch.equal(pictures[1, 1], pictures[1, 0])
     whole = history_processor(Observation.stacked([now.copied(), now.copied()]))
     assert whole["pixel_mask"].tolist() == [[True], [True], [False]]
-    assert history_processor(Observation.stacked([without, now]))["pixel_mask"].tolist() == [[False]] * 3
+    came = history_processor(Observation.stacked([without, now]))
+    assert came["pixel_mask"].tolist() == [[True], [True], [False]]
+    assert torch.equal(came["pixel_values"][:, 0], came["pixel_values"][:, 1])
 
 
 def test_a_camera_that_is_not_optional_may_not_be_none(history_processor):

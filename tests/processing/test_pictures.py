@@ -82,3 +82,8 @@ def test_resizing_smooths():
 
 def test_bytes_reach_from_minus_one_to_one():
     assert from_bytes(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([-1, -0.6, 1])
+
+
+def test_a_picture_of_a_line_or_a_point_stays_one():
+    assert resize_with_padding(torch.ones(1, 3, 1, 1000), 8, 8)[0, 0].sum(1).tolist() == [0, 0, 0, 8, 0, 0, 0, 0]
+    assert crop_and_resize(torch.ones(1, 3, 1, 1), 0.95, 2).tolist() == [[[[255, 255]] * 2] * 3]

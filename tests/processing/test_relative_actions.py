@@ -76,11 +76,11 @@ def test_statistics_that_are_assigned_later_are_checked_and_used():
     assert processor.decode_actions(torch.ones(1, 3)).tolist() == [[3.0, 3.0, 3.0]]
 
 
-def test_relative_dimensions_have_no_training_range():
+def test_training_range_of_relative_dimensions_is_that_of_the_differences():
     statistics = {"action": {"mean": [0.0] * 3, "std": [1.0] * 3, "min": [-1.0] * 3, "max": [2.0] * 3}}
     low, high = make_processor(mode="MEAN_STD", statistics=statistics).action_range()
-    assert low.tolist() == [-torch.inf, -torch.inf, -1.0]
-    assert high.tolist() == [torch.inf, torch.inf, 2.0]
+    assert low.tolist() == [-1.0, -1.0, -1.0]
+    assert high.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_dimensions_are_matched_by_name():
