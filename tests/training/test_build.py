@@ -5,6 +5,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+from transformers import ResNetConfig, ResNetModel
 
 from manipulators import AutoPolicy, LeRobotWriter, PolicyFeature, PolicyPipeline
 from manipulators.errors import InvalidRecipeError
@@ -93,3 +94,15 @@ def test_no_outputs_are_refused(recipe):
     recipe.inputs = []
     with pytest.raises(InvalidRecipeError, match=r"gives the inputs \[\] and the outputs"):
         build_policy(recipe, open_dataset(recipe, recipe_config(recipe)))
+
+
+def test_a_camera_without_statistics_gets_those_of_the_pretrained_backbone(recipe, tmp_path):
+    path = tmp_path / "chw/meta/stats.json"
+    statistics = json.loads(path.read_text())
+    del statistics[CAMERA]
+    path.write_text(json.dumps(statistics))
+    network = ResNetConfig(**recipe.config["vision_config"])
+    ResNetModel(network).save_pretrained(tmp_path / "resnet")
+    recipe.config |= {"vision_norm": "frozen_batch", "pretrained_backbone_weights": str(tmp_path / "resnet")}
+    _, processor = build_policy(recipe, open_dataset(recipe, recipe_config(recipe)))
+    assert np.ravel(processor.statistics[CAMERA]["mean"]) == pytest.approx([0.485, 0.456, 0.406])
