@@ -33,6 +33,7 @@ from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FI
 from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.policy import PolicyModel
+from ..plugins import requested_plugins
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .build import build_policy, open_dataset
@@ -145,7 +146,7 @@ def _evaluation_command(recipe: Recipe) -> str:
     """Return the command that makes the recipe's first evaluation, and adds it to the card."""
     section, folder = recipe.evaluation, str(recipe.output)
     words = ["manipulators", "eval", folder, "--env", section.environment]
-    words += [word for module in recipe.plugins for word in ("--plugin", module)]
+    words += [word for module in requested_plugins() for word in ("--plugin", module)]
     for name in ("episodes", "seed", "num_envs", "horizon"):
         if getattr(section, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(section, name))]
