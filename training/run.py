@@ -209,7 +209,7 @@ def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> I
 
 def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
     steps = recipe.training.get("max_steps", 0)
-    saving = {"save_strategy": "steps", "save_total_limit": 1}
+    saving = {"save_strategy": "steps", "save_total_limit": 1, "hub_strategy": "end"}
     saving["save_steps"] = math.ceil(steps / SAVES) if steps > 0 else 1 / SAVES  # a share, where epochs are counted
     with _naming_arguments(recipe):
         arguments = PolicyTrainingArguments(output_dir=recipe.output, **saving | recipe.training)
