@@ -37,6 +37,7 @@ _EXPORTS = {
     "BasePolicyModel": "modeling.custom",
     "FeatureType": "configuration.features",
     "NormalizationMode": "configuration.features",
+    "PolicyCollator": "training.collator",
     "PolicyConfig": "configuration.policy",
     "PolicyFeature": "configuration.features",
     "PolicyModel": "modeling.policy",
@@ -52,6 +53,7 @@ _EXPORTS = {
     "register_action_head": "modeling.components",
     "register_backbone": "modeling.components",
     "register_policy": "modeling.registry",
+    "register_processor": "processing.registry",
     # data, training, inference, evaluation
     "EnvironmentSpec": "evaluation.specification",
     "EvaluationResult": "evaluation.rollout",

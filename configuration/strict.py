@@ -128,6 +128,11 @@ class StrictConfig(PreTrainedConfig):
         return [field.name for field in fields(cls) if field.name not in inherited]
 
     @classmethod
+    def field_types(cls) -> dict[str, Any]:
+        """Return what a caller may set, with its type."""
+        return {name: cls.__dataclass_fields__[name].type for name in cls.field_names()}
+
+    @classmethod
     def knows(cls, name: str) -> bool:
         """Tell whether a name is a field, or one that transformers, accelerate or peft set."""
         return name.startswith("_") or name in cls.__dataclass_fields__ or name in RUNTIME_NAMES

@@ -36,8 +36,30 @@ class CustomPolicyConfig(PolicyConfig):
     custom: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
-        self.custom = self.custom or {}
+        own = {name: kwargs.pop(name) for name in self.further_fields() if name in kwargs}
+        self.custom = self._with_defaults((self.custom or {}) | own)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def further_fields(cls) -> dict[str, Any]:
+        """Return the fields of the policy's own config with their types; they can be set here as if they were ours."""
+        if hasattr(cls.own_class, "model_fields"):  # pydantic
+            return {name: field.annotation for name, field in cls.own_class.model_fields.items()}
+        return get_type_hints(cls.own_class) if dataclasses.is_dataclass(cls.own_class) else {}
+
+    @classmethod
+    def field_types(cls) -> dict[str, Any]:
+        """Return what a caller may set, with its type; of the policy's own config too."""
+        return cls.further_fields() | super().field_types()
+
+    def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with the own config's defaults; as they are where one without a default is absent."""
+        if self.own_class is None:
+            return values
+        try:
+            return _as_dict(self.own_class(**values))
+        except (TypeError, ValueError):
+            return values
 
     @classmethod
     def from_own(cls, own: Any) -> CustomPolicyConfig:

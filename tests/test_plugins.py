@@ -4,6 +4,8 @@ test_external_package.py does the same with a package that is installed by pip.
 """
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -195,6 +197,55 @@ def test_train(workplace):
         "toy_plugin",
     ]
     assert type(AutoPolicy.from_pretrained(workplace / "trained")).__name__ == "LinearPolicy"
+
+
+TEMPLATE = """
+from dataclasses import dataclass
+from torch import nn
+from manipulators import BasePolicyModel
+
+
+@dataclass
+class PushConfig:
+    action_horizon: int = 3
+
+
+@BasePolicyModel.register("push_template_policy")
+class PushPolicy(BasePolicyModel):
+    def __init__(self, config: PushConfig):
+        super().__init__()
+        self.layer = nn.Linear(1, config.action_horizon)
+
+    def forward(self, batch, train=True, **kwargs):
+        return self.layer(batch["observation.state"])[..., None]
+
+    def calc_loss(self, batch):
+        return nn.functional.mse_loss(self.forward(batch), batch["action"])
+
+    def inference(self, batch):
+        return {"action_pred": self.forward(batch)}
+"""
+
+
+def test_a_policy_after_the_template_from_recipe_to_card(workplace, own_registries, capsys):
+    """Its own config says what it does not: nothing, and one field."""
+    (workplace / "push_template.py").write_text(TEMPLATE)
+    recipe = RECIPE.replace("linear_policy", "push_template_policy").replace("toy_plugin", "push_template")
+    (workplace / "push.yaml").write_text(recipe.replace("config: {chunk_size: 2}\n", ""))
+    assert main(["train", "push.yaml", "--output", "pushed"]) == 0
+    assert json.loads((workplace / "pushed" / "config.json").read_text())["custom"] == {"action_horizon": 3}
+    assert main(["train", "push.yaml", "--config.action_horizon", "2", "--evaluation", "null", "--output", "two"]) == 0
+    assert AutoPolicy.from_pretrained("two").config.action_horizon == 2
+    assert main(["train", "push.yaml", "--config.action_horizn", "2", "--output", "none"]) == 1
+    assert "Did you mean 'action_horizon'?" in capsys.readouterr().err
+    assert main(["card", "pushed"]) == main(["card", "pushed", "--check"]) == 0
+    command = re.search(
+        r"To repeat the evaluation:\n\n```bash\nmanipulators (.+)\n```", Path("pushed/README.md").read_text()
+    )
+    again = shlex.split(command[1].replace("path/to/this/folder", "pushed"))
+    done = subprocess.run([sys.executable, "-m", "manipulators", *again], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "toy_line/right: success " in done.stdout
 
 
 def test_record_with_a_camera(workplace, capsys):

@@ -24,6 +24,8 @@ _LOWEST = {
     "weight_decay": (0, True),
     "max_grad_norm": (0, True),
     "num_train_epochs": (0, False),
+    "save_steps": (0, False),
+    "logging_steps": (0, True),
     "per_device_train_batch_size": (1, True),
     "per_device_eval_batch_size": (1, True),
     "gradient_accumulation_steps": (1, True),
@@ -32,6 +34,7 @@ _LOWEST = {
     "ema_inv_gamma": (0, False),
     "ema_update_after_step": (0, True),
 }
+_SAMPLING = ("random", "sequential", "group_by_length")
 _MAY_BE_INFINITE = ("max_grad_norm",)  # gradients are measured and not clipped
 PARTS = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 
@@ -173,6 +176,11 @@ def _require_possible(arguments: PolicyTrainingArguments) -> None:
         value = getattr(arguments, name)
         if value is not None and (value < lowest or (value == lowest and not may_equal)):
             raise InvalidConfigError(f"{name}={value} must be {'at least' if may_equal else 'greater than'} {lowest}.")
+    if arguments.train_sampling_strategy not in _SAMPLING:
+        raise InvalidConfigError(
+            f"train_sampling_strategy={arguments.train_sampling_strategy!r} does not exist. Choose one of: "
+            f"{', '.join(_SAMPLING)}."
+        )
     if arguments.max_steps < 1 and arguments.max_steps != -1:
         raise InvalidConfigError(
             f"max_steps={arguments.max_steps} must be at least 1; -1 counts epochs in place of steps."

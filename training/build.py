@@ -89,7 +89,7 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
             raise InvalidRecipeError(
                 f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
             )
-    return policy, build_processor(recipe, dataset, policy.config, features)
+    return policy, _build_processor(recipe, dataset, policy.config, features)
 
 
 def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -115,7 +115,7 @@ def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
     )
 
 
-def build_processor(
+def _build_processor(
     recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig, features: PolicyFeatures
 ) -> PolicyProcessor:
     """Build the processor of a policy for a dataset's features and statistics."""

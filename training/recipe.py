@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -143,6 +144,22 @@ class Recipe:
     plugins: list[str] = field(default_factory=list)
     name: str = "recipe"
 
+    def __str__(self) -> str:
+        """Return what is set, as YAML."""
+        return yaml.safe_dump(_set_values(self), sort_keys=False, width=110, default_flow_style=None)
+
+
+def _set_values(value: Any) -> Any:
+    """Return a value of a recipe as YAML writes it, a section without what is its default."""
+    if is_dataclass(value):
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+        return {name: _set_values(v) for name, default in defaults.items() if (v := getattr(value, name)) != default}
+    if isinstance(value, Mapping):
+        return {name: _set_values(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_set_values(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
 
 def available_recipes() -> list[str]:
     """Return the names of the recipes that are shipped."""
@@ -206,8 +223,7 @@ def _build_recipe(content: dict[str, Any], source: str) -> Recipe:
     from .arguments import PolicyTrainingArguments
 
     config_class = registry.policy_class(recipe.policy).config_class
-    names = {name: config_class.__dataclass_fields__[name].type for name in config_class.field_names()}
-    recipe.config = _typed(recipe.config, names, f"{source}: config")
+    recipe.config = _typed(recipe.config, config_class.field_types(), f"{source}: config")
     hints = get_type_hints(PolicyTrainingArguments)
     allowed = {f.name: hints[f.name] for f in fields(PolicyTrainingArguments) if f.init and f.name != "output_dir"}
     recipe.training = _typed(recipe.training, allowed, f"{source}: training")

@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, field, fields
 from enum import Enum
 from typing import Any, get_type_hints
 
@@ -30,10 +30,10 @@ def recipe_help(recipe: Recipe | None = None) -> str:
         lines += ["", "The fields of config are those of the policy: manipulators train RECIPE --help"]
     else:
         config_class = registry.policy_class(recipe.policy).config_class
-        names = [name for name in config_class.field_names() if name not in _NOT_SET]
-        declared = {name: config_class.__dataclass_fields__[name] for name in names}
+        types = {name: kind for name, kind in config_class.field_types().items() if name not in _NOT_SET}
+        declared = {name: config_class.__dataclass_fields__.get(name, field()) for name in types}
         lines += ["", f"config: of {recipe.policy}"]
-        lines += _fields(declared, {n: f.type for n, f in declared.items()}, documented(config_class), recipe.config)
+        lines += _fields(declared, types, documented(config_class), recipe.config)
     declared = {f.name: f for f in fields(PolicyTrainingArguments) if f.init and f.name != "output_dir"}
     help_of = {name: _help(name) for name in declared}
     lines += ["", "training: what transformers.TrainingArguments has, and more"]

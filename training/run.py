@@ -36,6 +36,7 @@ from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.loading import removing_stale_records
 from ..modeling.policy import PolicyModel
+from ..plugins import requested_plugins
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .build import build_policy, open_dataset
@@ -160,7 +161,7 @@ def _evaluation_command(recipe: Recipe) -> str:
     """Return the command that makes the recipe's first evaluation, and adds it to the card."""
     section, folder = recipe.evaluation, str(recipe.output)
     words = ["manipulators", "eval", folder, "--env", section.environment]
-    words += [word for module in recipe.plugins for word in ("--plugin", module)]
+    words += [word for module in requested_plugins() for word in ("--plugin", module)]
     for name in ("episodes", "seed", "num_envs", "horizon"):
         if getattr(section, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(section, name))]
@@ -223,7 +224,7 @@ def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> I
 
 def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
     steps = recipe.training.get("max_steps", 0)
-    saving = {"save_strategy": "steps", "save_total_limit": 1}
+    saving = {"save_strategy": "steps", "save_total_limit": 1, "hub_strategy": "end"}
     saving["save_steps"] = math.ceil(steps / SAVES) if steps > 0 else 1 / SAVES  # a share, where epochs are counted
     with _naming_arguments(recipe):
         arguments = PolicyTrainingArguments(output_dir=recipe.output, **saving | recipe.training)

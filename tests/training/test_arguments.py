@@ -1,6 +1,8 @@
 """PolicyTrainingArguments through transformers' own parser, from the command line, JSON and YAML."""
 
 import json
+import math
+import re
 
 import pytest
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
@@ -80,3 +82,37 @@ def test_impossible_seed(tmp_path, seed):
     for name in ("seed", "data_seed"):
         with pytest.raises(InvalidConfigError, match=f"{name}={seed} must lie between 0 and"):
             PolicyTrainingArguments(output_dir=str(tmp_path), **{name: seed})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", math.nan, "learning_rate=nan must be a finite number"),
+        ("learning_rate", "inf", "learning_rate=inf must be a finite number"),
+        ("learning_rate", -1e-3, "learning_rate=-0.001 must be greater than 0"),
+        ("learning_rate", 0, "learning_rate=0 must be greater than 0"),
+        ("learning_rate_visual", -1.0, "learning_rate_visual=-1.0 must be at least 0"),
+        ("weight_decay", -1.0, "weight_decay=-1.0 must be at least 0"),
+        ("adam_beta2", math.nan, "adam_beta2=nan must be a finite number"),
+        ("max_grad_norm", -1.0, "max_grad_norm=-1.0 must be at least 0"),
+        ("max_steps", 0, "max_steps=0 must be at least 1; -1 counts epochs"),
+        ("num_train_epochs", 0, "num_train_epochs=0 must be greater than 0"),
+        ("per_device_train_batch_size", 0, "per_device_train_batch_size=0 must be at least 1"),
+        ("gradient_accumulation_steps", 0, "gradient_accumulation_steps=0 must be at least 1"),
+        ("save_steps", 0, "save_steps=0 must be greater than 0"),
+        ("ema_power", 0.0, "ema_power=0.0 must be greater than 0"),
+        (
+            "train_sampling_strategy",
+            "by_size",
+            "train_sampling_strategy='by_size' does not exist. Choose one of: random",
+        ),
+    ],
+)
+def test_numbers_that_nothing_can_be_trained_with(tmp_path, name, value, message):
+    with pytest.raises(InvalidConfigError, match=re.escape(message)):
+        PolicyTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
+def test_gradients_may_be_left_as_they_are(tmp_path):
+    for norm in (0.0, math.inf):
+        assert PolicyTrainingArguments(str(tmp_path), use_cpu=True, max_grad_norm=norm).max_grad_norm == norm

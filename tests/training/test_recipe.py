@@ -36,6 +36,8 @@ def test_recipes_are_listed():
 def test_every_shipped_recipe_loads(name, tmp_path):
     recipe = load_recipe(name)
     assert recipe.name == name
+    (tmp_path / f"{name}.yaml").write_text(str(recipe))
+    assert load_recipe(tmp_path / f"{name}.yaml") == recipe
     config = registry.policy_class(recipe.policy).config_class(**recipe.config)
     assert config.action_horizon >= config.n_action_steps >= 1
     arguments = PolicyTrainingArguments(str(tmp_path), **{**recipe.training, "bf16": False})  # whatever runs this

@@ -294,6 +294,23 @@ def test_an_evaluation_that_cannot_be_is_found_before_the_training(recipe, tmp_p
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("learning_rate", "nan", "training: learning_rate=nan must be a finite number"),
+        ("optim_args", "nonsense", "training: not enough values to unpack"),
+        ("lr_scheduler_kwargs", "{nonsense: 1}", "training: TypeError: .*unexpected keyword argument 'nonsense'"),
+        ("train_sampling_strategy", "group_by_length", "training: Can only automatically infer lengths"),
+        ("gradient_checkpointing", "true", "training: ACTPolicy does not support activation checkpointing"),
+        ("log_level", "loud", "training: KeyError: 'loud'"),
+    ],
+)
+def test_what_an_argument_causes_before_the_first_step_is_the_recipes(recipe, monkeypatch, argument, value, message):
+    monkeypatch.setattr(run.PolicyTrainer, "training_step", no_step)
+    with pytest.raises(InvalidRecipeError, match=message):
+        run_recipe(recipe(evaluation="null", **{f"training__{argument}": value}))
+
+
 def test_an_output_that_cannot_be_written_is_found_before_the_training(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "open_dataset", no_step)
     (tmp_path / "file").write_text("")
