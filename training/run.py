@@ -40,11 +40,12 @@ from ..plugins import requested_plugins
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .build import build_policy, open_dataset
+from .checkpointing import STAGING_FOLDER
 from .checkpoints import last_checkpoint
 from .preflight import rehearse_evaluation, require_environments, require_writable
 from .publishing import require_card
 from .recipe import Recipe
-from .trainer import STAGING_FOLDER, PolicyTrainer
+from .trainer import PolicyTrainer
 
 logger = logging.get_logger(__name__)
 

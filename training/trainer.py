@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,37 +13,30 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .._files import replace_folder
 from .._lock import is_held, locked
 from ..configuration.crops import small_crops
 from ..errors import DivergedTrainingError, InvalidConfigError
-from ..hub_cards.checkpoint_card import write_checkpoint_card
-from ..hub_cards.publish import origin_of
-from ..modeling.adapters import has_adapter, load_adapter_tensors, require_saved, unwrapped
+from ..modeling.adapters import has_adapter, require_saved, unwrapped
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
+from .callbacks import PolicyProgressCallback, StepCallback
+from .checkpointing import Checkpointing
 from .checkpoints import (
     EMA_FILE,
     last_checkpoint,
     load_progress,
-    naming_a_full_disk,
     require_finite_state,
-    require_fitting_weights,
-    save_progress,
     surplus_checkpoints,
 )
 from .collator import PolicyCollator
 from .global_mean import GlobalMean
 from .predicting import Predicting
 from .publishing import Publishing, require_card
-from .run_record import require_same_run, run_record, save_run_record
 from .tuning import apply_tuning, parameter_table
 
 if TYPE_CHECKING:
@@ -53,10 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-STAGING_FOLDER = ".incomplete"  # in the output folder; resuming looks only at finished checkpoints beside it
 
-
-class PolicyTrainer(Predicting, Publishing, Trainer):
+class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
     """Train a policy: named loss parts in the logs, a learning rate per part, checkpoints with the processor.
 
     What `predict` returns and `compute_metrics` is given are predicted actions (n, h, a), normalised as the labels
@@ -108,7 +97,10 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[_Steps(self), *(callbacks or ())],  # first, so that other callbacks see the averaged weights
+            callbacks=[
+                StepCallback(self),
+                *(callbacks or ()),
+            ],  # first, so that other callbacks see the averaged weights
             **kwargs,
         )
         if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -123,8 +115,6 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         if args.label_names is None:
             self.label_names = ["actions"]
         self._augmentation = augmentation
-        self._staging: str | None = None
-        self._resumed_from: str | None = None
         self._epoch_has_ended, self._must_end_epoch = True, False
         self._last_step: dict[str, torch.Tensor | float | None] = {}
         self._average: WeightAverage | None = None
@@ -132,7 +122,6 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         self._steps, self._step_mean = 0, GlobalMean(self.accelerator)
         self._data_seconds, self._logged_at = 0.0, None
         self._seconds_before, self._began = 0.0, None
-        self._record: dict[str, Any] | None = None
         self.has_begun = False  # whether a batch has been read: what fails before is an argument's fault
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PolicyProgressCallback())
@@ -380,105 +369,6 @@ class PolicyTrainer(Predicting, Publishing, Trainer):
         """Return the sums of the named losses since the last log, as means over the processes."""
         return self.accelerator.reduce(self._loss_parts, reduction="mean") if self._loss_parts else {}
 
-    # --- checkpoints ----------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint to a staging folder and rename it when complete; a killed run leaves no partial one."""
-        run = super()._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._staging = os.path.join(run, STAGING_FOLDER)
-        if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)  # left by a run that was killed
-        self.accelerator.wait_for_everyone()
-        try:
-            averaged = self._average.tensors if self._average is not None else None
-            require_finite_state(os.path.join(run, name), run, self.model, self.optimizer, averaged)
-            with naming_a_full_disk(run):
-                self._write_checkpoint(model, trial, run, name)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-
-    def _write_checkpoint(self, model: nn.Module, trial: Any, run: str, name: str) -> None:
-        """Write a checkpoint to the staging folder, and rename it."""
-        super()._save_checkpoint(model, trial)
-        losses = self._mean_parts() | {"loss": self.accelerator.reduce(self._tr_loss, reduction="mean")}
-        if self.args.should_save:
-            folder = os.path.join(self._staging, name)
-            progress = {
-                "logged_at": self._globalstep_last_logged,
-                "last_step": {name: float(v) for name, v in self._last_step.items() if v is not None},
-                "epoch_has_ended": self._epoch_has_ended,
-                "seconds": self.training_seconds,
-            }
-            save_progress(folder, losses, progress)
-            save_run_record(folder, self._run_record())
-            if self._average is not None:
-                self._average.save(folder)
-        self.accelerator.wait_for_everyone()  # every process writes its own random state
-        if self.args.should_save:
-            self._name_best_checkpoint(run)
-            self.state.save_to_json(os.path.join(self._staging, name, TRAINER_STATE_NAME))
-            replace_folder(os.path.join(self._staging, name), os.path.join(run, name))
-            if self.args.push_to_hub:
-                self._publish_checkpoint(os.path.join(run, name))
-            surplus = surplus_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-            self._remove(surplus, run)
-
-    def _remove(self, checkpoints: list[Path], run: str) -> None:
-        """Delete checkpoints, moved away first, so that a killed run leaves no partial one to resume from."""
-        staging = Path(run, STAGING_FOLDER)
-        for path in checkpoints:
-            staging.mkdir(exist_ok=True)
-            os.replace(path, staging / path.name)
-        shutil.rmtree(staging, ignore_errors=True)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _name_best_checkpoint(self, run: str) -> None:
-        """Name the best checkpoint in the state by its final path, not by the staging folder."""
-        best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if any(os.path.isdir(os.path.join(folder, best)) for folder in (run, self._staging)):
-            self.state.best_model_checkpoint = os.path.join(run, best)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Checkpoints keep the current weights for resuming; everything else that is saved is published.
-        with self.averaged_weights() if self._staging is None else nullcontext():
-            if self._staging is None:
-                require_finite_state(output_dir or self.args.output_dir, self.args.output_dir, self.model)
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            self.processor.save_pretrained(folder)
-            write_checkpoint_card(folder, base=origin_of(self._saved_policy, folder))
-
-    def _run_record(self) -> dict[str, Any]:
-        if self._record is None:  # the dataset is read once
-            data = (self.train_dataset, self._augmentation)
-            self._record = run_record(self._saved_policy, self.processor, self.args, *data)
-        return self._record
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        require_same_run(resume_from_checkpoint, self._saved_policy, self.processor, self._run_record())
-        self._resumed_from = resume_from_checkpoint
-        model = self.model if model is None else model
-        if has_adapter(model):
-            load_adapter_tensors(model, resume_from_checkpoint)
-            return
-        require_fitting_weights(resume_from_checkpoint, model)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if has_adapter(self.model):
-            load_adapter_tensors(self.model, self.state.best_model_checkpoint)
-        else:
-            require_fitting_weights(self.state.best_model_checkpoint, self.model)
-            super()._load_best_model()
-        if self._average is not None:
-            self._average.load(self.state.best_model_checkpoint)
-
 
 def _require(args: Any, processor: Any) -> None:
     """Check what a trainer cannot do without."""
@@ -507,37 +397,3 @@ def _require_noisy_embedding(policy: PolicyModel) -> None:
             f"neftune_noise_alpha adds noise to the words of an instruction, but {type(policy).__name__} {reason}. "
             f"Leave it out{'' if trains is None else ', or train a part of it: tune_llm'}."
         )
-
-
-class _Steps(TrainerCallback):
-    """Restore the trainer's state when training begins, and average the weights after every step."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._begin()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer._epoch_has_ended = False
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.trainer._epoch_has_ended = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer._average is not None:
-            self.trainer._average.update()
-
-
-class PolicyProgressCallback(ProgressCallback):
-    """Show the latest losses in the progress bar instead of one line per log."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show loss and learning rate in the bar."""
-        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
-            shown = {
-                name: f"{value:.3g}"
-                for name, value in logs.items()
-                if isinstance(value, (int, float)) and name not in ("epoch", "grad_norm", "step", "data_wait")
-            }
-            self.training_bar.set_postfix(shown, refresh=False)
