@@ -176,13 +176,6 @@ class OutputExistsError(ManipulatorsError, FileExistsError):
         super().__init__(words.replace("  ", " "))
 
 
-class UnwritableOutputError(ManipulatorsError, PermissionError):
-    """An output folder that cannot be made, or written to."""
-
-    def __init__(self, path: object, reason: object):
-        super().__init__(f"{path} cannot be written: {reason}. Choose another folder: --output DIR")
-
-
 class FolderInUseError(ManipulatorsError, RuntimeError):
     """An output that another run writes at this moment, or did when its computer was cut off."""
 

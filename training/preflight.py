@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .._disk import naming_disk_errors
 from ..data.dataset import LeRobotDataset
-from ..errors import InvalidRecipeError, UnwritableOutputError
+from ..errors import InvalidRecipeError
 from ..inference.pipeline import PolicyPipeline
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
@@ -19,16 +20,14 @@ def require_writable(folder: str | os.PathLike) -> None:
     """Check that a folder, which need not exist, can be made and written to.
 
     Raises:
-        UnwritableOutputError: it cannot.
+        DiskError: it cannot.
     """
     existing = Path(folder).absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise UnwritableOutputError(folder, error) from error
+    with naming_disk_errors(folder), tempfile.TemporaryFile(dir=existing) as file:
+        file.write(b"0")
+        file.flush()
 
 
 def require_environments(recipe: Recipe) -> None:

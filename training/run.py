@@ -67,7 +67,7 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
     Raises:
         OutputExistsError: the output folder holds something already.
         FolderInUseError: another run writes there.
-        UnwritableOutputError, InvalidRecipeError, EvaluationError, CardError: what would fail after the training.
+        DiskError, InvalidRecipeError, EvaluationError, CardError: what would fail after the training.
         ResumeMismatchError: the checkpoint was written by another run.
         UnfinishedRunError: what follows the training failed; the message says how to repeat it alone.
     """
