@@ -24,6 +24,7 @@ from .inputs import LABELS, model_inputs
 from .losses import counted, fill_padded, mean_over
 from .output import PolicyOutput
 from .parts import Parts
+from .precision import compute_dtype
 from .seam import SHARED_INPUTS, Draws, Features, Labels, PolicyInputs
 from .sharding import gather_for_methods
 from .stages import compile_stages, example_observation
@@ -178,7 +179,8 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
         return actions[:, self.config.executed_steps].to(self.dtype)
 
     def encode(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> Features:
-        """Return the backbone's features of an observation."""
+        """Return the backbone's features of an observation, which it reads in the type of its weights."""
+        inputs = inputs.in_dtype(compute_dtype(self.backbone))
         names = getattr(self.backbone, "draws", ())
         return self.backbone.encode(inputs, **{name: getattr(draws, name) for name in names})
 

@@ -25,6 +25,12 @@ def pytest_configure(config):
     config.pluginmanager.register(_RootIsAFolder(), "root-is-a-folder")
 
 
+@pytest.fixture(autouse=True)
+def _own_plugins(monkeypatch):
+    """Modules that a test names as plugins are not named in the commands of another test's records."""
+    monkeypatch.setattr("manipulators.plugins._requested", {})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny tensors gain nothing from threads, and lose much where several programs share the cores."""

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig
 
 from manipulators import AutoPolicy, PolicyPipeline, merge_and_save
@@ -130,10 +131,10 @@ def test_what_cannot_be_quantised_is_refused(checkpoint, tiny_diffusion, tmp_pat
 
 
 def test_broken_weights_are_found_before_they_are_quantised(tiny_act, tmp_path):
-    policy = AutoPolicy.from_config(tiny_act())
-    with torch.no_grad():
-        policy.backbone.encoder.layers[0].linear1.weight[0, 0] = torch.nan
-    policy.save_pretrained(tmp_path)
+    AutoPolicy.from_config(tiny_act()).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["backbone.encoder.layers.0.linear1.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsValueError, match="linear1"):
         AutoPolicy.from_pretrained(tmp_path, quantization_config=bits(4))
 
