@@ -17,7 +17,7 @@ from .configuration.policy import PolicyConfig
 from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
 from .families import FAMILIES
 from .modeling import registry
-from .modeling.loading import LOADING_ARGUMENTS, REFUSED_ARGUMENTS, allowed_arguments
+from .modeling.loading_arguments import LOADING_ARGUMENTS, REFUSED_ARGUMENTS, allowed_arguments
 from .modeling.policy import PolicyModel
 from .processing.processor import PolicyProcessor
 from .processing.registry import processor_class, register_processor

@@ -19,7 +19,7 @@ from ..configuration.contract import OBSERVATION_LIMIT
 from ..configuration.features import ACTION
 from ..errors import CheckpointError, InvalidConfigError, MissingStatisticsError, UnknownInputError
 from ..hub_cards.publish import publish_saved
-from ..modeling.loading import require_device
+from ..modeling.loading_arguments import require_device
 from ..modeling.policy import PolicyModel
 from ..modeling.seam import Draws
 from ..processing.arrays import require_finite

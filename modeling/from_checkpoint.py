@@ -16,14 +16,13 @@ from ..checkpoint import LOCATION, Checkpoint, resolve, split_publishing
 from ..errors import DivergedWeightsError, UnknownPolicyError
 from .adapters import attach_saved, has_adapter, save_base_record
 from .loading import (
-    LOADING_ARGUMENTS,
-    allowed_arguments,
     discard_index,
     load_weights,
     not_finite,
     remove_other_weights,
     removing_stale_records,
 )
+from .loading_arguments import LOADING_ARGUMENTS, allowed_arguments
 from .precision import COMPUTE_TYPES
 from .quantization import require_saveable
 
