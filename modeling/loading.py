@@ -337,8 +337,9 @@ def load_weights(
         if isinstance(error, TypeError) and unknown:  # what is no argument of loading reaches the constructor
             names = policy_class.config_class.field_names()
             raise UnknownConfigFieldError(policy_class.config_class.__name__, unknown[1], names) from error
-        raise InvalidConfigError(  # by a part that transformers builds
-            f"No {policy_class.__name__} can be built by the config of {source}: {type(error).__name__}: {error}"
+        raise InvalidConfigError(  # by a part that transformers builds, or by accelerate
+            f"{policy_class.__name__} cannot be built and loaded from {source} with its config and these arguments: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         mismatch = WeightsMismatchError(source, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])

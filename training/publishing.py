@@ -38,14 +38,14 @@ def require_card(policy: PolicyModel, processor: PolicyProcessor, record: Mappin
 class Publishing:
     """Publish policy, processor, records and card; a base class of `PolicyTrainer`, before transformers' own."""
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository before the training, if there is none; arguments as in `transformers.Trainer`.
 
         Raises:
             PublishingError: the Hub refuses or is out of reach.
         """
         with naming_hub_errors(self._publishing_options()["repo_id"]):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
         self,

@@ -157,7 +157,7 @@ def test_a_config_that_is_not_understood(checkpoint):
         ({"vlm_config": config["vlm_config"] | {"vision_config": None}}, "without the size of pictures"),
         (
             {"vlm_config": config["vlm_config"] | {"vision_config": vision | {"hidden_act": "softer"}}},
-            "No PI0Policy can be built by the config of .*KeyError: 'softer'",
+            "PI0Policy cannot be built and loaded from .*KeyError: 'softer'",
         ),
     ):
         path.write_text(json.dumps(config | change))

@@ -301,7 +301,7 @@ def test_an_evaluation_that_cannot_be_is_found_before_the_training(recipe, tmp_p
         ("optim_args", "nonsense", "training: not enough values to unpack"),
         ("lr_scheduler_kwargs", "{nonsense: 1}", "training: TypeError: .*unexpected keyword argument 'nonsense'"),
         ("train_sampling_strategy", "group_by_length", "training: Can only automatically infer lengths"),
-        ("gradient_checkpointing", "true", "training: ACTPolicy does not support activation checkpointing"),
+        ("gradient_checkpointing", "true", "training: ACTPolicy does not support (activation|gradient) checkpointing"),
         ("log_level", "loud", "training: KeyError: 'loud'"),
     ],
 )
