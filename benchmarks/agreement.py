@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -319,6 +320,7 @@ def main() -> int:
             "pip install --no-deps lerobot==0.6.1, and what benchmarks/README.md lists beside it."
         )
     warnings.filterwarnings("ignore")
+    logging.getLogger("manipulators").setLevel(logging.ERROR)  # what is drawn looks like no training
     torch.set_num_threads(1)
     described = machine(PACKAGES)
     alone = arguments.seed is not None

@@ -399,7 +399,8 @@ def _without_load_report() -> Iterator[list[str]]:
         return False
 
     report.addFilter(is_other)
-    report.setLevel(min(level, logging.WARNING))  # the table is read at any verbosity
+    if level > logging.WARNING:  # the table is read at any verbosity; at WARNING itself, transformers says more
+        report.setLevel(logging.WARNING - 1)
     try:
         yield found
     finally:

@@ -1,6 +1,7 @@
 """One folder holds one set of weights: what is written replaces what was there, and two are refused by name."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -130,6 +131,22 @@ def test_saved_loaded_and_saved_again_the_bytes_are_the_same(saved, tuned, proce
         PolicyPipeline.from_pretrained(first, device="cpu").save_pretrained(again)
         texts = {path.name: path.read_bytes() for path in first.iterdir() if path.suffix == ".json"}
         assert texts == {path.name: path.read_bytes() for path in again.iterdir() if path.suffix == ".json"}
+
+
+@pytest.mark.parametrize("verbosity", [logging.WARNING, logging.ERROR])
+def test_loading_says_nothing(saved, verbosity):
+    transformers_logger, said = logging.getLogger("transformers"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    before = transformers_logger.level
+    transformers_logger.addHandler(handler)
+    transformers_logger.setLevel(verbosity)
+    try:
+        AutoPolicy.from_pretrained(saved[1])
+    finally:
+        transformers_logger.removeHandler(handler)
+        transformers_logger.setLevel(before)
+    assert said == []
 
 
 def test_a_loaded_policy_does_not_change_with_its_file(saved, tmp_path):
