@@ -20,7 +20,8 @@ from .rename import rename
 _PALIGEMMA = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?paligemma\.(?:model\.)?|model\.vlm\.)"
 _LANGUAGE = _PALIGEMMA + r"language_model\.(?:model\.)?"
 _EXPERT = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?gemma_expert\.(?:model\.)?|model\.dit\.(?:model\.)?)"
-_HEADS = r"(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out|action_out_proj)\."
+# `time_mlp` is π0.5's, which has no `state_proj` and no `action_time_mlp`.
+_HEADS = r"(state_proj|action_in_proj|(?:action_)?time_mlp_(?:in|out)|action_out_proj)\."
 
 BACKBONE = "model.paligemma_with_expert."
 RENAMES = [
@@ -30,6 +31,8 @@ RENAMES = [
     (_LANGUAGE + r"embed_tokens\.", BACKBONE + "embed_tokens."),
     (_LANGUAGE + r"norm\.", BACKBONE + "language_norm."),
     (_LANGUAGE + r"layers\.(\d+)\.", BACKBONE + r"layers.\1.language_model."),
+    # Of π0.5, whose norms have no weights of their own.
+    (_EXPERT + r"(layers\.\d+\.[a-z_]+norm|norm)\.dense\.", BACKBONE + r"expert_modulation.\1."),
     (_EXPERT + r"layers\.(\d+)\.", BACKBONE + r"layers.\1.gemma_expert."),
     (_EXPERT + r"norm\.", BACKBONE + "expert_norm."),
     (_EXPERT + r"(lm_head|embed_tokens)\.", BACKBONE + r"expert_\1."),
