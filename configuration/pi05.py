@@ -21,6 +21,8 @@ class PI05PolicyConfig(PI0PolicyConfig):
         "ACTION": "QUANTILES",
     }
 
+    state_in_prompt: ClassVar[bool] = True
+
     max_instruction_tokens: int = 200
 
     def backbone_config(self) -> PaliGemmaWithExpertConfig:

@@ -11,6 +11,7 @@ from ..errors import InvalidConfigError, nearest
 from ..modeling.action_heads.pi0 import PI0FlowMatching
 from ..modeling.backbones.paligemma_with_expert import PaliGemmaWithExpertModel
 from ..modeling.policies.pi0 import PI0Policy
+from .lerobot_steps import NEW_LINE, TOKENIZER
 from .published_policy import PublishedPolicy, Weights, known_fields, register_published
 from .rename import rename
 
@@ -73,8 +74,10 @@ _FIELDS = {
 _FOLLOWING = ("paligemma_variant", "action_expert_variant", "proj_width", "train_state_proj")
 
 
-def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names.
+def pi0_fields(
+    config: Mapping[str, Any], weights: Weights, config_class: type[PI0PolicyConfig] = PI0PolicyConfig
+) -> dict[str, Any]:
+    """Return the fields of π0's or π0.5's config for LeRobot's; sizes follow from the variants that it names.
 
     Raises:
         InvalidConfigError: an unknown variant, or a conversion of joints that is done in LeRobot's code.
@@ -85,7 +88,7 @@ def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
             "not done here. Convert them yourself and set adapt_to_pi_aloha to false in config.json."
         )
     read = (*_FIELDS, *_FOLLOWING)
-    fields = known_fields(config, PI0PolicyConfig, read) | variant_fields(config)
+    fields = known_fields(config, config_class, read) | variant_fields(config)
     fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
     fields.pop("attention_implementation", None)  # a matter of the machine
     if "resize_imgs_with_padding" in config:
@@ -119,5 +122,6 @@ PI0 = register_published(
         rename=rename_pi0_weights,
         fields=pi0_fields,
         lerobot_type="pi0",
+        text_steps=(NEW_LINE, TOKENIZER),
     )
 )

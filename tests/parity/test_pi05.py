@@ -1,7 +1,8 @@
-"""LeRobot's π0.5 (0.6.1, in float32) gives its numbers here: the network alone."""
+"""LeRobot's π0.5 (0.6.1, in float32) gives its numbers here: the network alone, and a whole checkpoint."""
 
 import json
 import runpy
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
-from manipulators.configuration.pi05 import PI05PolicyConfig
+from manipulators import PI05FlowMatching, PI05Policy, PI05PolicyConfig, PolicyPipeline
 from manipulators.conversion.pi0 import rename_pi0_weights
-from manipulators.modeling.action_heads.pi05 import PI05FlowMatching
+from manipulators.errors import CheckpointError, WeightsMismatchError
 
 PI0 = runpy.run_path(str(Path(__file__).parent / "test_pi0.py"))
 VARIANTS, close = PI0["VARIANTS"], PI0["close"]
@@ -141,3 +142,113 @@ def test_weights_of_the_other_one_do_not_fit(core, shared):
     network = core.build()
     with pytest.raises(RuntimeError, match=r"(?s)Missing.*time_mlp_in.*Unexpected.*state_proj"):
         network.load_state_dict({name.removeprefix("model."): x for name, x in weights.items()})
+
+
+# --- a whole checkpoint -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    """LeRobot's checkpoint folder, its inputs and outputs, and how it is loaded."""
+    folder = shared / "golden" / "pi05_lerobot_ckpt"
+    case = json.loads((folder / "case.json").read_text())
+    inputs = load_file(folder / "inputs.safetensors")
+    return SimpleNamespace(
+        checkpoint=folder / "checkpoint",
+        loading=PI0["sizes"](case["config"]) | {"tokenizer": folder / "tokenizer"},
+        case=case,
+        tasks=case["tasks"],
+        inputs=inputs,
+        observation={name: x for name, x in inputs.items() if name.startswith("observation.")},
+        outputs=load_file(folder / "outputs.safetensors"),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(golden):
+    return PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.loading)
+
+
+def test_prompts(golden, pipeline):
+    """Bins of the normalised state, and the instruction without underscores and line breaks."""
+    state = pipeline.processor(golden.observation, task=golden.tasks)["state"]
+    assert pipeline.processor.instruction.prompts(golden.tasks, {"state": state}) == golden.case["prompts"]
+
+
+def test_processed_inputs(golden, pipeline):
+    found = pipeline.processor(golden.observation, task=golden.tasks, actions=golden.inputs["action"])
+    for view in range(2):
+        close(found["pixel_values"][:, view], golden.outputs[f"processed.images.{view}"], atol=1e-6)
+    close(found["state"][:, :5], golden.outputs["processed.state"])
+    close(found["actions"], golden.outputs["processed.action"])
+    assert torch.equal(found["input_ids"], golden.outputs["processed.lang_tokens"])
+    assert torch.equal(found["attention_mask"].bool(), golden.outputs["processed.lang_masks"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_chunk(golden, pipeline, fused):
+    if fused:
+        pipeline = PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.loading)
+        pipeline.policy.fuse()
+    inputs = pipeline.processor(golden.observation, task=golden.tasks)
+    normalised = pipeline.policy.predict_action_chunk(**inputs, noise=golden.inputs["noise"])
+    close(normalised, golden.outputs["sampled"])
+    close(normalised[..., :6], golden.outputs["chunk_normalized"])
+    chunk = pipeline.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
+    close(chunk, golden.outputs["chunk"])
+
+
+def test_queue_over_two_refills(golden, pipeline):
+    """One robot, ten steps; four actions of each chunk are executed."""
+    pipeline.reset()
+    prefix, found = "select.observation.", []
+    for step in range(10):
+        names = [name for name in golden.inputs if name.startswith(prefix)]
+        observation = {name.removeprefix("select."): golden.inputs[name][step] for name in names}
+        noise = golden.inputs["select.noise"][step // 4][None]
+        found.append(pipeline(observation, task=golden.case["select_task"], noise=noise))
+    pipeline.reset()
+    close(torch.stack(found), golden.outputs["select_action"])
+
+
+def test_training_loss_and_gradients(golden):
+    policy = PolicyPipeline.from_pretrained(golden.checkpoint, device="cpu", **golden.loading)
+    policy, processor = policy.policy, policy.processor
+    batch = processor(golden.observation, task=golden.tasks, actions=golden.inputs["action"])
+    output = policy(**batch, **{name: golden.inputs[name] for name in ("noise", "time")})
+    close(output.loss, golden.outputs["loss"][0])
+    output.loss.backward()
+    expected = rename_pi0_weights({name: torch.tensor(x) for name, x in golden.case["grad_norms"].items()})
+    found = {name: p.grad.norm() for name, p in policy.named_parameters() if p.requires_grad}
+    assert set(expected) - set(found) == {f"model.paligemma_with_expert.{PI0['UNUSED']}"}
+    for name, norm in found.items():
+        assert norm.item() == pytest.approx(expected[name].item(), rel=1e-3, abs=2e-6), name
+
+
+def test_written_as_ours(golden, pipeline, tmp_path):
+    """Tokenizer and sizes included: nothing else is needed to load it."""
+    pipeline.save_pretrained(tmp_path)
+    again = PolicyPipeline.from_pretrained(tmp_path, device="cpu")
+    assert type(again.policy) is PI05Policy and again.processor.to_dict() == pipeline.processor.to_dict()
+    chunk = again.predict_chunk(golden.observation, task=golden.tasks, noise=golden.inputs["noise"])
+    close(chunk, golden.outputs["chunk"])
+
+
+def test_a_pi0_file_is_refused(golden, shared, tmp_path):
+    """Most names are the same: half of the network would be random."""
+    for path in golden.checkpoint.iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    other = shared / "golden" / "pi0_lerobot_ckpt" / "checkpoint" / "model.safetensors"
+    shutil.copyfile(other, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsMismatchError, match=r"time_mlp_in"):
+        PolicyPipeline.from_pretrained(tmp_path, device="cpu", **golden.loading)
+
+
+def test_a_preprocessor_without_the_state_is_refused(golden, tmp_path):
+    for path in golden.checkpoint.iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    steps = json.loads((tmp_path / "policy_preprocessor.json").read_text())
+    steps["steps"] = [step for step in steps["steps"] if "prepare_state" not in step["registry_name"]]
+    (tmp_path / "policy_preprocessor.json").write_text(json.dumps(steps))
+    with pytest.raises(CheckpointError, match="lacks pi05_prepare_state_tokenizer_processor_step"):
+        PolicyPipeline.from_pretrained(tmp_path, device="cpu", **golden.loading)
