@@ -29,6 +29,7 @@ _EXPORTS = {
     "FlowmatchingActionHeadConfig": "configuration.flow_matching",
     "FlowmatchingActionHeadConfig_1_5": "configuration.flow_matching",
     "FlowmatchingActionHead_1_5": "modeling.action_heads.flow_matching_1_5",
+    "PI05FlowMatching": "modeling.action_heads.pi05",
     "PI0FlowMatching": "modeling.action_heads.pi0",
     "PaliGemmaWithExpertConfig": "configuration.pi0",
     "PaliGemmaWithExpertModel": "modeling.backbones.paligemma_with_expert",

@@ -40,6 +40,12 @@ FAMILIES: dict[str, Family] = {
         "modeling.policies.pi0:PI0Policy",
         "processing.pi0:PI0PolicyProcessor",
     ),
+    "pi05_policy": Family(
+        "π0.5",
+        "configuration.pi05:PI05PolicyConfig",
+        "modeling.policies.pi05:PI05Policy",
+        "processing.pi05:PI05PolicyProcessor",
+    ),
     "gr00t_n1_5": Family(
         "GR00T N1.5",
         "configuration.gr00t_n1_5:GR00TN1_5Config",

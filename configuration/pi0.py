@@ -66,6 +66,8 @@ class PaliGemmaWithExpertConfig(PreTrainedConfig):
         freeze_vision_encoder (`bool`, *optional*, defaults to False): leave the vision tower as it is in training.
         train_expert_only (`bool`, *optional*, defaults to False): leave all of PaliGemma as it is in training.
         attention_implementation (`str`, *optional*, defaults to `"sdpa"`): `"eager"`, `"sdpa"` or, on a GPU, `"flex"`.
+        adaptive_norms (`bool`, *optional*, defaults to False): the flow time scales, shifts and gates what the
+            expert's norms pass, as in π0.5; else they have weights.
 
     Raises:
         InvalidConfigError: the two cannot attend to each other, or an attention kernel cannot attend in blocks.
@@ -79,6 +81,7 @@ class PaliGemmaWithExpertConfig(PreTrainedConfig):
     freeze_vision_encoder: bool = False
     train_expert_only: bool = False
     attention_implementation: str = "sdpa"
+    adaptive_norms: bool = False
 
     def __post_init__(self, **kwargs):
         for name in kwargs:

@@ -61,6 +61,8 @@ class PolicyConfig(StrictConfig):
     # Whether the policy reads an instruction; a property where that depends on the config. Configs of those that do
     # have `tokenizer_name` (`str` or None) and `max_instruction_tokens` (`int`).
     reads_instruction: ClassVar[bool] = False
+    # Whether the network reads the state in its prompt only, not as an input.
+    state_in_prompt: ClassVar[bool] = False
     # Whether the policy or its processor resizes every picture, so that a camera may have any size; a property where
     # that depends on the config.
     resizes_pictures: ClassVar[bool] = False

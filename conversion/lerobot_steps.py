@@ -19,6 +19,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.
 NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
 RENAME, TOKENIZER, NEW_LINE = "rename_observations_processor", "tokenizer_processor", "pi0_new_line_processor"
+STATE_TEXT = "pi05_prepare_state_tokenizer_processor_step"
 DEFAULT_LENGTH, DEFAULT_EPS = 512, 1e-8  # of a tokenizer step, and of a normalizer, that name none
 
 
@@ -84,6 +85,7 @@ BEFORE: dict[str, dict[str, Callable[[Any], bool]]] = {
     RENAME: {"rename_map": _mapping_of_names},
     "to_batch_processor": {},
     NEW_LINE: {},
+    STATE_TEXT: {},
     TOKENIZER: {
         "max_length": _size,
         "task_key": _one_of("task"),
@@ -99,7 +101,13 @@ BEFORE: dict[str, dict[str, Callable[[Any], bool]]] = {
 AFTER = {name: BEFORE[name] for name in ("to_batch_processor", "device_processor")}
 AFTER |= {UNNORMALIZER: _NORMALIZATION, ABSOLUTE: {"enabled": _truth}}
 # Steps of which each reads what the one before it has made.
-_ORDER = ((RENAME, RELATIVE, NORMALIZER), (NEW_LINE, TOKENIZER), (UNNORMALIZER, ABSOLUTE))
+_ORDER = (
+    (RENAME, RELATIVE, NORMALIZER),
+    (NEW_LINE, TOKENIZER),
+    (NORMALIZER, STATE_TEXT),
+    (STATE_TEXT, TOKENIZER),
+    (UNNORMALIZER, ABSOLUTE),
+)
 _REPEATABLE = ("to_batch_processor", "device_processor")
 
 
@@ -114,7 +122,7 @@ class Processors:
         rename_map: name in an observation → name of the feature.
         relative: the config of the step that makes actions relative; None where they are absolute.
         max_instruction_tokens: of the tokenizer; None without one.
-        text_steps: which of the two steps that prepare an instruction are there.
+        text_steps: which of the steps that prepare an instruction are there.
 
     Raises:
         MissingFileError, CorruptFileError: a file is absent or cannot be read.
@@ -144,7 +152,7 @@ class Processors:
         self.relative = found[RELATIVE] if relative else None
         length = found[TOKENIZER].get("max_length", DEFAULT_LENGTH) if TOKENIZER in found else None
         self.max_instruction_tokens: int | None = length
-        self.text_steps = [name for name in (NEW_LINE, TOKENIZER) if name in found]
+        self.text_steps = [name for name in (NEW_LINE, STATE_TEXT, TOKENIZER) if name in found]
         if self.normalizer["eps"] != self.unnormalizer["eps"]:
             raise CheckpointError(
                 f"{folder} normalises with eps={self.normalizer['eps']} and un-normalises with "
@@ -152,9 +160,13 @@ class Processors:
             )
 
     def check_agreement(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], reads_instruction: bool = False
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], text_steps: Sequence[str] = ()
     ) -> None:
         """Check that the features of config.json are those that are normalised, and that instructions are prepared.
+
+        Args:
+            inputs, outputs: the features.
+            text_steps: the steps that prepare an instruction; none where the policy reads none.
 
         Raises:
             CheckpointError: one is left out, is of another kind or shape, or actions have another mode on the way
@@ -166,12 +178,14 @@ class Processors:
         modes = [step["norm_map"].get("ACTION", "IDENTITY") for step in (self.normalizer, self.unnormalizer)]
         if modes[0] != modes[1]:
             raise CheckpointError(f"Actions are normalised with {modes[0]} and un-normalised with {modes[1]}.")
-        absent = [name for name in (NEW_LINE, TOKENIZER) if name not in self.text_steps]
-        if reads_instruction and absent:
+        absent = [name for name in text_steps if name not in self.text_steps]
+        if absent:
             raise CheckpointError(
                 f"{PREPROCESSOR} lacks {', '.join(absent)}, so the policy was trained on other instructions than are "
                 f"written here."
             )
+        if text_steps and (unread := [name for name in self.text_steps if name not in text_steps]):
+            raise CheckpointError(f"{PREPROCESSOR} runs {', '.join(unread)}, which this policy's prompts have not.")
 
     def relative_to(self, width: int) -> list[int | None] | None:
         """Return the state dimension that each action dimension is relative to; None where all are absolute."""

@@ -11,6 +11,7 @@ from ..errors import InvalidConfigError, nearest
 from ..modeling.action_heads.pi0 import PI0FlowMatching
 from ..modeling.backbones.paligemma_with_expert import PaliGemmaWithExpertModel
 from ..modeling.policies.pi0 import PI0Policy
+from .lerobot_steps import NEW_LINE, TOKENIZER
 from .published_policy import PublishedPolicy, Weights, known_fields, register_published
 from .rename import rename
 
@@ -20,7 +21,8 @@ from .rename import rename
 _PALIGEMMA = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?paligemma\.(?:model\.)?|model\.vlm\.)"
 _LANGUAGE = _PALIGEMMA + r"language_model\.(?:model\.)?"
 _EXPERT = r"^(?:(?:model\.)?(?:paligemma_with_expert\.)?gemma_expert\.(?:model\.)?|model\.dit\.(?:model\.)?)"
-_HEADS = r"(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out|action_out_proj)\."
+# `time_mlp` is π0.5's, which has no `state_proj` and no `action_time_mlp`.
+_HEADS = r"(state_proj|action_in_proj|(?:action_)?time_mlp_(?:in|out)|action_out_proj)\."
 
 BACKBONE = "model.paligemma_with_expert."
 RENAMES = [
@@ -30,6 +32,8 @@ RENAMES = [
     (_LANGUAGE + r"embed_tokens\.", BACKBONE + "embed_tokens."),
     (_LANGUAGE + r"norm\.", BACKBONE + "language_norm."),
     (_LANGUAGE + r"layers\.(\d+)\.", BACKBONE + r"layers.\1.language_model."),
+    # Of π0.5, whose norms have no weights of their own.
+    (_EXPERT + r"(layers\.\d+\.[a-z_]+norm|norm)\.dense\.", BACKBONE + r"expert_modulation.\1."),
     (_EXPERT + r"layers\.(\d+)\.", BACKBONE + r"layers.\1.gemma_expert."),
     (_EXPERT + r"norm\.", BACKBONE + "expert_norm."),
     (_EXPERT + r"(lm_head|embed_tokens)\.", BACKBONE + r"expert_\1."),
@@ -70,8 +74,10 @@ _FIELDS = {
 _FOLLOWING = ("paligemma_variant", "action_expert_variant", "proj_width", "train_state_proj")
 
 
-def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Return the fields of `PI0PolicyConfig` for LeRobot's config; sizes follow from the variants that it names.
+def pi0_fields(
+    config: Mapping[str, Any], weights: Weights, config_class: type[PI0PolicyConfig] = PI0PolicyConfig
+) -> dict[str, Any]:
+    """Return the fields of π0's or π0.5's config for LeRobot's; sizes follow from the variants that it names.
 
     Raises:
         InvalidConfigError: an unknown variant, or a conversion of joints that is done in LeRobot's code.
@@ -82,7 +88,7 @@ def pi0_fields(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
             "not done here. Convert them yourself and set adapt_to_pi_aloha to false in config.json."
         )
     read = (*_FIELDS, *_FOLLOWING)
-    fields = known_fields(config, PI0PolicyConfig, read) | variant_fields(config)
+    fields = known_fields(config, config_class, read) | variant_fields(config)
     fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
     fields.pop("attention_implementation", None)  # a matter of the machine
     if "resize_imgs_with_padding" in config:
@@ -116,5 +122,6 @@ PI0 = register_published(
         rename=rename_pi0_weights,
         fields=pi0_fields,
         lerobot_type="pi0",
+        text_steps=(NEW_LINE, TOKENIZER),
     )
 )

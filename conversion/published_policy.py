@@ -67,6 +67,7 @@ class PublishedPolicy:
         trim: renamed weights and the module that is to receive them → without those that it has no place for by its
             config.
         lerobot_type: what LeRobot's config.json calls it; None where LeRobot does not publish it.
+        text_steps: the steps by which LeRobot's preprocessor makes its prompts, where it reads an instruction.
     """
 
     policy_class: type[PolicyModel]
@@ -75,6 +76,7 @@ class PublishedPolicy:
     fields: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
     trim: Callable[[Weights, nn.Module], Weights] = _all
     lerobot_type: str | None = None
+    text_steps: tuple[str, ...] = ()
 
     def prefix_of(self, module: nn.Module) -> str | None:
         """Return the prefix of a module's weights in the policy, "" for the policy itself; None for a stranger."""

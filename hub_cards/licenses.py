@@ -26,7 +26,7 @@ class _Origin(NamedTuple):
 
 _GEMMA = _Origin(
     License("gemma", None, "https://ai.google.dev/gemma/terms"),
-    "The weights derive from π0, which was built on PaliGemma: the Gemma Terms of Use hold for them.",
+    "The weights derive from {title}, which was built on PaliGemma: the Gemma Terms of Use hold for them.",
 )
 _NVIDIA = _Origin(
     License("other", "nvidia-license", "https://huggingface.co/{base}"),
@@ -36,6 +36,7 @@ _NVIDIA = _Origin(
 # Of policies whose published weights bring a licence of their own.
 _ORIGINS: dict[str, tuple[_Origin, str]] = {
     "pi0_policy": (_GEMMA, "lerobot/pi0_base"),
+    "pi05_policy": (_GEMMA, "lerobot/pi05_base"),
     "gr00t_n1": (_NVIDIA, "nvidia/GR00T-N1-2B"),
     "gr00t_n1_5": (_NVIDIA, "nvidia/GR00T-N1.5-3B"),
 }

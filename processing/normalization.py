@@ -55,12 +55,20 @@ class Normalizer:
                 self._maps[-1].require_finite(f"{part.name!r} in {name}")
             start += part.width
 
-    def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """Return network values (…, model width) for raw ones (…, width)."""
+    def normalize(self, x: torch.Tensor, steep: bool = False) -> torch.Tensor:
+        """Return network values (…, model width) for raw ones (…, width).
+
+        Args:
+            x: raw.
+            steep: divide a dimension that did not move by ε, as LeRobot does, instead of not at all: the smallest
+                movement becomes very large. For networks that see bins, of which it then takes the first or the last.
+        """
         if len(self.parts) == 1:
-            return self._maps[0].normalize(x)
+            return self._maps[0].normalize(x, steep)
         pieces = x.split([part.width for part in self.parts], dim=self._dim)
-        return torch.cat([m.normalize(piece) for m, piece in zip(self._maps, pieces, strict=True)], dim=self._dim)
+        return torch.cat(
+            [m.normalize(piece, steep) for m, piece in zip(self._maps, pieces, strict=True)], dim=self._dim
+        )
 
     def unnormalize(self, y: torch.Tensor) -> torch.Tensor:
         """Return raw values (…, width) for network ones: the inverse of `normalize` where there is one."""
@@ -86,7 +94,7 @@ class _PartMap:
         self.mode, self._values, self._eps, self._dim = mode, values, eps, dim
         self._lines: dict[tuple[torch.dtype, torch.device], _Line] = {}
 
-    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+    def normalize(self, x: torch.Tensor, steep: bool = False) -> torch.Tensor:
         form = self.mode.form
         if form == "identity":
             return x
@@ -95,7 +103,8 @@ class _PartMap:
         if form == "sin_cos":
             return torch.cat([x.sin(), x.cos()], dim=self._dim)
         line = self._line(x)
-        y = (x - line.offset) / line.divisor
+        divisor = torch.where(line.constant, self._eps, line.divisor) if steep and self._eps else line.divisor
+        y = (x - line.offset) / divisor
         if form == "ends":
             y = 2 * y - 1
         if self.mode.constant != "shift":

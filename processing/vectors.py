@@ -37,6 +37,8 @@ class Vectors(ProcessorPart):
     robots: Robots
     relative_to: list[int | None] | None = None
 
+    steep: ClassVar[tuple[str, ...]] = ()  # features that are normalised so, see `Normalizer.normalize`
+
     def __post_init__(self):
         if self.relative_to is None:
             return
@@ -52,7 +54,7 @@ class Vectors(ProcessorPart):
 
     def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return raw values (…, width) of a feature as the network sees them."""
-        return self.robots.normalizer(name).normalize(x)
+        return self.robots.normalizer(name).normalize(x, name in self.steep)
 
     def encode_states(self, observation: Observation) -> dict[str, torch.Tensor]:
         """Return `state` (b, s) and `environment_state` (b, e), with history (b, t, …), as far as there are any.

@@ -125,9 +125,9 @@ SIGLIP = {
 }
 
 
-def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
+def tiny_pi0(cameras: dict | None = None, state: int = 3, config_class: str = "PI0PolicyConfig", **fields):
     """Return a `PI0PolicyConfig`, arguments as in `tiny_act`."""
-    from manipulators import PI0PolicyConfig
+    import manipulators
 
     sizes = {
         "chunk_size": 5,
@@ -139,7 +139,12 @@ def tiny_pi0(cameras: dict | None = None, state: int = 3, **fields):
         "paligemma_config": {"projection_dim": 32, "text_config": GEMMA, "vision_config": SIGLIP},
         "gemma_expert_config": GEMMA | {"hidden_size": 16, "intermediate_size": 24},
     }
-    return PI0PolicyConfig(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
+    return getattr(manipulators, config_class)(**features_of(cameras or TWO_CAMERAS, state, None), **(sizes | fields))
+
+
+def tiny_pi05(cameras: dict | None = None, state: int = 3, **fields):
+    """Return a `PI05PolicyConfig`, arguments as in `tiny_act`."""
+    return tiny_pi0(cameras, state, "PI05PolicyConfig", **({"max_instruction_tokens": 24} | fields))
 
 
 DIT = {
@@ -334,6 +339,9 @@ CASES = {
     ),
     "pi0_camera_sizes": Case(lambda: tiny_pi0({"wrist": (3, 32, 32), "above": (3, 24, 48)}), PI0_KEY_BIAS, graph=True),
     "pi0_expert_only": Case(lambda: tiny_pi0({"above": (3, 28, 28)}, train_expert_only=True)),
+    "pi05": Case(
+        lambda: tiny_pi05(optional_cameras=("observation.images.above",)), PI0_KEY_BIAS, complete=True, graph=True
+    ),
     "gr00t_n1_5": Case(
         lambda: tiny_gr00t_n1_5(
             {"wrist": (3, 32, 32), "above": (3, 24, 48)},

@@ -91,8 +91,8 @@ def read_checkpoint(
         return policy, None
     general: dict[str, Any] = {}
     if processors is not None:
-        reads = policy_config.reads_instruction
-        processors.check_agreement(fields["input_features"], fields["output_features"], reads)
+        steps = kind.text_steps if policy_config.reads_instruction else ()
+        processors.check_agreement(fields["input_features"], fields["output_features"], steps)
         general["rename_map"] = processors.rename_map
         general["relative_to"] = processors.relative_to(policy_config.robot_action_dim)
     if policy_config.reads_instruction:

@@ -1,8 +1,8 @@
 """PI0FlowMatching: π0's network, which turns noise into actions by following a learned velocity.
 
-Shapes: b batch, v cameras, n tokens of the prefix (pictures, then words), h action horizon, s and a the padded widths
-of state and action, d PaliGemma's width, w the expert's. Time runs from 1, noise, to 0, actions. Source: Black et al.
-2024 (arXiv 2410.24164) and openpi, whose parameter names are kept.
+Shapes: b batch, v cameras, n tokens of the prefix (pictures, then words), u of the state (one, in π0.5 none), h action
+horizon, s and a the padded widths of state and action, d PaliGemma's width, w the expert's. Time runs from 1, noise,
+to 0, actions. Source: Black et al. 2024 (arXiv 2410.24164) and openpi, whose parameter names are kept.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 HEADS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
 
 
-def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
-    """Return who sees whom (b, n + 1 + h, n + 1 + h), for the prefix's real tokens (b, n) bool.
+def block_mask(prefix_mask: torch.Tensor, horizon: int, states: int = 1) -> torch.Tensor:
+    """Return who sees whom (b, n + u + h, n + u + h), for the prefix's real tokens (b, n) bool and u of the state.
 
     Inside a block all see each other; a block sees those before it. Padding is seen by none; what it sees itself
     does not matter, so it sees what its block does, and no row is empty.
@@ -38,9 +38,9 @@ def block_mask(prefix_mask: torch.Tensor, horizon: int) -> torch.Tensor:
         actions      ✓        ✓        ✓
     """
     b, n = prefix_mask.shape
-    position = torch.arange(n + 1 + horizon, device=prefix_mask.device)
-    block = (position >= n).int() + (position > n)  # (n + 1 + h,): 0, then 1 for the state, then 2
-    real = torch.cat([prefix_mask, prefix_mask.new_ones(b, 1 + horizon)], dim=1)  # (b, n + 1 + h)
+    position = torch.arange(n + states + horizon, device=prefix_mask.device)
+    block = (position >= n).int() + (position >= n + states)  # (n + u + h,): 0, then 1 for the state, then 2
+    real = torch.cat([prefix_mask, prefix_mask.new_ones(b, states + horizon)], dim=1)  # (b, n + u + h)
     return (block[:, None] >= block) & real[:, None]
 
 
@@ -72,9 +72,11 @@ class PI0FlowMatching(nn.Module):
         "tune_projector": ("linear",),
         "tune_diffusion_model": LINEAR,
     }
-    modules_to_save = HEADS  # small, and what a robot's own states and actions go through
+    heads = modules_to_save = HEADS  # small, and what a robot's own states and actions go through
     stages = {"vision": BACKBONE + "embed_image", "prefix": "encode_observation", "denoise": "denoise_step"}
     no_split_modules = ("JointLayer", "SiglipEncoderLayer")
+    expert_norms = "expert_norm"  # module of the backbone that holds weights of the expert's norms outside its layers
+    state_tokens = 1  # of the suffix, before the actions
 
     def __init__(self, config: PI0PolicyConfig):
         super().__init__()
@@ -88,14 +90,17 @@ class PI0FlowMatching(nn.Module):
             slope=config.time_sampling_scale,
         )
         backbone = config.backbone_config()
-        w = backbone.gemma_expert_config.hidden_size
-        self.state_proj = nn.Linear(config.max_state_dim, w)
-        self.action_in_proj = nn.Linear(config.max_action_dim, w)
-        self.action_time_mlp_in = nn.Linear(2 * w, w)
-        self.action_time_mlp_out = nn.Linear(w, w)
-        self.action_out_proj = nn.Linear(w, config.max_action_dim)
+        self.build_heads(backbone.gemma_expert_config.hidden_size)
         self.paligemma_with_expert = PaliGemmaWithExpertModel(backbone)
         self.freeze()
+
+    def build_heads(self, w: int) -> None:
+        """Build the layers around an expert of this width, w."""
+        self.state_proj = nn.Linear(self.config.max_state_dim, w)
+        self.action_in_proj = nn.Linear(self.config.max_action_dim, w)
+        self.action_time_mlp_in = nn.Linear(2 * w, w)
+        self.action_time_mlp_out = nn.Linear(w, w)
+        self.action_out_proj = nn.Linear(w, self.config.max_action_dim)
 
     @property
     def input_embeddings(self) -> nn.Module:
@@ -119,7 +124,7 @@ class PI0FlowMatching(nn.Module):
             "tune_llm": (BACKBONE + "embed_tokens", *(layer + "language_model" for layer in layers[:-1]), *last),
             "tune_visual": (BACKBONE + "vision_tower",),
             "tune_projector": (BACKBONE + "multi_modal_projector",),
-            "tune_diffusion_model": (*HEADS, *(layer + "gemma_expert" for layer in layers), BACKBONE + "expert_norm"),
+            "tune_diffusion_model": (*self.heads, *(x + "gemma_expert" for x in layers), BACKBONE + self.expert_norms),
         }
 
     def freeze(self) -> None:
@@ -158,12 +163,15 @@ class PI0FlowMatching(nn.Module):
 
     def embed_suffix(self, state: torch.Tensor, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """Return the suffix (b, 1 + h, w): the state (b, s), then actions (b, h, a) mixed with the flow time (b,)."""
-        actions = self.embed_actions(noisy_actions, self.embed_time(time)[:, None])
-        return torch.cat([self.embed_state(state), actions], dim=1)
+        return self.join_suffix(state, noisy_actions, self.embed_time(time)[:, None])
+
+    def join_suffix(self, state: torch.Tensor, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return the suffix of `embed_suffix` for an encoded flow time (b, 1, w)."""
+        return torch.cat([self.embed_state(state), self.embed_actions(noisy_actions, time)], dim=1)
 
     def embed_state(self, state: torch.Tensor) -> torch.Tensor:
         """Return the token (b, 1, w) of a state (b, s), or of the last of a history (b, t, s)."""
-        _require_width("state", state, self.config.max_state_dim)
+        require_width("state", state, self.config.max_state_dim)
         state = state[:, -1:] if state.ndim == 3 else state[:, None]  # (b, 1, s)
         return self.state_proj(state.to(compute_dtype(self.state_proj)))
 
@@ -175,10 +183,14 @@ class PI0FlowMatching(nn.Module):
 
     def embed_actions(self, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """Return the tokens (b, h, w) of actions (b, h, a) at an encoded flow time (b or 1, 1, w)."""
-        _require_width("actions", noisy_actions, self.config.max_action_dim)
+        require_width("actions", noisy_actions, self.config.max_action_dim)
         actions = self.action_in_proj(noisy_actions.to(compute_dtype(self.action_in_proj)))  # (b, h, w)
         mixed = F.silu(self.action_time_mlp_in(torch.cat([actions, time.expand_as(actions)], dim=-1)))
         return self.action_time_mlp_out(mixed)
+
+    def modulation(self, time: torch.Tensor) -> torch.Tensor | None:
+        """Return what an encoded flow time does to the expert's norms: here nothing, None."""
+        return None
 
     def _velocity(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the velocity (b, h, a) that the expert's output for the actions (b, h, w) stands for."""
@@ -219,13 +231,18 @@ class PI0FlowMatching(nn.Module):
         noisy, velocity = self.sampler.mix(actions, noise, time)  # (b, h, a)
 
         prefix, real = self.embed_prefix(images, img_masks, lang_tokens, lang_masks)
-        suffix = self.embed_suffix(state, noisy, time)
-        real_suffix = real.new_ones(suffix.shape[:2])  # (b, 1 + h)
-        positions = torch.cat([real, real_suffix], dim=1).cumsum(dim=1) - 1  # (b, n + 1 + h): padding takes none
+        encoded = self.embed_time(time)[:, None]  # (b, 1, w)
+        suffix = self.join_suffix(state, noisy, encoded)
+        real_suffix = real.new_ones(suffix.shape[:2])  # (b, u + h)
+        positions = torch.cat([real, real_suffix], dim=1).cumsum(dim=1) - 1  # (b, n + u + h): padding takes none
         (_, suffix), _ = self.paligemma_with_expert(
-            block_mask(real, actions.shape[1]), positions, inputs_embeds=[prefix, suffix], prefix_output=False
+            block_mask(real, actions.shape[1], self.state_tokens),
+            positions,
+            inputs_embeds=[prefix, suffix],
+            prefix_output=False,
+            modulation=self.modulation(encoded),
         )
-        return F.mse_loss(self._velocity(suffix[:, 1:]), velocity, reduction="none")
+        return F.mse_loss(self._velocity(suffix[:, self.state_tokens :]), velocity, reduction="none")
 
     # --- inference --------------------------------------------------------------------------------------
 
@@ -263,23 +280,23 @@ class PI0FlowMatching(nn.Module):
         return self.sampler.integrate(noise, velocity, steps)
 
     def encode_observation(self, prefix: torch.Tensor, real: torch.Tensor, state: torch.Tensor) -> list[KeysValues]:
-        """Return the keys and values (b, k, n + 1 + h, e) of prefix (b, n, d) and state, then room for the actions'.
+        """Return the keys and values (b, k, n + u + h, e) of prefix (b, n, d) and state, then room for the actions'.
 
         Neither sees actions, so that their keys and values are the same at every step.
         """
-        n = real.shape[1]
-        cache = self.paligemma_with_expert.new_cache(prefix, n + 1 + self.config.chunk_size)
-        rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, 1), value=True).cumsum(dim=1) - 1)
-        bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0))  # (b, 1, n + 1, n + 1)
+        n, u = real.shape[1], self.state_tokens
+        cache = self.paligemma_with_expert.new_cache(prefix, n + u + self.config.chunk_size)
+        rotary = self.paligemma_with_expert.rotary(F.pad(real, (0, u), value=True).cumsum(dim=1) - 1)
+        bias = self.paligemma_with_expert.attention_bias(block_mask(real, 0, u))  # (b, 1, n + u, n + u)
         streams = (prefix, self.embed_state(state))
         self.paligemma_with_expert.run_layers(streams, bias, rotary, cache, wanted=(False, False))
         return cache
 
     def action_tables(self, real: torch.Tensor) -> tuple[Rotary, torch.Tensor]:
-        """Return rotary tables and attention bias (b, 1, 1, n + 1 + h) of the actions behind a prefix (b, n)."""
-        h = self.config.chunk_size
-        positions = real.sum(dim=1, keepdim=True) + 1 + torch.arange(h, device=real.device)  # (b, h)
-        seen = F.pad(real, (0, 1 + h), value=True)[:, None]  # (b, 1, n + 1 + h): every action sees all that is real
+        """Return rotary tables and attention bias (b, 1, 1, n + u + h) of the actions behind a prefix (b, n)."""
+        h, u = self.config.chunk_size, self.state_tokens
+        positions = real.sum(dim=1, keepdim=True) + u + torch.arange(h, device=real.device)  # (b, h)
+        seen = F.pad(real, (0, u + h), value=True)[:, None]  # (b, 1, n + u + h): every action sees all that is real
         return self.paligemma_with_expert.rotary(positions), self.paligemma_with_expert.attention_bias(seen)
 
     def denoise_step(
@@ -300,10 +317,17 @@ class PI0FlowMatching(nn.Module):
         """
         tokens = self.embed_actions(x, time)  # (b, h, w)
         start = cache[0][0].shape[-2] - x.shape[1]
-        (_, tokens), _ = self.paligemma_with_expert.run_layers((None, tokens), bias, rotary, cache, start)
+        (_, tokens), _ = self.paligemma_with_expert.run_layers(
+            (None, tokens), bias, rotary, cache, start, modulation=self.modulation(time)
+        )
         return self._velocity(tokens)
 
 
-def _require_width(name: str, x: torch.Tensor, width: int) -> None:
+def require_width(name: str, x: torch.Tensor, width: int) -> None:
+    """Check that states or actions (…, width) have their padded width.
+
+    Raises:
+        FeatureShapeError: they have another.
+    """
     if x.shape[-1] != width:
         raise FeatureShapeError(name, tuple(x.shape), f"a last dimension of {width}, padded with zeros")

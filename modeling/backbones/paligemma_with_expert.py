@@ -24,6 +24,7 @@ from ...configuration.pi0 import ATTENTION, PaliGemmaWithExpertConfig
 from ...errors import FeatureShapeError, InvalidConfigError
 from ..freezing import PartlyFrozen
 from ..kernels import require_kernel
+from ..layers.adaptive_norm import AdaptiveRMSNorm, ExpertModulation
 from ..layers.fused import ResidualLinear, ScaledRMSNorm, add_linear, join, project_joined
 from ..precision import compute_dtype
 
@@ -58,9 +59,12 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         )
         self.multi_modal_projector = PaliGemmaMultiModalProjector(paligemma)
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
-        self.layers = nn.ModuleList(JointLayer(text, expert, i) for i in range(text.num_hidden_layers))
+        self.layers = nn.ModuleList(JointLayer(config, i) for i in range(text.num_hidden_layers))
         self.language_norm = GemmaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-        self.expert_norm = GemmaRMSNorm(expert.hidden_size, eps=expert.rms_norm_eps)
+        self.expert_norm = expert_norm(config)
+        self.expert_modulation = None
+        if config.adaptive_norms:
+            self.expert_modulation = ExpertModulation(expert.hidden_size, expert.num_hidden_layers)
         # As transformers' Gemma starts; torch's defaults everywhere else.
         for module in (self.embed_tokens, *self.layers.modules()):
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -104,6 +108,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         use_cache: bool = False,
         fill_kv_cache: bool = False,
         prefix_output: bool = True,
+        modulation: torch.Tensor | None = None,
     ) -> tuple[list[torch.Tensor | None], Sequence[KeysValues] | None]:
         """Pass prefix and suffix through all layers; either may be None.
 
@@ -116,6 +121,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
             fill_kv_cache: return the keys and values of the tokens given, rather than the cache that was given.
             prefix_output: compute the prefix's output. Where only the suffix's is wanted, the last layer's work for
                 the prefix ends with its keys and values.
+            modulation: of adaptive norms, see `run_layers`.
 
         Returns:
             [prefix (b, n, d), suffix (b, m, w)], None where not given or not wanted, and the cache, None without one.
@@ -133,7 +139,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         if past:
             past = [(F.pad(k, (0, 0, 0, queries)), F.pad(v, (0, 0, 0, queries))) for k, v in past]
         rotary, bias = self.rotary(position_ids), self.attention_bias(attention_mask)
-        outputs, filled = self.run_layers(inputs_embeds, bias, rotary, past, start, (prefix_output, True))
+        outputs, filled = self.run_layers(inputs_embeds, bias, rotary, past, start, (prefix_output, True), modulation)
         cache = (filled if fill_kv_cache else past_key_values) if use_cache else None
         return outputs, cache
 
@@ -145,6 +151,7 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         cache: Sequence[KeysValues] | None = None,
         start: int = 0,
         wanted: tuple[bool, bool] = (True, True),
+        modulation: torch.Tensor | None = None,
     ) -> tuple[list[torch.Tensor | None], list[KeysValues]]:
         """Pass [prefix, suffix] through all layers; what serves many passes is given, so that it is computed once.
 
@@ -155,6 +162,8 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
             cache: of every layer, buffers (b, k, at least keys, e) that hold earlier tokens and receive those given.
             start: how many stand before those given.
             wanted: which outputs to compute; of others the last layer computes no more than keys and values.
+            modulation: of the expert's norms where they are adaptive, (b, 1, (6 layers + 3) · w) or without b and 1
+                where all share it, see `ExpertModulation`.
 
         Returns:
             [prefix, suffix], None where not given or not wanted, and all layers' keys and values.
@@ -162,16 +171,19 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
         dtype = compute_dtype(self.embed_tokens)
         streams = [None if x is None else x.to(dtype) for x in streams]
         implementation = ATTENTION[self.config.attention_implementation]
+        *modulations, last_modulation = split_modulation(modulation, len(self.layers))
         filled = []
         for i, layer in enumerate(self.layers):
             last = i + 1 == len(self.layers)
             kept = None if cache is None else cache[i]
             *streams, keys_values = layer(
-                *streams, bias, rotary, implementation, kept, start, wanted if last else (True, True)
+                *(*streams, bias, rotary, implementation, kept, start, wanted if last else (True, True)),
+                modulations[i],
             )
             filled.append(keys_values)
-        norms = (self.language_norm, self.expert_norm)
-        return [None if x is None else norm(x) for norm, x in zip(norms, streams, strict=True)], filled
+        prefix, suffix = streams
+        prefix = None if prefix is None else self.language_norm(prefix)
+        return [prefix, None if suffix is None else normalised(self.expert_norm, suffix, last_modulation)[0]], filled
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """Return the tables of rotary positions (b, n), see `rotary_angles`."""
@@ -200,11 +212,14 @@ class PaliGemmaWithExpertModel(PartlyFrozen):
             for layer in (joint.language_model, joint.gemma_expert):
                 join(layer.self_attn, "qkv_proj", QKV)
                 join(layer.mlp, "gate_up_proj", GATE_UP)
+                if isinstance(layer.input_layernorm, AdaptiveRMSNorm):
+                    continue  # what a layer adds passes a gate
                 layer.self_attn.o_proj = ResidualLinear(layer.self_attn.o_proj)
                 layer.mlp.down_proj = ResidualLinear(layer.mlp.down_proj)
                 layer.input_layernorm = ScaledRMSNorm(layer.input_layernorm)
                 layer.post_attention_layernorm = ScaledRMSNorm(layer.post_attention_layernorm)
-        self.expert_norm = ScaledRMSNorm(self.expert_norm)
+        if self.expert_modulation is None:
+            self.expert_norm = ScaledRMSNorm(self.expert_norm)
 
 
 class JointLayer(GradientCheckpointingLayer):
@@ -213,10 +228,13 @@ class JointLayer(GradientCheckpointingLayer):
     It is one module so that gradient checkpointing recomputes it whole and FSDP gathers both streams' weights at once.
     """
 
-    def __init__(self, text: GemmaConfig, expert: GemmaConfig, index: int):
+    def __init__(self, config: PaliGemmaWithExpertConfig, index: int):
         super().__init__()
-        self.language_model = GemmaDecoderLayer(text, index)
-        self.gemma_expert = GemmaDecoderLayer(expert, index)
+        self.language_model = GemmaDecoderLayer(config.paligemma_config.text_config, index)
+        self.gemma_expert = GemmaDecoderLayer(config.gemma_expert_config, index)
+        if config.adaptive_norms:
+            self.gemma_expert.input_layernorm = expert_norm(config)
+            self.gemma_expert.post_attention_layernorm = expert_norm(config)
 
     def forward(
         self,
@@ -228,12 +246,21 @@ class JointLayer(GradientCheckpointingLayer):
         cache: KeysValues | None,
         start: int,
         wanted: tuple[bool, bool],
+        modulation: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, KeysValues]:
-        """Return both streams, None where absent or not wanted, and the keys and values of all tokens so far."""
+        """Return both streams, None where absent or not wanted, and the keys and values of all tokens so far.
+
+        `modulation` (…, 6 w) is that of the expert's two norms, see `ExpertModulation`; None where they have weights.
+        """
         layers = (self.language_model, self.gemma_expert)
         given = [(*one, i) for i, one in enumerate(zip(layers, (prefix, suffix), strict=True)) if one[1] is not None]
+        before, after = (None, None) if modulation is None else modulation.chunk(2, dim=-1)
+        inputs = [normalised(layer.input_layernorm, x, before if i else None) for layer, x, i in given]
         # 1. Queries, keys and values of each stream, by its own projections; queries and keys turned by position.
-        heads = [project_joined(layer.self_attn, "qkv_proj", QKV, layer.input_layernorm(x)) for layer, x, _ in given]
+        heads = [
+            project_joined(layer.self_attn, "qkv_proj", QKV, x)
+            for (layer, *_), (x, _) in zip(given, inputs, strict=True)
+        ]
         heads = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)  # (b, n + m, (heads + 2 k) · e)
         attention = self.language_model.self_attn
         heads = heads.unflatten(-1, (-1, attention.head_dim))  # (b, n + m, heads + 2 k, e)
@@ -245,20 +272,43 @@ class JointLayer(GradientCheckpointingLayer):
             cache[0][:, :, start:end], cache[1][:, :, start:end] = keys, values
             keys, values = cache[0][:, :, :end], cache[1][:, :, :end]
         outputs: list[torch.Tensor | None] = [None, None]
-        going_on = [(layer, x, i) for layer, x, i in given if wanted[i]]
+        gates = [gate for _, gate in inputs]
+        going_on = [(*one, gate) for one, gate in zip(given, gates, strict=True) if wanted[one[2]]]
         # 2. One attention over all of them, by the streams that go on: both, or the later one.
         if going_on:
-            rows = sum(x.shape[1] for _, x, _ in going_on)
+            rows = sum(x.shape[1] for _, x, _, _ in going_on)
             bias = bias[:, :, -rows:]  # one row serves all
             attended = attend(attention, implementation, queries[:, :, -rows:], keys, values, bias)
         # 3. What was attended to, and the feed-forward, of each stream.
         start = 0
-        for layer, x, i in going_on:
+        for layer, x, i, gate in going_on:
             part, start = attended[:, start : start + x.shape[1]], start + x.shape[1]
-            x = add_linear(x, layer.self_attn.o_proj, part)
-            hidden = gated(layer.mlp, layer.post_attention_layernorm(x))
-            outputs[i] = add_linear(x, layer.mlp.down_proj, hidden)
+            x = add_linear(x, layer.self_attn.o_proj, part, gate)
+            hidden, gate = normalised(layer.post_attention_layernorm, x, after if i else None)
+            outputs[i] = add_linear(x, layer.mlp.down_proj, gated(layer.mlp, hidden), gate)
         return *outputs, (keys, values)
+
+
+def expert_norm(config: PaliGemmaWithExpertConfig) -> nn.Module:
+    """Return a norm of the expert's, with weights or adaptive."""
+    expert = config.gemma_expert_config
+    if config.adaptive_norms:
+        return AdaptiveRMSNorm(expert.hidden_size, expert.rms_norm_eps)
+    return GemmaRMSNorm(expert.hidden_size, eps=expert.rms_norm_eps)
+
+
+def split_modulation(modulation: torch.Tensor | None, layers: int) -> Sequence[torch.Tensor | None]:
+    """Return the modulation of each layer (…, 6 w), and that of the last norm (…, 3 w); None for all without one."""
+    if modulation is None:
+        return [None] * (layers + 1)
+    return modulation.split(modulation.shape[-1] // (2 * layers + 1) * 2, dim=-1)
+
+
+def normalised(
+    norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what a norm makes of x (b, n, d), and the gate of what the layer adds to x: None under Gemma's norm."""
+    return (norm(x), None) if modulation is None else norm(x, modulation)
 
 
 def start_normal(module: nn.Module) -> None:

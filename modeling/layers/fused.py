@@ -105,6 +105,10 @@ def project_joined(parent: nn.Module, name: str, parts: Sequence[str], x: torch.
     return torch.cat([getattr(parent, part)(x) for part in parts], dim=-1)
 
 
-def add_linear(residual: torch.Tensor, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return residual (…, d) + layer(x), in one kernel where the layer knows how."""
+def add_linear(
+    residual: torch.Tensor, layer: nn.Module, x: torch.Tensor, gate: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return residual (…, d) + layer(x), in one kernel where the layer knows how; layer(x) times a gate, if given."""
+    if gate is not None:
+        return torch.addcmul(residual, layer(x), gate)
     return layer.add_to(residual, x) if isinstance(layer, ResidualLinear) else residual + layer(x)

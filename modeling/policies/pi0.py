@@ -12,6 +12,9 @@ from ..registry import register_policy
 from ..seam import Draws, PolicyInputs
 from .vision_language_action import VisionLanguageActionPolicy
 
+# Modules of the backbone that LeRobot leaves in float32 where it trains in bfloat16.
+EXACT = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_attention_layernorm", "language_norm")
+
 
 @register_policy("pi0_policy")
 class PI0Policy(VisionLanguageActionPolicy):
@@ -25,23 +28,16 @@ class PI0Policy(VisionLanguageActionPolicy):
     """
 
     config_class = PI0PolicyConfig
+    network_class = PI0FlowMatching
     components = ("model",)
     _supports_flex_attn = True
     # As LeRobot trains it in bfloat16. The heads too: noise, time and velocity are float32.
-    _keep_in_fp32_modules_strict = [
-        "vision_tower",
-        "multi_modal_projector",
-        "input_layernorm",
-        "post_attention_layernorm",
-        "language_norm",
-        "expert_norm",
-        *HEADS,
-    ]
+    _keep_in_fp32_modules_strict = [*EXACT, "expert_norm", *HEADS]
 
     def __init__(self, config: PI0PolicyConfig):
         config.require_features()
         super().__init__(config)
-        self.model = PI0FlowMatching(config)
+        self.model = self.network_class(config)
         self.post_init()
 
     def errors(self, inputs: PolicyInputs, actions: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:

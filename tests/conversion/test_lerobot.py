@@ -118,7 +118,10 @@ def test_features_that_are_normalised_are_those_of_the_config(tmp_path):
         found.check_agreement({}, {"action": {"type": "ACTION", "shape": [3]}})
     found.check_agreement({"observation.images.top": {"type": "VISUAL", "shape": [3, 8, 8]}}, FEATURES)  # IDENTITY
     with pytest.raises(CheckpointError, match="lacks pi0_new_line_processor, tokenizer_processor"):
-        found.check_agreement({}, FEATURES, reads_instruction=True)
+        found.check_agreement({}, FEATURES, ("pi0_new_line_processor", "tokenizer_processor"))
+    found.text_steps = ["pi0_new_line_processor", "tokenizer_processor"]
+    with pytest.raises(CheckpointError, match="runs pi0_new_line_processor, which this policy's prompts have not"):
+        found.check_agreement({}, FEATURES, ("tokenizer_processor",))
     found.unnormalizer["norm_map"] = {"ACTION": "MIN_MAX"}
     with pytest.raises(CheckpointError, match="normalised with QUANTILES and un-normalised with MIN_MAX"):
         found.check_agreement({}, FEATURES)

@@ -134,6 +134,9 @@ def test_each_input_matters(policy):
     for name, value in inputs.items():
         if name in ("pixel_values", "pixel_mask"):  # see the two tests below
             continue
+        if name == "state" and policy.config.state_in_prompt:
+            torch.testing.assert_close(predict(policy, inputs | {name: value + 1.0}), before, atol=0, rtol=0)
+            continue
         if name == "attention_mask":
             other = value.clone()
             other[:, 0] = 0
@@ -238,11 +241,12 @@ def test_instructions_are_not_ignored(policy, processor_of, caplog, monkeypatch)
     for task in (3, [None], b"push"):
         assert "An instruction is a str" in refused_instruction(policy, processor, task)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    state = torch.zeros(2, policy.config.model_state_dim or 1)
     for _ in range(2):  # said once
-        processor.instruction.tokens(["push the rde button", "push the red button"], 2, {})
+        processor.instruction.tokens(["push the rde button", "push the red button"], 2, {"state": state})
     assert caplog.text.count("'push the rde button' has words that the tokenizer does not know") == 1
     assert "It knows: button, push, red, the" in caplog.text and "'push the red button'" not in caplog.text
-    processor.instruction.tokens("push " * 300, 1, {})
+    processor.instruction.tokens("push " * 300, 1, {"state": state[:1]})
     assert f"it is cut to max_instruction_tokens={policy.config.max_instruction_tokens}" in caplog.text
     tokenizer = word_tokenizer([" ".join(f"word{i}" for i in range(70))])
     with pytest.raises(CheckpointError, match=r"has ids up to 7\d, the policy's language model \d\d tokens"):
