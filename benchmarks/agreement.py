@@ -320,7 +320,6 @@ def main() -> int:
             "pip install --no-deps lerobot==0.6.1, and what benchmarks/README.md lists beside it."
         )
     warnings.filterwarnings("ignore")
-    logging.getLogger("manipulators").setLevel(logging.ERROR)  # what is drawn looks like no training
     torch.set_num_threads(1)
     described = machine(PACKAGES)
     alone = arguments.seed is not None
@@ -341,5 +340,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("manipulators").setLevel(logging.ERROR)  # what is drawn looks like no training
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.exit(main())
