@@ -284,6 +284,16 @@ class CountedOperators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def operators_per_step(policy):
+    """Return what one denoising step more costs, by operator."""
+    inputs, given, counts = policy.config.example_inputs(1), policy.config.example_draws(1), []
+    for steps in (2, 3):
+        with CountedOperators() as counted:
+            policy.predict_action_chunk(**inputs, **given, num_steps=steps)
+        counts.append(counted.counts)
+    return counts[1] - counts[0]
+
+
 # transformers' own π0 takes 795 on the same layout, LeRobot's (0.6.1) 936.
 @pytest.mark.parametrize(("fused", "limit"), [(False, 625), (True, 450)])
 def test_operators_per_denoising_step(tiny_pi0, fused, limit):
@@ -301,12 +311,7 @@ def test_operators_per_denoising_step(tiny_pi0, fused, limit):
     policy = PI0Policy(tiny_pi0(paligemma_config=paligemma, gemma_expert_config=gemma | {"hidden_size": 16})).eval()
     if fused:
         policy.fuse()
-    inputs, given, counts = policy.config.example_inputs(1), policy.config.example_draws(1), []
-    for steps in (2, 3):
-        with CountedOperators() as counted:
-            policy.predict_action_chunk(**inputs, **given, num_steps=steps)
-        counts.append(counted.counts)
-    step = counts[1] - counts[0]
+    step = operators_per_step(policy)
     assert step["_scaled_dot_product_flash_attention_for_cpu"] == 18
     assert step["cat"] == (1 if fused else 19)  # actions with their time; unfused, also queries, keys and values
     assert step["clone"] == step["constant_pad_nd"] == step["embedding"] == step["cos"] == step["where"] == 0

@@ -10,7 +10,7 @@ from manipulators import PI05Policy
 
 TESTS = Path(__file__).parents[1]
 tiny_pi05 = runpy.run_path(str(TESTS / "policy_cases.py"))["tiny_pi05"]
-CountedOperators = runpy.run_path(str(TESTS / "modeling" / "test_pi0.py"))["CountedOperators"]
+operators_per_step = runpy.run_path(str(TESTS / "modeling" / "test_pi0.py"))["operators_per_step"]
 
 
 # LeRobot's (0.6.1) takes 1004 on the same layout.
@@ -27,12 +27,7 @@ def test_operators_per_denoising_step(fused, limit):
     policy = PI05Policy(tiny_pi05(paligemma_config=paligemma, gemma_expert_config=expert)).eval()
     if fused:
         policy.fuse()
-    inputs, given, counts = policy.config.example_inputs(1), policy.config.example_draws(1), []
-    for steps in (2, 3):
-        with CountedOperators() as counted:
-            policy.predict_action_chunk(**inputs, **given, num_steps=steps)
-        counts.append(counted.counts)
-    step = counts[1] - counts[0]
+    step = operators_per_step(policy)
     assert step["addmm"] == 2 and step["silu"] == step["cos"] == 0  # actions in and out
     assert step.total() <= limit, step
 

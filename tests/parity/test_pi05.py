@@ -19,6 +19,7 @@ from manipulators.errors import CheckpointError, WeightsMismatchError
 
 PI0 = runpy.run_path(str(Path(__file__).parent / "test_pi0.py"))
 VARIANTS, close = PI0["VARIANTS"], PI0["close"]
+network, sampler = PI0["network"], PI0["sampler"]  # fixtures: what `core` builds, with every switch that there is
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +52,6 @@ def core(shared):
 
     labels = tuple(inputs[name] for name in ("actions", "noise", "time"))
     return SimpleNamespace(build=build, config=config, observation=observation, labels=labels, outputs=outputs)
-
-
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
-def network(core, request):
-    return core.build(request.param)
-
-
-@pytest.fixture(scope="module", params=["eager", "sdpa", "eager fused", "sdpa fused"])
-def sampler(core, request):
-    """The network with every switch that sampling has."""
-    attention, _, fused = request.param.partition(" ")
-    built = core.build(attention)
-    if fused:
-        built.paligemma_with_expert.fuse()
-    return built
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
