@@ -13,27 +13,29 @@ from .errors import CorruptFileError, OutputExistsError
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike, purpose: str = "another run") -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, purpose: str = "another run", replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `path` that is renamed to it when the block succeeds, and removed otherwise.
 
     Args:
         path: the folder to make; it is locked meanwhile.
         purpose: what for, as a second run is told.
+        replace: whether it takes the place of the folder that is there.
 
     Raises:
-        OutputExistsError: `path` exists and is not an empty folder.
+        OutputExistsError: `path` exists and is not an empty folder, unless it is replaced.
         FolderInUseError: another run is making it.
         DiskError: the disk does not take what is written.
     """
     path = Path(path)
-    refuse_existing(path)
+    if not replace:
+        refuse_existing(path)
     with naming_disk_errors(path), locked(path, purpose):
         beside = path.with_name(path.name + ".incomplete")
         shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
         beside.mkdir(parents=True)
         try:
             yield beside
-            if path.is_dir():
+            if path.is_dir() and not replace:
                 path.rmdir()  # empty, as checked above
             replace_folder(beside, path)
         except BaseException:

@@ -1,4 +1,4 @@
-"""The command line: record | train | eval | benchmark | convert | convert-dataset | card | push.
+"""The command line: record | train | eval | benchmark | convert | convert-dataset | dataset | card | push.
 
 Heavy imports wait for a command.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ._dataset_commands import add_dataset_commands, add_push_arguments
 from ._interrupts import (
     INTERRUPTED,
     clean_interrupts,
@@ -23,6 +24,7 @@ from ._interrupts import (
     notes,
     say_what_is_kept,
 )
+from ._options import pairs
 from ._version import __version__
 from .errors import ManipulatorsError
 from .plugins import load_plugins
@@ -185,6 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--rename-map", nargs="+", default=[], metavar="OLD=NEW", help="other names of features")
     command.set_defaults(command=convert_dataset)
 
+    add_dataset_commands(commands, shared, push)
+
     command = commands.add_parser("card", parents=[shared], help="write a checkpoint's model card, or check it")
     command.add_argument("folder", type=Path, help="checkpoint folder")
     command.add_argument("--repo-id", help="org/name under which it is published, for the card's examples")
@@ -194,15 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "push", parents=[shared], help="publish a checkpoint, an adapter or a dataset on the Hub, in one commit"
     )
-    command.add_argument("folder", type=Path, help="checkpoint folder, or folder of a LeRobot dataset")
-    command.add_argument("repo_id", help="org/name; created when it does not exist")
-    command.add_argument(
-        "--private", action=argparse.BooleanOptionalAction, default=None, help="make a new repository private"
-    )
-    command.add_argument("--revision", help="branch (default: main)")
-    command.add_argument("--message", help="of the commit")
-    command.add_argument("--tag", action="append", dest="tags", help="for the card; may be repeated")
-    command.set_defaults(command=push)
+    add_push_arguments(command, "checkpoint folder, or folder of a LeRobot dataset")
+    command.set_defaults(command=push, only_datasets=False)
     return parser
 
 
@@ -263,7 +260,7 @@ def evaluate(options: argparse.Namespace) -> None:
     pipeline = PolicyPipeline.from_pretrained(
         options.source,
         device=options.device,
-        camera_map=_pairs("--camera-map", options.camera_map, "your_camera=policy_camera"),
+        camera_map=pairs("--camera-map", options.camera_map, "your_camera=policy_camera"),
         clamp_actions=options.clamp_actions,
         max_action_step=_action_step(options.max_action_step),
         **_observation_limit(options.observation_limit),
@@ -330,7 +327,7 @@ def convert_dataset(options: argparse.Namespace) -> None:
         features=options.features,
         episodes=options.episodes,
         tolerance_s=options.tolerance_s,
-        rename_map=_pairs("--rename-map", options.rename_map, "old_name=new_name"),
+        rename_map=pairs("--rename-map", options.rename_map, "old_name=new_name"),
     )
     print(f"{options.source} written to {options.output}")
 
@@ -357,7 +354,7 @@ def push(options: argparse.Namespace) -> None:
     """Publish a checkpoint, an adapter or a dataset."""
     from .hub_cards.publish import INFO_FILE, publish_dataset, publish_folder
 
-    is_dataset = (options.folder / INFO_FILE).is_file()
+    is_dataset = (options.folder / INFO_FILE).is_file() or options.only_datasets
     if is_dataset:  # what cannot be read is not published
         from .data.dataset import LeRobotDataset
 
@@ -377,16 +374,6 @@ def push(options: argparse.Namespace) -> None:
         tags=options.tags,
     )
     print(url)
-
-
-def _pairs(option: str, pairs: Sequence[str], form: str) -> dict[str, str] | None:
-    """Read `left=right` for every name."""
-    from .errors import InvalidConfigError
-
-    for pair in pairs:
-        if not all(pair.partition("=")):
-            raise InvalidConfigError(f"{option} {pair!r} is no pair; write {form}")
-    return {left: right for left, _, right in (pair.partition("=") for pair in pairs)} or None
 
 
 def _action_step(words: Sequence[str] | None) -> float | list[float] | dict[str, float] | None:

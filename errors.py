@@ -590,6 +590,22 @@ class UnknownDatasetFeatureError(DatasetError, KeyError):
         return self.args[0]
 
 
+class DifferentDatasetsError(DatasetError, ValueError):
+    """Datasets that cannot become one: they differ in rate, robot or features."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(["The datasets cannot be merged:", *(f"  {problem}" for problem in self.problems)]))
+
+
+class UnknownTaskError(DatasetError, LookupError):
+    """An instruction that no frame of the chosen episodes has."""
+
+
+class StaleStatisticsError(DatasetError, ValueError):
+    """Recorded statistics that are not those of the data."""
+
+
 class TimeWindowError(DatasetError, ValueError):
     """A horizon, history or list of timestamps that does not fall on recorded frames."""
 

@@ -14,6 +14,8 @@ from .json_files import STATISTICS_PATH
 from .metadata import INFO_PATH, cameras_on_video
 from .v3 import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, FORMAT_VERSION, TASKS_PATH, VIDEO_PATH
 
+_OPTIONAL = ("tools",)  # what LeRobot may add to info.json: the functions that a language model may call
+
 
 def write_metadata(
     folder: Path,
@@ -36,14 +38,26 @@ def write_metadata(
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
     pq.write_table(pa.Table.from_pylist([dict(row) | place for row in episodes]), path)
-    pq.write_table(_task_table(tasks), folder / TASKS_PATH)
-    _write_json(folder / STATISTICS_PATH, {name: plain_statistics(values) for name, values in statistics.items()})
+    write_summary(folder, info, tasks, len(episodes), sum(row["length"] for row in episodes), statistics)
+
+
+def write_summary(
+    folder: Path,
+    info: Mapping,
+    tasks: Mapping[int, str],
+    num_episodes: int,
+    num_frames: int,
+    statistics: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Write all files of `meta/` but those that list the episodes; arguments as in `write_metadata`."""
+    write_tasks(folder, tasks)
+    write_statistics(folder, statistics)
     counts = {
         "codebase_version": FORMAT_VERSION,
         "fps": info["fps"],
         "features": info["features"],
-        "total_episodes": len(episodes),
-        "total_frames": sum(row["length"] for row in episodes),
+        "total_episodes": num_episodes,
+        "total_frames": num_frames,
         "total_tasks": len(tasks),
         "chunks_size": CHUNK_SIZE,
         "data_files_size_in_mb": info["data_files_size_in_mb"],
@@ -51,9 +65,19 @@ def write_metadata(
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if cameras_on_video(info) else None,
         "robot_type": info.get("robot_type"),
-        "splits": info.get("splits") or {"train": f"0:{len(episodes)}"},
+        "splits": info.get("splits") or {"train": f"0:{num_episodes}"},
     }
-    _write_json(folder / INFO_PATH, counts)
+    _write_json(folder / INFO_PATH, counts | {name: info[name] for name in _OPTIONAL if info.get(name)})
+
+
+def write_tasks(folder: Path, tasks: Mapping[int, str]) -> None:
+    """Write `meta/tasks.parquet`."""
+    pq.write_table(_task_table(tasks), folder / TASKS_PATH)
+
+
+def write_statistics(folder: Path, statistics: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write `meta/stats.json`."""
+    _write_json(folder / STATISTICS_PATH, {name: plain_statistics(values) for name, values in statistics.items()})
 
 
 def plain_statistics(statistics: Mapping[str, np.ndarray]) -> dict[str, list]:
