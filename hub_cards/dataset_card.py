@@ -12,6 +12,7 @@ from . import wording
 from .edits import sign
 
 INFO_FILE = "meta/info.json"
+ORIGIN_FILE = "meta/origin.json"  # of a dataset that was made of others
 
 
 def dataset_card(folder: str | os.PathLike, repo_id: str) -> str:
@@ -22,7 +23,11 @@ def dataset_card(folder: str | os.PathLike, repo_id: str) -> str:
     """
     info = read_json(Path(folder, INFO_FILE))
     features = info.get("features") if isinstance(info.get("features"), dict) else {}
+    origin = read_json(Path(folder, ORIGIN_FILE)) if Path(folder, ORIGIN_FILE).is_file() else {}
+    sources = [source for source in origin.get("sources") or () if isinstance(source, dict)]
+    licenses = {source.get("license") for source in sources}
     metadata = DatasetCardData(
+        license=licenses.pop() if len(licenses) == 1 else None,
         task_categories=["robotics"],
         tags=["LeRobot"],
         configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
@@ -40,9 +45,19 @@ def dataset_card(folder: str | os.PathLike, repo_id: str) -> str:
     lines += [f"| {name} | {wording.cell(value)} |" for name, value in rows if value is not None]
     lines += ["", "## Features", "", "| Feature | Type | Shape | Dimensions |", "|---|---|---|---|"]
     lines += [_row(name, feature) for name, feature in features.items() if isinstance(feature, dict)]
+    lines += _origin_lines(sources)
     lines += ["", "## How to use", "", "```python", "from manipulators import LeRobotDataset", ""]
     lines += [f'dataset = LeRobotDataset("{repo_id}", action_horizon=16)', "```", ""]
     return sign("\n".join(lines))
+
+
+def _origin_lines(sources: list[dict]) -> list[str]:
+    """Return the section that names what a dataset was made of, each with its licence; nothing without sources."""
+    if not sources:
+        return []
+    rows = [[source.get(key) or "" for key in ("source", "revision", "episodes", "license")] for source in sources]
+    table = [f"| {wording.cell(name)} | {' | '.join(wording.cell(text) for text in rest)} |" for name, *rest in rows]
+    return ["", "## Made from", "", "| Dataset | Revision | Episodes | Licence |", "|---|---|---|---|", *table]
 
 
 def _row(name: str, feature: dict) -> str:

@@ -20,7 +20,7 @@ from manipulators import (
     PolicyProcessor,
     record_demonstrations,
 )
-from manipulators.cli import _overrides, build_parser, train
+from manipulators.cli import _overrides, build_parser, main, train
 from manipulators.configuration import composed
 from manipulators.evaluation import registry
 from manipulators.evaluation.environments import available_environments
@@ -145,7 +145,7 @@ def test_the_examples_import_only_public_names():
 def test_there_are_command_lines():
     assert len(command_lines()) >= 6
     named = {line.split()[1] for line in command_lines()}
-    assert named == {"record", "train", "eval", "benchmark", "convert", "convert-dataset", "card", "push"}
+    assert named == {"record", "train", "eval", "benchmark", "convert", "convert-dataset", "dataset", "card", "push"}
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -176,6 +176,29 @@ def test_the_command_for_own_demonstrations_does_what_the_text_says():
 @pytest.mark.parametrize("flags", re.findall(r"`(--[\w.]+ [^`]+)`", README))
 def test_every_override_in_the_text_is_one(flags):
     assert load_recipe("act_metaworld", _overrides(shlex.split(flags))).policy == "act_policy"
+
+
+def test_the_dataset_commands_run_in_order(tmp_path, monkeypatch):
+    features = {
+        "observation.images.wrist": {"dtype": "video", "shape": [16, 16, 3]},
+        "action": {"dtype": "float32", "shape": [1]},
+    }
+    for name in ("monday", "tuesday"):
+        with LeRobotWriter(tmp_path / name, 10, features) as writer:
+            for _ in range(4):
+                writer.add_frame(
+                    {"observation.images.wrist": np.zeros((16, 16, 3), np.uint8), "action": [1.0]}, "pick"
+                )
+                writer.end_episode()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for line in [line for line in command_lines() if line.startswith("manipulators dataset") and "DIR" not in line]:
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert (
+        LeRobotDataset("all").tasks == ["pick up the cube"] and LeRobotDataset("all").statistics["action"]["q50"] == 1
+    )
+    assert LeRobotDataset("chosen").num_episodes == 5 and LeRobotDataset("chosen").camera_names == []
+    assert [LeRobotDataset(f"parts/{name}").num_episodes for name in ("train", "val")] == [7, 1]
 
 
 def test_links_lead_somewhere():

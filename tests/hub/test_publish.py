@@ -169,7 +169,7 @@ report(problems)
     assert "models/your-lab/nothing" not in hub.repositories
 
 
-def test_a_dataset(hub, client, shared):
+def test_a_dataset(hub, client, shared, tmp_path):
     folder = shared / "data" / "lerobot_v3_tiny"
     hub.put("datasets/your-lab/tiny", "data/chunk-000/file-007.parquet", b"old")
     said = client(
@@ -177,16 +177,23 @@ def test_a_dataset(hub, client, shared):
 from manipulators import LeRobotDataset
 from manipulators.cli import main
 assert main(["push", {str(folder)!r}, "your-lab/tiny"]) == 0
-assert main(["push", {str(folder)!r}, "your-lab/tiny"]) == 0
-report(len(LeRobotDataset("your-lab/tiny")))
+assert main(["dataset", "push", {str(folder)!r}, "your-lab/tiny"]) == 0
+assert main(["dataset", "push", "/nowhere", "your-lab/tiny"]) == 1
+assert main(["dataset", "retask", "your-lab/tiny", "--task", "lift"]) == 1
+assert main(["dataset", "select", "your-lab/tiny", "--episodes", "0", "--output", {str(tmp_path / "first")!r}]) == 0
+assert main(["dataset", "push", {str(tmp_path / "first")!r}, "your-lab/first"]) == 0
+report([len(LeRobotDataset("your-lab/tiny")), LeRobotDataset("your-lab/first").num_episodes])
 """
     )
-    assert said > 0
+    assert said[0] > 0 and said[1] == 1
     files = hub.repositories["datasets/your-lab/tiny"]
     assert set(files) == {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} | {"README.md"}
     assert metadata_of(files["README.md"].decode())["tags"] == ["LeRobot"]
     version = json.loads(files["meta/info.json"])["codebase_version"]
     assert hub.tags["datasets/your-lab/tiny"] == {version: hub.head("datasets/your-lab/tiny")}
+    # One that was made of another names it, with its commit.
+    card = hub.repositories["datasets/your-lab/first"]["README.md"].decode()
+    assert f"| your-lab/tiny | {hub.head('datasets/your-lab/tiny')} | 0 |" in card
 
 
 TRAIN = (
