@@ -31,7 +31,7 @@ from .loading import (
     require_weight_types,
     weight_files,
 )
-from .quantization import dequantize, quantized_names
+from .quantization import dequantize, quantized_names, require_way_back
 
 logger = logging.get_logger(__name__)
 
@@ -313,6 +313,8 @@ def merged(policy: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
+    if quantized_names(policy):
+        require_way_back(policy)
     copied = copy.deepcopy(policy)
     if quantized_names(policy):
         _onto_plain_weights(copied)

@@ -29,7 +29,7 @@ from ..errors import (
     WeightsValueError,
 )
 from .loading_arguments import allowed_arguments
-from .quantization import limited_to_declared, quantized_names, settle
+from .quantization import limited_to_declared, missing_library, quantized_names, settle
 
 logger = logging.get_logger(__name__)
 
@@ -330,6 +330,12 @@ def load_weights(
             raise
         reason = "; ".join(dict.fromkeys(re.findall(r"^(\w+Error: .*)$", reports[0], re.MULTILINE)))
         raise CheckpointError(f"The weights of {source} cannot be quantised: {reason or reports[0]}") from error
+    except ImportError as error:
+        quantization = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+        if isinstance(error, ManipulatorsError) or quantization is None:
+            raise
+        method = getattr(quantization, "quant_method", None) or dict(quantization).get("quant_method")
+        raise missing_library(method, error) from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, ManipulatorsError):
             raise

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.quantizers.base import HfQuantizer
 
 from ..errors import CheckpointError, InvalidConfigError
 from .fingerprint import remember_values
@@ -35,7 +36,10 @@ def limited_to_declared(given: Any, policy_class: type[PreTrainedModel], config:
     Raises:
         InvalidConfigError: nothing of the policy may be quantised, or the method quantises everything.
     """
-    chosen = AutoQuantizationConfig.from_dict(dict(given)) if isinstance(given, Mapping) else copy.deepcopy(given)
+    try:
+        chosen = AutoQuantizationConfig.from_dict(dict(given)) if isinstance(given, Mapping) else copy.deepcopy(given)
+    except ImportError as error:
+        raise missing_library(dict(given).get("quant_method"), error) from error
     field = next((name for name in _LEFT_ALONE if hasattr(chosen, name)), None)
     if field is None:
         raise InvalidConfigError(
@@ -60,6 +64,14 @@ def limited_to_declared(given: Any, policy_class: type[PreTrainedModel], config:
     ]
     setattr(chosen, field, sorted({*(getattr(chosen, field) or ()), *_outside(policy, quantizable), *read}))
     return chosen
+
+
+def missing_library(method: object, reason: ImportError) -> InvalidConfigError:
+    """Return the error for a library that is to quantise, or has quantised, and is not installed."""
+    return InvalidConfigError(
+        f"Weights quantised by {getattr(method, 'value', method)} need its library: {reason}. Install it, or choose "
+        f"BitsAndBytesConfig, which pip install 'manipulators[quantization]' brings."
+    )
 
 
 def _outside(module: nn.Module, names: Mapping[str, nn.Module], prefix: str = "") -> Iterator[str]:
@@ -131,6 +143,25 @@ def plain_dtype(policy: PreTrainedModel, name: str) -> torch.dtype:
     return torch.float32 if stays and dtype.itemsize < 4 else dtype
 
 
+def require_way_back(policy: PreTrainedModel) -> None:
+    """Check that quantised weights of a policy can become numbers with fractions again.
+
+    Raises:
+        InvalidConfigError: the library that quantised them knows no way back.
+    """
+    quantizer = getattr(policy, "hf_quantizer", None)
+    if quantizer is not None and type(quantizer)._dequantize is HfQuantizer._dequantize:
+        raise _no_way_back(policy)
+
+
+def _no_way_back(policy: PreTrainedModel) -> InvalidConfigError:
+    method = policy.config.quantization_config.quant_method
+    return InvalidConfigError(
+        f"Weights quantised by {getattr(method, 'value', method)} cannot be turned into floating-point numbers again. "
+        f"Load the adapter onto a base that is not quantised: quantization_config=None."
+    )
+
+
 def dequantize(policy: PreTrainedModel) -> None:
     """Replace quantised layers of a policy by plain ones.
 
@@ -141,10 +172,7 @@ def dequantize(policy: PreTrainedModel) -> None:
     try:
         policy.dequantize(dtype=torch.float32)
     except NotImplementedError as error:
-        raise InvalidConfigError(
-            f"{policy.config.quantization_config.quant_method} weights cannot be turned into floating-point numbers "
-            f"again. Load the adapter onto a base that is not quantised: quantization_config=None."
-        ) from error
+        raise _no_way_back(policy) from error
     for owner in owners:  # with their biases, which bitsandbytes casts to the type that it computes in
         for name, parameter in policy.get_submodule(owner).named_parameters(prefix=owner):
             parameter.data = parameter.data.to(plain_dtype(policy, name))
