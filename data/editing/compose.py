@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...errors import DatasetFormatError
 from ..checks import instruction
 from ..convert import SIZES_IN_MB
-from ..features import CAMERAS, INDEX_FEATURES
+from ..features import CAMERAS
 from ..layouts.json_files import recompute
 from ..layouts.writer import plain_statistics, write_summary
 from ..recording.data_files import DataFiles
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 POOLED = ("min", "max", "mean", "std", "count")
 _OF_NUMBERS = {*POOLED, *QUANTILES}
+_RENUMBERED = ("episode_index", "index", "task_index")
 
 
 def write_dataset(folder: Path, action: str, pieces: Sequence[Piece], info: Mapping, progress: bool = True) -> None:
@@ -158,9 +159,13 @@ class _Composition:
         """Return the columns of statistics of an episode, and keep those of its cameras for the whole dataset."""
         row: dict[str, object] = {}
         for name in list(self._of_numbers):
+            if name in _RENUMBERED:
+                numbers = source.numbers(table, name).reshape(-1)
+                row |= {f"stats/{name}/{key}": value for key, value in _statistics_of_indices(numbers).items()}
+                continue
             columns = {key: f"stats/{name}/{key}" for key in sorted(_OF_NUMBERS)}
             values = {key: stated.get(column) for key, column in columns.items()}
-            if name in INDEX_FEATURES or None in values.values():
+            if None in values.values():
                 numbers = source.numbers(table, name)
                 if not np.isfinite(numbers).all():
                     logger.warning("%s has values that are not finite: it gets no statistics.", name)
@@ -193,6 +198,18 @@ def column_statistics(paths: Sequence[Path], name: str, shape: tuple[int, ...]) 
         as_numpy(name, chunk, shape) for path in paths for chunk in pq.ParquetFile(path).read([name])[name].chunks
     ]
     return compute_statistics(np.concatenate(chunks))
+
+
+def _statistics_of_indices(numbers: np.ndarray) -> dict[str, list]:
+    """Return the statistics of an index column of an episode, (rows,), which is constant or counts up by one."""
+    first, count = float(numbers[0]), len(numbers)
+    last = float(numbers[-1])
+    step = (last - first) / max(count - 1, 1)
+    if step not in (0.0, 1.0) or (count > 1 and np.any(np.diff(numbers) != step)):
+        return plain_statistics(compute_statistics(numbers[:, None]))
+    values = {"min": first, "max": last, "mean": (first + last) / 2, "std": step * np.sqrt((count**2 - 1) / 12)}
+    values |= {name: first + step * (count - 1) * probability for name, probability in QUANTILES.items()}
+    return {name: [float(np.float32(value))] for name, value in values.items()} | {"count": [count]}
 
 
 def is_number(feature: Mapping) -> bool:

@@ -6,8 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from manipulators.data.dataset import LeRobotDataset
+from manipulators.data.editing.compose import _statistics_of_indices
 from manipulators.data.editing.merging import merge_datasets
 from manipulators.data.editing.source import open_source
+from manipulators.data.layouts.writer import plain_statistics
+from manipulators.data.statistics import compute_statistics
 from manipulators.errors import (
     DatasetIndexError,
     DatasetVersionError,
@@ -224,3 +227,9 @@ def test_only_some_rows_of_episodes_are_in_memory(recorded, monkeypatch, tmp_pat
     # Also not in the order of the files.
     rows = source.episode_rows(np.asarray([8, 0]))
     assert [row["stats/episode_index/min"] for row in rows] == [[8.0], [0.0]]
+
+
+def test_statistics_of_index_columns_are_those_of_their_numbers():
+    for numbers in ([7], [3, 3, 3], [5, 6, 7, 8], [0, 1, 1, 2], [2, 0], [1000000, 1000001]):
+        expected = plain_statistics(compute_statistics(np.asarray(numbers)[:, None]))
+        assert _statistics_of_indices(np.asarray(numbers)) == expected
