@@ -74,10 +74,10 @@ def convert_dataset(
     metadata = load_metadata(root, rename_map)
     readable = choose_features(metadata.features, features, root)
     kept = choose_episodes(metadata.episode_numbers, episodes)
-    needed = list(dict.fromkeys(metadata.data_paths[episode] for episode in kept))
+    needed = list(metadata.data_paths.of(kept))
     if downloaded:
         cameras = [places for name, places in metadata.videos.items() if features is None or name in readable]
-        videos = {places.paths[episode] for places in cameras for episode in kept}
+        videos = {path for places in cameras for path in places.paths.of(kept)}
         fetch_files(str(source), metadata, [*needed, *videos])
     table = open_table(metadata, needed, rename_map)
     check_table(metadata, table, readable, tolerance_s)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ...errors import DatasetFormatError
 from ..statistics import pool_statistics
+from .files import FilePaths
 from .json_files import as_statistics, load_statistics_file, naming_the_remedy, read_json_lines, recompute
 from .metadata import INFO_PATH, DatasetMetadata, Statistics, VideoPlaces, cameras_on_video
 from .paths import PathTemplate
@@ -105,12 +106,12 @@ def _by_episode(root: Path, name: str, keys: dict[str, type]) -> list[dict]:
     return rows
 
 
-def _paths(info: dict, key: str, default: str, numbers: np.ndarray, camera: str | None = None) -> list[str]:
-    video = {} if camera is None else {"video_key": camera}
+def _paths(info: dict, key: str, default: str, numbers: np.ndarray, camera: str | None = None) -> FilePaths:
+    video = () if camera is None else ("video_key",)
     template = PathTemplate(info.get(key) or default, key, ("episode_chunk", "episode_index", *video))
     size = info.get("chunks_size") or CHUNK_SIZE
     if not isinstance(size, int) or size < 1:
         raise DatasetFormatError(
             f"{INFO_PATH} has chunks_size {size!r}; expected the number of episodes per folder, such as {CHUNK_SIZE}."
         )
-    return [template.fill(episode_chunk=number // size, episode_index=number, **video) for number in numbers.tolist()]
+    return FilePaths(template, {"episode_chunk": numbers // size, "episode_index": numbers}, camera)
