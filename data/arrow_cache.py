@@ -7,6 +7,7 @@ what every opening compares with the metadata; none of the rows is read again fo
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,9 +93,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")).expanduser()
 
 
-def record_batches(place: Path) -> pa.ipc.RecordBatchFileReader:
-    """Open a copy: its record batches are mapped when they are taken, and unmapped with the last that uses them."""
-    return pa.ipc.open_file(pa.memory_map(str(place)))
+class MappedCopy:
+    """The record batches of a copy, mapped into memory."""
+
+    def __init__(self, place: Path):
+        with place.open("rb") as file:
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._batches = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._memory)))
+        self.schema = self._batches.schema
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """Return a record batch whose arrays are views of the mapped file."""
+        return self._batches.get_batch(number)
+
+    def release(self) -> None:
+        """Give back the pages that have been read, which are the file's own; views stay, and read them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
+
+def resident_pages() -> int:
+    """Return how many bytes of mapped files this process has in memory; 0 where the operating system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _groups(paths: Sequence[Path]) -> list[list[Path]]:

@@ -10,11 +10,26 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import DatasetFormatError, DatasetIndexError, DatasetNotFoundError
-from .arrow_cache import EPISODE, TIME, Outline, cast_to, common_schema, copies, load_outline, record_batches
+from .arrow_cache import (
+    EPISODE,
+    TIME,
+    MappedCopy,
+    Outline,
+    cast_to,
+    common_schema,
+    copies,
+    load_outline,
+    resident_pages,
+)
 from .columns import is_view, kind_of, numbers_of
 from .layouts.metadata import DatasetMetadata
 from .layouts.files import FilesAt, are_files
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
+
+
+# Whoever reads at random is given many neighbouring pages too. A process keeps about so many bytes of them, and looks
+# after so many rows; the pages stay in the cache of the operating system, from which they come back within microseconds.
+_KEPT, _ROWS = 2**28, 2**8
 
 
 class FrameTable:
@@ -63,8 +78,9 @@ class FrameTable:
         self._copy_of = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])  # (batches,)
         self._number_of = np.concatenate([np.arange(len(rows)) for rows in batches])  # (batches,) in its copy
         self._batch_starts = np.cumsum([0, *np.concatenate(batches)])  # (batches + 1,) row of each one's first
+        self._size = sum(place.stat().st_size for place in self.cache_files)
         self._open()
-        self._schema = common_schema([self._reader(copy).schema for copy in range(len(made))])
+        self._schema = common_schema([self._copy(copy).schema for copy in range(len(made))])
         self._names = {(rename_map or {}).get(name, name): name for name in self._schema.names}
 
     def __len__(self) -> int:
@@ -83,6 +99,10 @@ class FrameTable:
         """Every column's type, under the names used here."""
         return pa.schema([self._schema.field(old).with_name(new) for new, old in self._names.items()])
 
+    def recorded_name(self, name: str) -> str:
+        """Return what the files call the column `name`."""
+        return self._names[name]
+
     @cached_property
     def outlines(self) -> list[Outline]:
         """What each mapped file holds."""
@@ -97,6 +117,7 @@ class FrameTable:
         """
         here = self._here(np.asarray(rows))
         flat = here.reshape(-1)
+        self._keep_small(len(here) if here.ndim else 1)
         result, absent = None, None
         for batch, chosen in self._by_batch(flat):
             values, empty = self._numbers(name, batch, flat[chosen] - self._batch_starts[batch], shape)
@@ -143,7 +164,7 @@ class FrameTable:
     def kind(self, name: str) -> str:
         """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
         old = self._names[name]
-        schemas = [self._reader(copy).schema for copy in range(len(self.cache_files))]
+        schemas = [self._copy(copy).schema for copy in range(len(self.cache_files))]
         return " and ".join(dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names))
 
     def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -181,8 +202,11 @@ class FrameTable:
         return self._place(int(self._here(np.asarray(row))))
 
     def release(self) -> None:
-        """Unmap what has been read: whoever passes through all rows calls it now and then, and memory stays small."""
-        self._open()
+        """Give back the pages of the mapped files that have been read: whoever passes through all rows calls it."""
+        self._rows_read = 0
+        for copy in self._copies.values():
+            copy.release()
+        self._others = resident_pages()
 
     # --- where rows are ---------------------------------------------------------------------------------------
 
@@ -251,18 +275,28 @@ class FrameTable:
     # --- what is mapped ---------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._readers: dict[int, pa.ipc.RecordBatchFileReader] = {}
+        self._copies: dict[int, MappedCopy] = {}
         self._batches: dict[int, pa.RecordBatch] = {}
         self._views: dict[tuple[str, int], np.ndarray | None] = {}
 
-    def _reader(self, copy: int) -> pa.ipc.RecordBatchFileReader:
-        if copy not in self._readers:
-            self._readers[copy] = record_batches(self.cache_files[copy])
-        return self._readers[copy]
+        self._rows_read, self._others = 0, resident_pages()
+
+    def _keep_small(self, rows: int) -> None:
+        """Give back pages of the mapped files before they are too many."""
+        self._rows_read += rows
+        if self._size > _KEPT and self._rows_read > _ROWS:
+            self._rows_read = 0
+            if resident_pages() - self._others > _KEPT:
+                self.release()
+
+    def _copy(self, copy: int) -> MappedCopy:
+        if copy not in self._copies:
+            self._copies[copy] = MappedCopy(self.cache_files[copy])
+        return self._copies[copy]
 
     def _batch(self, batch: int) -> pa.RecordBatch:
         if batch not in self._batches:
-            self._batches[batch] = self._reader(int(self._copy_of[batch])).get_batch(int(self._number_of[batch]))
+            self._batches[batch] = self._copy(int(self._copy_of[batch])).batch(int(self._number_of[batch]))
         return self._batches[batch]
 
     def _array(self, name: str, batch: int) -> pa.Array:
@@ -299,7 +333,7 @@ class FrameTable:
             self.release()
 
     def __getstate__(self) -> dict:
-        left_out = {"_readers", "_batches", "_views", "outlines"}  # pickles the names of the mapped files, not rows
+        left_out = {"_copies", "_batches", "_views", "outlines"}  # pickles the names of the mapped files, not rows
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict) -> None:
