@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .._disk import naming_disk_errors
 from ..errors import DatasetFormatError, DiskError
 from .columns import kind_of, numbers_of, stored, stored_type
-from .fingerprint import fingerprint
+from .fingerprint import remembered_fingerprint
 
 EPISODE, TIME = "episode_index", "timestamp"
 _FORM = "1"  # of copy and outline; another one has another name
@@ -61,24 +61,30 @@ class Outline:
         return self.low[place], self.high[place], bool(self.finite[found[0]])
 
 
-def copies(paths: Sequence[Path]) -> list[tuple[Path, Outline]]:
+def copies(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> list[tuple[Path, Outline]]:
     """Return the Arrow copies of parquet files, in their order, each made once.
+
+    Args:
+        paths: the files.
+        stats: what the operating system says of each.
 
     Raises:
         DatasetFormatError: a file cannot be read.
         ReadOnlyError, DiskFullError: a copy cannot be written.
     """
     folder = cache_folder() / "manipulators"
-    groups = _groups(paths)
+    groups = _groups([stat.st_size for stat in stats])
     try:
         with naming_disk_errors(folder, remedy="another folder: HF_DATASETS_CACHE=<folder> in the environment"):
-            places = [folder / f"{fingerprint(group, _FORM)}.arrow" for group in groups]
+            memory = folder / "fingerprints"
+            names = [remembered_fingerprint(paths[group], stats[group], _FORM, memory) for group in groups]
+            places = [folder / f"{name}.arrow" for name in names]
             absent = [i for i, place in enumerate(places) if not _is_there(place)]
             if absent:
                 folder.mkdir(parents=True, exist_ok=True)
-                with _bar(sum(len(groups[i]) for i in absent)) as bar:
+                with _bar(sum(len(paths[groups[i]]) for i in absent)) as bar:
                     for i in absent:
-                        _make(places[i], groups[i], bar.update)
+                        _make(places[i], paths[groups[i]], bar.update)
             return [(place, load_outline(place)) for place in places]
     except DiskError:
         raise
@@ -121,17 +127,15 @@ def resident_pages() -> int:
         return 0
 
 
-def _groups(paths: Sequence[Path]) -> list[list[Path]]:
-    """Divide files into the groups that share a copy: the same files make the same groups in any dataset part."""
-    groups, size = [[]], 0
-    for path in paths:
-        own = path.stat().st_size
-        if groups[-1] and size + own > _FILES_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(path)
+def _groups(sizes: Sequence[int]) -> list[slice]:
+    """Divide files into groups that share a copy; a large file is alone, whichever of the others are read."""
+    groups, first, size = [], 0, 0
+    for i, own in enumerate(sizes):
+        if i > first and size + own > _FILES_BYTES:
+            groups.append(slice(first, i))
+            first, size = i, 0
         size += own
-    return groups
+    return [*groups, slice(first, len(sizes))]
 
 
 def _bar(total: int) -> tqdm:

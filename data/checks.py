@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from ..configuration.features import ACTION
@@ -54,7 +53,7 @@ def check_table(
     _check_times(metadata, episodes, times[:, 0], times[:, 1], tolerance_s)
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
+def _entries(folder: str | os.PathLike) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -79,9 +78,9 @@ def _check_kind(metadata: DatasetMetadata, table: FrameTable, name: str, feature
 def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
     """Log data files that no episode refers to, such as those of a killed recording."""
     listed = set(metadata.data_files)
-    folders = (entry.path for entry in _entries(metadata.root / "data") if entry.is_dir())
-    found = (Path(entry.path) for folder in folders for entry in _entries(folder) if entry.name.endswith(".parquet"))
-    unlisted = sorted(name for path in found if (name := path.relative_to(metadata.root).as_posix()) not in listed)
+    folders = [entry for entry in _entries(metadata.root / "data") if entry.is_dir()]
+    found = (f"data/{folder.name}/{entry.name}" for folder in folders for entry in _entries(folder))
+    unlisted = sorted(path for path in found if path.endswith(".parquet") and path not in listed)
     if unlisted:
         logger.warning(
             "%s has %d data file(s) that its metadata does not list, and which are not read: %s.",

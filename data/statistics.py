@@ -191,6 +191,11 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         KeyError: a part lacks one of the five.
         ValueError: the shapes of two parts differ.
     """
+    return {name: value.astype(np.float32) for name, value in pool_exactly(parts).items()}
+
+
+def pool_exactly(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the same in float64, which can be pooled again with that of other parts."""
     stacked = {
         name: np.stack([np.asarray(part[name], dtype=np.float64) for part in parts])
         for name in ("min", "max", "mean", "std", "count")
@@ -209,7 +214,7 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         "std": np.where(constant, 0.0, np.sqrt(np.maximum(variance, 0.0))),
         "count": count.sum(axis=0),
     }
-    return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+    return {name: np.asarray(value) for name, value in result.items()}
 
 
 class ImageStatistics:

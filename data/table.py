@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from .arrow_cache import (
 )
 from .columns import is_view, kind_of, numbers_of
 from .layouts.metadata import DatasetMetadata
-from .layouts.files import FilesAt, are_files
+from .layouts.files import FilesAt
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 
 
@@ -59,8 +61,9 @@ class FrameTable:
         rename_map: Mapping[str, str] | None = None,
         file_numbers: np.ndarray | None = None,
     ):
-        missing = np.flatnonzero(~are_files(paths))
-        if missing.size:
+        stats = [_stat(path) for path in paths]
+        missing = [i for i, found in enumerate(stats) if found is None]
+        if missing:
             raise DatasetNotFoundError(
                 f"{len(missing)} data file(s) are missing: {', '.join(str(paths[i]) for i in missing[:4])}. Download "
                 f"them again, or read the episodes that are there: {ONLY_EPISODES}."
@@ -69,7 +72,7 @@ class FrameTable:
         # Of all files of the dataset, which these are.
         self.file_numbers = np.arange(len(paths)) if file_numbers is None else file_numbers
         self._first_rows = None if first_rows is None else np.asarray(first_rows)
-        made = copies(paths)
+        made = copies(paths, stats)
         self.cache_files = [place for place, _ in made]  # those that are mapped
         self.outlines = [outline for _, outline in made]
         # (files,) how many each holds.
@@ -339,6 +342,15 @@ class FrameTable:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return what the operating system says of a file; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def open_table(

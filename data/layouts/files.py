@@ -107,8 +107,8 @@ class FilesAt(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, i: int) -> Path:
-        return self.root / self._files[i]
+    def __getitem__(self, i: int | slice) -> Path | FilesAt:
+        return FilesAt(self.root, self._files[i]) if isinstance(i, slice) else self.root / self._files[i]
 
     def __iter__(self) -> Iterator[Path]:
         return (self.root / name for name in self._files)
