@@ -6,8 +6,9 @@
 FOLDER holds the other version as the package `manipulators` (a link to a checkout will do). The datasets are written
 into the output folder, about 3 GB of them and twice as much of what is made of them, and removed afterwards. Episodes
 have 300 frames of a state and an action of 7 numbers, in files of about 100 MB with a row group per episode, as LeRobot
-writes them. Every figure is of a fresh process. RSS counts the pages of mapped files, which all processes share and the
-operating system takes back when it needs them; USS is what a process has for itself.
+writes them. Every figure is of a fresh process that has imported the library. RSS and its peak count the pages of mapped files that
+are in memory, which all processes share and the operating system takes back when it needs them. USS is what no other
+process shares, such pages included where no other process reads them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -168,51 +170,54 @@ def memory_of_worker(samples: list) -> dict[str, float]:
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Return seconds, seconds of the processor and memory of one call."""
+    """Return the seconds and the processor's seconds of one call, and the memory after it."""
     wall, cpu = time.perf_counter(), time.process_time()
     kept = work()
-    result = {"s": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    result = {"s": time.perf_counter() - wall, "cpu": time.process_time() - cpu} | memory()
     del kept
     return result
 
 
-def probe(name: str, folder: Path) -> dict[str, float]:
-    """Measure one thing in this process, which has done nothing else."""
+def probe(name: str, folder: Path) -> dict[str, dict[str, float]]:
+    """Measure in this process, which has done nothing else: what is measured → its figures."""
     from manipulators import LeRobotDataset, convert_dataset
     from manipulators.data.identity import identity_of
 
     if name == "convert":
         output = folder.with_name(folder.name + "-converted")
-        return timed(lambda: convert_dataset(folder, output, progress=False)) | memory()
+        return {name: timed(lambda: convert_dataset(folder, output, progress=False))}
     opened = []
-    result = timed(lambda: opened.append(LeRobotDataset(folder, action_horizon=16))) | memory()
+    result = {name: timed(lambda: opened.append(LeRobotDataset(folder, action_horizon=16)))}
     dataset = opened[0]
-    if name == "samples":
-        generator = np.random.default_rng(1)
-        batches = generator.integers(0, len(dataset), (2 * BATCHES, BATCH))
-        for batch in batches[:BATCHES]:
-            dataset.__getitems__(batch)
-        result = timed(lambda: [dataset.__getitems__(batch) for batch in batches[BATCHES:]])
-        result["us"] = result["s"] / BATCH / BATCHES * 1e6
-        numbers = timed(lambda: [dataset.numbers("action", batch) for batch in batches])
-        result["numbers_us"] = numbers["s"] / batches.size * 1e6
-        return result | memory()
-    if name == "worker":
-        from torch.utils.data import DataLoader
-
-        loader = DataLoader(
-            dataset, batch_size=BATCH, num_workers=1, multiprocessing_context="spawn", collate_fn=memory_of_worker
-        )  # fmt: skip
-        return next(iter(loader))
-    if name == "statistics":
-        return timed(lambda: dataset.statistics) | memory()
-    if name == "identity":
-        return timed(lambda: identity_of(dataset)) | memory()
+    if name != "again" or dataset.camera_names:
+        return result
+    result["worker"] = memory_in_worker(dataset)
+    result["statistics"] = timed(lambda: dataset.statistics)
+    generator = np.random.default_rng(1)
+    batches = generator.integers(0, len(dataset), (2 * BATCHES, BATCH))
+    for batch in batches[:BATCHES]:
+        dataset.__getitems__(batch)
+    result["samples"] = timed(lambda: [dataset.__getitems__(batch) for batch in batches[BATCHES:]])
+    result["samples"]["us"] = result["samples"]["cpu"] / BATCH / BATCHES * 1e6
+    batches = generator.integers(0, len(dataset), (BATCHES, BATCH))
+    numbers = timed(lambda: [dataset.numbers("action", batch) for batch in batches])
+    result["samples"]["numbers_us"] = numbers["cpu"] / batches.size * 1e6
+    result["identity"] = timed(lambda: identity_of(dataset))
     return result
 
 
-def measured(name: str, folder: Path, cache: Path, package: Path | None) -> dict[str, float]:
-    """Measure one thing in a fresh process of one version."""
+def memory_in_worker(dataset: object) -> dict[str, float]:
+    """Return the memory of a spawned worker of a DataLoader that has read its first batch."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        dataset, batch_size=BATCH, num_workers=1, multiprocessing_context="spawn", collate_fn=memory_of_worker
+    )  # fmt: skip
+    return next(iter(loader))
+
+
+def measured(name: str, folder: Path, cache: Path, package: Path | None) -> dict[str, dict[str, float]]:
+    """Measure in a fresh process of one version."""
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     if package is not None:
         environment["PYTHONPATH"] = str(package)
@@ -224,30 +229,24 @@ def measured(name: str, folder: Path, cache: Path, package: Path | None) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# What the table shows of a probe: title, and how its figures are written.
+# What the table shows: title, and how its figures are written. Seconds are the processor's.
 ROWS = {
-    "first": ("first opening", "{s:.1f} s, peak {peak:.0f} MB"),
-    "again": ("opening again", "{s:.2f} s ({cpu:.2f} s of processor), RSS {rss:.0f} MB, USS {uss:.0f} MB"),
+    "first": ("first opening", "{cpu:.1f} s, peak {peak:.0f} MB"),
+    "again": ("opening again", "{cpu:.2f} s, RSS {rss:.0f} MB, USS {uss:.0f} MB"),
     "worker": ("spawned worker", "RSS {rss:.0f} MB, USS {uss:.0f} MB"),
-    "samples": ("random samples", "{us:.0f} µs each, `numbers()` {numbers_us:.1f} µs; RSS {rss:.0f} MB, USS {uss:.0f} MB"),
-    "statistics": ("`statistics`", "{s:.2f} s, peak {peak:.0f} MB"),
-    "identity": ("a training's digest", "{s:.1f} s, peak {peak:.0f} MB"),
-    "convert": ("`convert_dataset`", "{s:.0f} s, peak {peak:.0f} MB"),
+    "statistics": ("reading the statistics", "{cpu:.2f} s"),
+    "samples": ("random samples", "{us:.0f} µs each, `numbers()` {numbers_us:.1f} µs per row, then RSS {rss:.0f} MB"),
+    "identity": ("a training's digest", "{cpu:.1f} s, peak so far {peak:.0f} MB"),
+    "convert": ("`convert_dataset`", "{cpu:.0f} s, peak {peak:.0f} MB"),
 }
-READING = ("first", "again", "worker", "samples", "statistics", "identity")
+PROBES = ("first", "again", "convert")  # a process each
 
 
-def cases(sizes: Sequence[int]) -> list[tuple[str, Callable[[Path], None], int, tuple[str, ...]]]:
-    """Return every dataset: its name, what writes it, its episodes and what is measured of it."""
-    found = [("v3.0", lambda folder, n=n: write_v3(folder, n), n, (*READING, "convert")) for n in sizes]
-    found += [
-        ("v3.0 with 2 cameras", lambda folder, n=n: write_v3(folder, n, CAMERAS), n, ("first", "again"))
-        for n in sizes[-1:]
-    ]
-    return found + [
-        ("v2.1", lambda folder, n=n: write_v2(folder, n), n, ("first", "again", "statistics", "convert"))
-        for n in (sizes[0], 20 * sizes[0])
-    ]
+def cases(sizes: Sequence[int]) -> list[tuple[str, int, Callable[[Path], None], tuple[str, ...]]]:
+    """Return every dataset: its layout, its episodes, what writes it, and what is measured of it."""
+    found = [("v3.0", n, partial(write_v3, episodes=n), PROBES) for n in sizes]
+    found.append(("v3.0, 2 cameras", sizes[-1], partial(write_v3, episodes=sizes[-1], cameras=CAMERAS), PROBES[:2]))
+    return found + [("v2.1", n, partial(write_v2, episodes=n), PROBES) for n in sizes[:2]]
 
 
 def main() -> None:
@@ -255,7 +254,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/scale"))
     parser.add_argument("--before", type=Path, help="a folder that holds another version as `manipulators`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--skip-before", nargs="*", default=["convert:100000"], help="probe:episodes left out there")
+    parser.add_argument("--skip", nargs="*", default=["before:convert:v3.0:100000"], help="version:probe:layout:episodes")
     parser.add_argument("--probe", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe:
@@ -264,23 +263,24 @@ def main() -> None:
     versions = {"after": None} if arguments.before is None else {"before": arguments.before, "after": None}
     lines = ["| dataset | episodes | " + " | ".join(["", *versions]) + " |", "|---" * (3 + len(versions)) + "|"]
     record = []
-    for number, (layout, write, episodes, probes) in enumerate(cases(arguments.sizes)):
+    for number, (layout, episodes, write, probes) in enumerate(cases(arguments.sizes)):
         folder = arguments.output.resolve() / f"dataset-{number}"
+        wanted = [(p, v) for p in probes for v in versions if f"{v}:{p}:{layout}:{episodes}" not in arguments.skip]
+        if not wanted:
+            continue
         shutil.rmtree(folder, ignore_errors=True)
         write(folder)
-        caches = {version: folder.with_name(f"cache-{number}-{version}") for version in versions}
-        for name in probes:
-            found = {}
-            for version, package in versions.items():
-                if version == "before" and f"{name}:{episodes}" in arguments.skip_before:
-                    found[version] = "not run"
-                    continue
-                figures = measured(name, folder, caches[version], package)
-                found[version] = ROWS[name][1].format(**figures)
-                record.append({"layout": layout, "episodes": episodes, "what": name, "version": version} | figures)
-            lines.append(f"| {layout} | {episodes:,} | {ROWS[name][0]} | " + " | ".join(found.values()) + " |")
+        found: dict[str, dict[str, str]] = {}
+        for name, version in wanted:
+            cache = folder.with_name(f"cache-{number}-{version}")
+            for what, figures in measured(name, folder, cache, versions[version]).items():
+                found.setdefault(what, {})[version] = ROWS[what][1].format(**figures)
+                record.append({"layout": layout, "episodes": episodes, "what": what, "version": version} | figures)
+        for what, cells in found.items():
+            shown = " | ".join(cells.get(version, "not run") for version in versions)
+            lines.append(f"| {layout} | {episodes:,} | {ROWS[what][0]} | {shown} |")
             print(lines[-1], file=sys.stderr, flush=True)
-        for path in (folder, *caches.values()):
+        for path in arguments.output.glob(f"*-{number}*"):
             shutil.rmtree(path, ignore_errors=True)
     (arguments.output / "scale.json").write_text(json.dumps(record, indent=1))
     (arguments.output / "scale.md").write_text("\n".join(lines) + "\n")

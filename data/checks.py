@@ -27,9 +27,25 @@ def is_for_policies(name: str) -> bool:
 def check_table(
     metadata: DatasetMetadata, table: FrameTable, features: Mapping[str, dict], tolerance_s: float
 ) -> None:
-    """Compare columns, numbers of rows, episode bounds and timestamps with the metadata.
+    """Compare columns, numbers of rows, episode bounds and timestamps of the files that are here with the metadata.
 
     No row is read for it: the table's outline knows the first and the last of every episode.
+
+    Raises:
+        DatasetFormatError: they contradict each other.
+    """
+    check_columns(metadata, table, features)
+    here = table.file_numbers  # of the distinct data files
+    episodes = np.flatnonzero(np.isin(metadata.data_paths.file_of, here))
+    first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
+    expected = np.bincount(metadata.data_paths.file_of[episodes], weights=last + 1 - first, minlength=here.max() + 1)
+    if len(table) != expected[here].sum():
+        raise _wrong_counts(metadata, here, table.file_rows, expected[here].astype(np.int64))
+    check_episodes(metadata, episodes, *table.bounds(first, last), tolerance_s)
+
+
+def check_columns(metadata: DatasetMetadata, table: FrameTable, features: Mapping[str, dict]) -> None:
+    """Compare the columns of a table, and what they hold, with the declared features.
 
     Raises:
         DatasetFormatError: they contradict each other.
@@ -42,13 +58,20 @@ def check_table(
         )
     for name, feature in features.items():
         _check_kind(metadata, table, name, feature)
-    here = table.file_numbers  # of the distinct data files
-    episodes = np.flatnonzero(np.isin(metadata.data_paths.file_of, here))
-    first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
-    expected = np.bincount(metadata.data_paths.file_of[episodes], weights=last + 1 - first, minlength=here.max() + 1)
-    if len(table) != expected[here].sum():
-        raise _wrong_counts(metadata, here, table.file_rows, expected[here].astype(np.int64))
-    numbers, times = table.bounds(first, last)
+
+
+def check_episodes(
+    metadata: DatasetMetadata, episodes: np.ndarray, numbers: np.ndarray, times: np.ndarray, tolerance_s: float
+) -> None:
+    """Compare `episode_index` and `timestamp` in the first and last row of episodes with the metadata.
+
+    Args:
+        episodes (`np.ndarray`): (n,) where the episodes are among those of the metadata.
+        numbers, times (`np.ndarray`): (n, 2) the two columns in the first and last row of each.
+
+    Raises:
+        DatasetFormatError: an episode is not where its metadata says, or has another duration.
+    """
     _check_bounds(metadata, episodes, numbers)
     _check_times(metadata, episodes, times[:, 0], times[:, 1], tolerance_s)
 
