@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import pyarrow.parquet as pq
-
 from ..configuration.features import ACTION
 from ..errors import DatasetFormatError, VideoError
 from .features import CAMERAS
@@ -28,9 +27,25 @@ def is_for_policies(name: str) -> bool:
 def check_table(
     metadata: DatasetMetadata, table: FrameTable, features: Mapping[str, dict], tolerance_s: float
 ) -> None:
-    """Compare columns, numbers of rows, episode bounds and timestamps with the metadata.
+    """Compare columns, numbers of rows, episode bounds and timestamps of the files that are here with the metadata.
 
-    Of every episode only the first and the last row are read, so this does not touch most of the data.
+    No row is read for it: the table's outline knows the first and the last of every episode.
+
+    Raises:
+        DatasetFormatError: they contradict each other.
+    """
+    check_columns(metadata, table, features)
+    here = table.file_numbers  # of the distinct data files
+    episodes = np.flatnonzero(np.isin(metadata.data_paths.file_of, here))
+    first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
+    expected = np.bincount(metadata.data_paths.file_of[episodes], weights=last + 1 - first, minlength=here.max() + 1)
+    if len(table) != expected[here].sum():
+        raise _wrong_counts(metadata, here, table.file_rows, expected[here].astype(np.int64))
+    check_episodes(metadata, episodes, *table.bounds(first, last), tolerance_s)
+
+
+def check_columns(metadata: DatasetMetadata, table: FrameTable, features: Mapping[str, dict]) -> None:
+    """Compare the columns of a table, and what they hold, with the declared features.
 
     Raises:
         DatasetFormatError: they contradict each other.
@@ -43,15 +58,30 @@ def check_table(
         )
     for name, feature in features.items():
         _check_kind(metadata, table, name, feature)
-    open_here = set(table.paths)
-    here = {path for path in metadata.data_files if metadata.root / path in open_here}
-    episodes = np.flatnonzero([path in here for path in metadata.data_paths])
-    first, last = metadata.episode_starts[episodes], metadata.episode_ends[episodes] - 1
-    if len(table) != (last + 1 - first).sum():
-        raise _wrong_counts(metadata, here, len(table))
-    _check_bounds(metadata, episodes, table.numbers("episode_index", np.stack([first, last], axis=1), ()))
-    times = (table.numbers("timestamp", rows, ()) for rows in (first, last))
-    _check_times(metadata, episodes, *times, tolerance_s)
+
+
+def check_episodes(
+    metadata: DatasetMetadata, episodes: np.ndarray, numbers: np.ndarray, times: np.ndarray, tolerance_s: float
+) -> None:
+    """Compare `episode_index` and `timestamp` in the first and last row of episodes with the metadata.
+
+    Args:
+        episodes (`np.ndarray`): (n,) where the episodes are among those of the metadata.
+        numbers, times (`np.ndarray`): (n, 2) the two columns in the first and last row of each.
+
+    Raises:
+        DatasetFormatError: an episode is not where its metadata says, or has another duration.
+    """
+    _check_bounds(metadata, episodes, numbers)
+    _check_times(metadata, episodes, times[:, 0], times[:, 1], tolerance_s)
+
+
+def _entries(folder: str | os.PathLike) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
 
 
 def _check_kind(metadata: DatasetMetadata, table: FrameTable, name: str, feature: Mapping) -> None:
@@ -71,8 +101,9 @@ def _check_kind(metadata: DatasetMetadata, table: FrameTable, name: str, feature
 def warn_of_unlisted_files(metadata: DatasetMetadata) -> None:
     """Log data files that no episode refers to, such as those of a killed recording."""
     listed = set(metadata.data_files)
-    found = (path.relative_to(metadata.root).as_posix() for path in metadata.root.glob("data/*/*.parquet"))
-    unlisted = sorted(path for path in found if path not in listed)
+    folders = [entry for entry in _entries(metadata.root / "data") if entry.is_dir()]
+    found = (f"data/{folder.name}/{entry.name}" for folder in folders for entry in _entries(folder))
+    unlisted = sorted(path for path in found if path.endswith(".parquet") and path not in listed)
     if unlisted:
         logger.warning(
             "%s has %d data file(s) that its metadata does not list, and which are not read: %s.",
@@ -145,30 +176,24 @@ def picture(table: FrameTable, features: Mapping[str, Mapping], camera: str, row
     return pixels
 
 
-def _wrong_counts(metadata: DatasetMetadata, here: set[str], found: int) -> DatasetFormatError:
-    """Return the error that names the file whose number of rows is wrong."""
-    expected: dict[str, int] = {}
-    for path, start, end in zip(metadata.data_paths, metadata.episode_starts, metadata.episode_ends, strict=True):
-        if path in here:
-            expected[path] = expected.get(path, 0) + int(end - start)
-    rows = {path: pq.read_metadata(metadata.root / path).num_rows for path in expected}
-    wrong = [path for path in expected if rows[path] != expected[path]]
+def _wrong_counts(
+    metadata: DatasetMetadata, here: np.ndarray, found: np.ndarray, expected: np.ndarray
+) -> DatasetFormatError:
+    """Return the error that names the files whose number of rows is wrong, each (files,)."""
+    wrong = np.flatnonzero(found != expected)
     named = "; ".join(
-        f"{path} has {rows[path]} for episode(s) {_span(metadata, path)}, expected {expected[path]}"
-        for path in wrong[:4]
+        f"{metadata.data_paths.files[here[i]]} has {found[i]} for episode(s) {_span(metadata, here[i])}, expected "
+        f"{expected[i]}"
+        for i in wrong[:4].tolist()
     )
     return DatasetFormatError(
-        f"The data files of {metadata.root} hold {found} frames; its metadata lists "
-        f"{sum(expected.values())}. {named}. Download or write the dataset again."
+        f"The data files of {metadata.root} hold {found.sum()} frames; its metadata lists {expected.sum()}. {named}. "
+        f"Download or write the dataset again."
     )
 
 
-def _span(metadata: DatasetMetadata, path: str) -> str:
-    episodes = [
-        number
-        for number, other in zip(metadata.episode_numbers.tolist(), metadata.data_paths, strict=True)
-        if other == path
-    ]
+def _span(metadata: DatasetMetadata, file: int) -> str:
+    episodes = metadata.episode_numbers[metadata.data_paths.file_of == file]
     return f"{episodes[0]}" if len(episodes) == 1 else f"{episodes[0]} … {episodes[-1]}"
 
 

@@ -5,8 +5,9 @@ Notation: t observation history, h action horizon, a action width, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,19 @@ from .checks import (
     warn_of_unlisted_files,
 )
 from .features import CAMERAS, INDEX_FEATURES
+from .layouts.files import are_files
 from .layouts.reader import load_metadata
 from .policy_features import PolicyFeatures, policy_features
 from .remedies import LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE
-from .selection import check_known, choose_episodes, choose_features, named_dimensions, samples_per_episode
+from .selection import (
+    ROWS_AT_ONCE,
+    check_known,
+    choose_episodes,
+    choose_features,
+    named_dimensions,
+    row_blocks,
+    samples_per_episode,
+)
 from .source import fetch_files, fetch_metadata
 from .statistics_checks import checked_statistics
 from .summary import html_summary, text_summary
@@ -113,16 +123,17 @@ class LeRobotDataset(Dataset):
         )
         self._tolerance_s = tolerance_s
 
-        needed = list(dict.fromkeys(self._metadata.data_paths[episode] for episode in self._episodes))
+        needed = list(self._metadata.data_paths.of(self._episodes))
         videos = self._video_paths()
         if downloaded:
             fetch_files(str(source), self._metadata, [*needed, *videos])
         else:
             warn_of_unlisted_files(self._metadata)
-        missing = [path for path in videos if not (root / path).is_file()]
-        if missing:
+        missing = np.flatnonzero(~are_files([root / path for path in videos]))
+        if missing.size:
             raise MissingVideoError(
-                f"{root} lacks {len(missing)} video file(s): {', '.join(missing[:4])}. Download the dataset again. "
+                f"{root} lacks {len(missing)} video file(s): {', '.join(videos[i] for i in missing[:4])}. Download "
+                f"the dataset again. "
                 f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
             )
         self._table = open_table(self._metadata, needed, rename_map)
@@ -131,7 +142,7 @@ class LeRobotDataset(Dataset):
         self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
 
         # Position among the kept episodes' samples where each of them starts.
-        starts = samples_per_episode(self.episode_lengths, drop_n_last_frames)
+        starts = samples_per_episode(self._lengths, drop_n_last_frames)
         self._positions = np.concatenate([[0], np.cumsum(starts)])
 
     # --- what the dataset is -----------------------------------------------------------------------------
@@ -210,7 +221,7 @@ class LeRobotDataset(Dataset):
     @property
     def episode_lengths(self) -> list[int]:
         """Frames of every kept episode."""
-        return (self._metadata.episode_ends - self._metadata.episode_starts)[self._episodes].tolist()
+        return self._lengths.tolist()
 
     @property
     def num_episodes(self) -> int:
@@ -220,13 +231,26 @@ class LeRobotDataset(Dataset):
     @property
     def num_frames(self) -> int:
         """Number of frames in the kept episodes."""
-        return sum(self.episode_lengths)
+        return int(self._lengths.sum())
 
     @property
     def frame_rows(self) -> np.ndarray:
         """The rows of the kept episodes' frames (frames,), in the whole dataset."""
-        starts, ends = self._metadata.episode_starts[self._episodes], self._metadata.episode_ends[self._episodes]
-        return np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        return np.concatenate(list(self.row_blocks()))
+
+    def row_blocks(self, size: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
+        """Yield the same rows, at most `size` at a time, and unmap what has been read before each of them.
+
+        A program that passes through all frames needs no more memory for many than for few.
+        """
+        starts, lengths = self._metadata.episode_starts[self._episodes], self._lengths
+        for rows in row_blocks(starts, lengths, size):
+            self._table.release()
+            yield rows
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return (self._metadata.episode_ends - self._metadata.episode_starts)[self._episodes]
 
     def numbers(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return a vector feature at rows of the whole dataset: (*rows.shape, …), as recorded."""
@@ -334,15 +358,16 @@ class LeRobotDataset(Dataset):
         seconds = places.from_timestamp[episodes] + exact_times(
             stated, rows - self._metadata.episode_starts[episodes], self.fps
         )
-        paths = np.asarray([places.paths[episode] for episode in episodes])
+        files = places.paths.file_of[episodes]  # (n,)
         decoded = {
-            path: self._frames_of(camera, path, seconds[paths == path]) for path in dict.fromkeys(paths.tolist())
+            file: self._frames_of(camera, places.paths.files[file], seconds[files == file])
+            for file in dict.fromkeys(files.tolist())
         }
-        frames = decoded[paths[0]]  # (n, 3, h, w)
+        frames = decoded[int(files[0])]  # (n, 3, h, w)
         if len(decoded) > 1:
             frames = frames.new_empty(len(rows), *frames.shape[1:])
-            for path, part in decoded.items():
-                frames[torch.from_numpy(paths == path)] = part
+            for file, part in decoded.items():
+                frames[torch.from_numpy(files == file)] = part
         return frames
 
     def _frames_of(self, camera: str, path: str, seconds: np.ndarray) -> torch.Tensor:
@@ -377,14 +402,14 @@ class LeRobotDataset(Dataset):
 
     def _video_paths(self) -> list[str]:
         kept = [self._metadata.videos[name] for name in self._features if name in self._metadata.videos]
-        return sorted({places.paths[episode] for places in kept for episode in self._episodes})
+        return sorted({path for places in kept for path in places.paths.of(self._episodes)})
 
     def _open_caches(self, folder: Path) -> dict[str, FrameCache]:
         caches = {}
         for camera in self._metadata.videos.keys() & self._features.keys():
             height, width, _ = self._features[camera]["shape"]
-            videos = {self.root / path for path in self._metadata.videos[camera].paths}
-            videos = [path for path in videos if path.is_file()]  # of all episodes, kept or not
+            videos = [self.root / path for path in self._metadata.videos[camera].paths.files]
+            videos = list(compress(videos, are_files(videos)))  # of all episodes, kept or not
             rows = int(self._metadata.episode_ends[-1])
             caches[camera] = FrameCache(folder, camera, videos, rows, (int(height), int(width)))
         return caches

@@ -15,7 +15,7 @@ from .dataset import LeRobotDataset
 from .features import CAMERAS
 from .windows import OBSERVATION_PREFIX
 
-_ROWS = 65_536  # read at once
+_ROWS = 65_536  # digested together: the digest depends on it
 
 
 def identity_of(dataset: Dataset) -> dict[str, Any]:
@@ -47,13 +47,12 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
 
 def _numbers(dataset: LeRobotDataset, names: Iterable[str]) -> Iterable[bytes]:
     """Yield the bytes of every vector of the kept episodes."""
-    rows = dataset.frame_rows
     for name in sorted(names):
         if dataset.features[name]["dtype"] in (*CAMERAS, "string"):
             continue
         yield name.encode()
-        for start in range(0, len(rows), _ROWS):
-            yield np.ascontiguousarray(dataset.numbers(name, rows[start : start + _ROWS])).tobytes()
+        for rows in dataset.row_blocks(_ROWS):
+            yield np.ascontiguousarray(dataset.numbers(name, rows)).tobytes()
 
 
 def _runs(episodes: list[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from .naming import how_to_rename, suggested_names
 from .remedies import LEAVE_OUT_FEATURE, ONLY_EPISODES
 
 logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 65_536  # read together by whoever passes through a whole dataset
 
 _READABLE = {
     *("float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64"),
@@ -77,12 +79,12 @@ def choose_episodes(numbers: np.ndarray, episodes: Sequence[int] | None) -> np.n
         chosen = sorted({int(episode) for episode in episodes})
     except (TypeError, ValueError) as error:
         raise DatasetIndexError(f"episodes={episodes!r} must be a list of the episodes' numbers.") from error
-    unknown = [episode for episode in chosen if episode not in numbers]
+    unknown = np.setdiff1d(chosen, numbers).tolist()
     if not chosen or unknown:
         gaps = len(numbers) != numbers[-1] - numbers[0] + 1
         known = f"{numbers[0]} … {numbers[-1]}" + (f", {len(numbers)} of them" if gaps else "")
         raise DatasetIndexError(
-            f"episodes={list(episodes)} must name at least one episode, and only episodes {known}"
+            f"episodes={list(episodes)!r:.200} must name at least one episode, and only episodes {known}"
             + (f"; there is no {unknown[0]}." if unknown else f": {ONLY_EPISODES}.")
         )
     return np.searchsorted(numbers, chosen)
@@ -101,6 +103,19 @@ def samples_per_episode(lengths: Sequence[int], drop_n_last_frames: int) -> np.n
             f"has {max(lengths)}."
         )
     return left
+
+
+def row_blocks(starts: np.ndarray, lengths: np.ndarray, size: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
+    """Yield the rows of episodes in their order, at most `size` at a time.
+
+    Args:
+        starts, lengths (`np.ndarray`): (episodes,) first row and number of rows of each.
+    """
+    ends = np.cumsum(lengths)
+    for first in range(0, int(ends[-1]), size):
+        positions = np.arange(first, min(first + size, int(ends[-1])))
+        episodes = np.searchsorted(ends, positions, side="right")
+        yield positions - (ends - lengths)[episodes] + starts[episodes]
 
 
 def check_known(name: str, known: Iterable[str], argument: str) -> None:

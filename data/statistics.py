@@ -5,14 +5,17 @@ Notation: n rows, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..errors import DatasetFormatError, InvalidFrameError
+from .quantiles import interpolated, quantiles_of_blocks
 
 # Statistic → probability. LeRobot stores these five; policies normalise with the outer pairs.
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+_TOGETHER, _ROWS = 2**22, 2**16  # more values than these are taken in blocks of so many rows
 
 # Of a larger image only every k-th pixel of both axes is counted, so that a frame costs at most this many.
 MAX_SIDE = 224
@@ -40,21 +43,142 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
             statistics.add(image)
         return statistics.compute()
 
-    exact = values.astype(np.float64)
-    if not np.all(np.isfinite(exact)):
-        row = int(np.argwhere(~np.isfinite(exact))[0][0])
-        raise DatasetFormatError(f"Row {row} has values that are not finite; remove that frame.")
-    low, high = exact.min(axis=0), exact.max(axis=0)
-    constant = low == high  # rounding in the mean would give these a tiny std, by which normalization divides
+    if values.size > _TOGETHER:
+        return statistics_of_blocks(lambda: (values[i : i + _ROWS] for i in range(0, len(values), _ROWS)))
+    moments = _Moments()
+    exact = moments.add(values)
+    return moments.compute(np.quantile(exact, list(QUANTILES.values()), axis=0))
+
+
+def statistics_of_blocks(blocks: Callable[[], Iterable[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the statistics of `compute_statistics` of numbers that are not all in memory, exact as well.
+
+    Means and variances of blocks are merged in float64. Quantiles are those of all numbers, whose digits are counted in
+    two passes of float32, four of float64 and of whole numbers.
+
+    Args:
+        blocks: called for every pass; yields the same numbers each time, (n, …) in arrays of one type.
+
+    Raises:
+        DatasetFormatError: there are no values, or some are not finite.
+    """
+    moments, shape = _Moments(), ()
+    for block in blocks():
+        if len(block):
+            moments.add(block)
+            shape = block.shape[1:]
+    if not moments.count:
+        raise DatasetFormatError("There are no values to compute statistics of; record at least one frame.")
+    found = quantiles_of_blocks(
+        lambda: (block.reshape(len(block), -1) for block in blocks()),
+        moments.count,
+        np.reshape(moments.ends, (2, -1)),
+        list(QUANTILES.values()),
+    )
+    return moments.compute(found.reshape(len(QUANTILES), *shape))
+
+
+def statistics_of_episodes(values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the statistics of `compute_statistics` of every episode: each (episodes, …) float32, count (episodes, 1).
+
+    Args:
+        values (`np.ndarray`): (rows, …) finite numbers of episodes that follow one another.
+        lengths (`np.ndarray`): (episodes,) how many rows each has, at least 1.
+    """
+    shape, lengths = values.shape[1:], np.asarray(lengths)
+    exact = values.reshape(len(values), -1).astype(np.float64)
+    starts = np.cumsum(lengths) - lengths
+    low, high = np.minimum.reduceat(exact, starts), np.maximum.reduceat(exact, starts)
+    mean = np.add.reduceat(exact, starts) / lengths[:, None]
+    variance = np.add.reduceat((exact - np.repeat(mean, lengths, axis=0)) ** 2, starts) / lengths[:, None]
+    constant = low == high
     result = {
         "min": low,
         "max": high,
-        "mean": np.where(constant, low, exact.mean(axis=0)),
-        "std": np.where(constant, 0.0, exact.std(axis=0)),
-        "count": np.array([len(values)]),
+        "mean": np.where(constant, low, mean),
+        "std": np.where(constant, 0.0, np.sqrt(variance)),
+        "count": lengths[:, None],
     }
-    result |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
-    return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+    found = np.empty((len(QUANTILES), *low.shape))
+    for chosen in _of_similar_length(lengths):
+        found[:, chosen] = _padded_quantiles(exact, starts[chosen], lengths[chosen])
+    result |= dict(zip(QUANTILES, found, strict=True))
+    return {
+        name: value.astype(np.float32).reshape(len(lengths), *(shape if name != "count" else (1,)))
+        for name, value in result.items()
+    }
+
+
+def _of_similar_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield groups of episodes that may be padded to one length: short and long ones apart."""
+    order = np.argsort(lengths, kind="stable")
+    first = 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or lengths[order[i]] > 1.5 * lengths[order[first]]:
+            yield order[first:i]
+            first = i
+
+
+def _padded_quantiles(exact: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the quantiles of episodes (quantiles, episodes, d), as `np.quantile` of each."""
+    steps = np.arange(lengths.max())
+    rows = starts[:, None] + np.minimum(steps, lengths[:, None] - 1)  # (episodes, longest)
+    padded = np.moveaxis(exact[rows], 2, 1).copy()  # (episodes, d, longest)
+    padded[np.broadcast_to(steps >= lengths[:, None, None], padded.shape)] = np.inf
+    padded.sort(axis=-1)
+    found = []
+    for probability in QUANTILES.values():
+        places = (lengths - 1) * probability
+        lower = np.floor(places).astype(np.int64)
+        ends = [
+            np.take_along_axis(padded, np.broadcast_to(rank[:, None, None], (*padded.shape[:2], 1)), axis=2)[..., 0]
+            for rank in (lower, np.minimum(lower + 1, lengths - 1))
+        ]
+        found.append(interpolated(*ends, (places - lower)[:, None]))
+    return np.stack(found)
+
+
+class _Moments:
+    """Least, largest, mean and spread of numbers that come in blocks, in float64."""
+
+    def __init__(self):
+        self.count, self.ends, self._mean, self._squares = 0, None, None, None
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """Add rows (n, …) and return them as float64.
+
+        Raises:
+            DatasetFormatError: some are not finite.
+        """
+        exact = values.astype(np.float64)
+        low, high, mean = exact.min(axis=0), exact.max(axis=0), exact.mean(axis=0)
+        if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
+            row = self.count + int(np.argwhere(~np.isfinite(exact))[0][0])
+            raise DatasetFormatError(f"Row {row} has values that are not finite; remove that frame.")
+        squares = exact.var(axis=0) * len(exact)
+        if self.ends is None:
+            self.count, self.ends, self._mean, self._squares = len(exact), (low, high), mean, squares
+            return exact
+        total, difference = self.count + len(exact), mean - self._mean
+        self._squares = self._squares + squares + difference**2 * (self.count * len(exact) / total)
+        self._mean = self._mean + difference * (len(exact) / total)
+        self.ends = np.minimum(self.ends[0], low), np.maximum(self.ends[1], high)
+        self.count = total
+        return exact
+
+    def compute(self, quantiles: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all statistics, with those of `QUANTILES`, as float32."""
+        low, high = self.ends
+        constant = low == high  # rounding in the mean would give these a tiny std, by which normalization divides
+        result = {
+            "min": low,
+            "max": high,
+            "mean": np.where(constant, low, self._mean),
+            "std": np.where(constant, 0.0, np.sqrt(self._squares / self.count)),
+            "count": np.array([self.count]),
+        }
+        result |= dict(zip(QUANTILES, quantiles, strict=True))
+        return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
 
 
 def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -67,6 +191,11 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         KeyError: a part lacks one of the five.
         ValueError: the shapes of two parts differ.
     """
+    return {name: value.astype(np.float32) for name, value in pool_exactly(parts).items()}
+
+
+def pool_exactly(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the same in float64, which can be pooled again with that of other parts."""
     stacked = {
         name: np.stack([np.asarray(part[name], dtype=np.float64) for part in parts])
         for name in ("min", "max", "mean", "std", "count")
@@ -85,7 +214,7 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         "std": np.where(constant, 0.0, np.sqrt(np.maximum(variance, 0.0))),
         "count": count.sum(axis=0),
     }
-    return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+    return {name: np.asarray(value) for name, value in result.items()}
 
 
 class ImageStatistics:

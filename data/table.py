@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..errors import DatasetFormatError, DatasetNotFoundError
-from .arrow_cache import memory_mapped
+from ..errors import DatasetFormatError, DatasetIndexError, DatasetNotFoundError
+from .arrow_cache import (
+    EPISODE,
+    TIME,
+    MappedCopy,
+    Outline,
+    cast_to,
+    common_schema,
+    copies,
+    load_outline,
+    resident_pages,
+)
+from .columns import is_view, kind_of, numbers_of
 from .layouts.metadata import DatasetMetadata
-from .remedies import LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
+from .layouts.files import FilesAt
+from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_TEXTS = (pa.types.is_string, pa.types.is_large_string)
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
+
+# Whoever reads at random is given many neighbouring pages too. A process keeps about so many bytes of them, and looks
+# after so many rows; the pages stay in the cache of the operating system, from which they come back within microseconds.
+_KEPT, _ROWS = 2**28, 2**8
 
 
 class FrameTable:
-    """Rows of parquet files, through the memory-mapped Arrow copy that 🤗 datasets keeps in its cache.
+    """Rows of parquet files, through the memory-mapped Arrow copies in the cache of 🤗 datasets.
 
     Parquet is compressed and cannot be mapped; its Arrow copy can, so memory does not grow with the dataset. Of a
-    dataset whose files are not all here, rows keep the numbers that they have in the whole.
+    dataset of which only some files are read, rows keep the numbers that they have in the whole.
 
     Args:
         paths (`Sequence[Path]`): the files.
         first_rows (`Sequence[int]`, *optional*): the row of the dataset that each file begins with; by default they
             follow one another.
         rename_map (`Mapping[str, str]`, *optional*): name of a column in the files → the name it has here.
+
+        file_numbers (`np.ndarray`, *optional*): which these are among all files of the dataset; by default the first.
 
     Raises:
         DatasetNotFoundError: a file is missing.
@@ -43,26 +59,38 @@ class FrameTable:
         paths: Sequence[Path],
         first_rows: Sequence[int] | None = None,
         rename_map: Mapping[str, str] | None = None,
+        file_numbers: np.ndarray | None = None,
     ):
-        missing = [str(path) for path in paths if not path.is_file()]
+        stats = [_stat(path) for path in paths]
+        missing = [i for i, found in enumerate(stats) if found is None]
         if missing:
             raise DatasetNotFoundError(
-                f"{len(missing)} data file(s) are missing: {', '.join(missing[:4])}. Download them again, or read the "
-                f"episodes that are there: {ONLY_EPISODES}."
+                f"{len(missing)} data file(s) are missing: {', '.join(str(paths[i]) for i in missing[:4])}. Download "
+                f"them again, or read the episodes that are there: {ONLY_EPISODES}."
             )
-        self.paths = list(paths)
-        self._dataset = memory_mapped(paths)
-        renamed = {old: new for old, new in (rename_map or {}).items() if old in self._dataset.column_names}
-        if renamed:
-            self._dataset = self._dataset.rename_columns(renamed)
+        self.paths = paths
+        # Of all files of the dataset, which these are.
+        self.file_numbers = np.arange(len(paths)) if file_numbers is None else file_numbers
         self._first_rows = None if first_rows is None else np.asarray(first_rows)
-        self._columns: dict[str, _Column] = {}
+        made = copies(paths, stats)
+        self.cache_files = [place for place, _ in made]  # those that are mapped
+        self.outlines = [outline for _, outline in made]
+        # (files,) how many each holds.
+        self.file_rows = np.concatenate([outline.file_rows for outline in self.outlines])
+        batches = [outline.batch_rows for outline in self.outlines]
+        self._copy_of = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])  # (batches,)
+        self._number_of = np.concatenate([np.arange(len(rows)) for rows in batches])  # (batches,) in its copy
+        self._batch_starts = np.cumsum([0, *np.concatenate(batches)])  # (batches + 1,) row of each one's first
+        self._size = sum(place.stat().st_size for place in self.cache_files)
+        self._open()
+        self._schema = common_schema([self._copy(copy).schema for copy in range(len(made))])
+        self._names = {(rename_map or {}).get(name, name): name for name in self._schema.names}
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return int(self._batch_starts[-1])
 
     def __contains__(self, name: str) -> bool:
-        return name in self._dataset.column_names
+        return name in self._names
 
     @property
     def is_whole(self) -> bool:
@@ -70,21 +98,44 @@ class FrameTable:
         return self._first_rows is None
 
     @property
-    def cache_files(self) -> list[Path]:
-        """The memory-mapped files."""
-        return [Path(entry["filename"]) for entry in self._dataset.cache_files]
+    def schema(self) -> pa.Schema:
+        """Every column's type, under the names used here."""
+        return pa.schema([self._schema.field(old).with_name(new) for new, old in self._names.items()])
+
+    def recorded_name(self, name: str) -> str:
+        """Return what the files call the column `name`."""
+        return self._names[name]
+
+    @cached_property
+    def outlines(self) -> list[Outline]:
+        """What each mapped file holds."""
+        return [load_outline(place) for place in self.cache_files]
 
     def numbers(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the column `name` at `rows`: (*rows.shape, *shape).
 
         Raises:
             DatasetFormatError: the column holds no numbers of that shape, or nothing in one of these rows.
+            DatasetIndexError: a row of a file that is not read.
         """
-        here = self._here(rows)
-        values, empty = self._column(name).numbers(here, shape)
-        if empty is not None:
-            raise self._nothing(name, int(here.reshape(-1)[empty]))
-        return values
+        here = self._here(np.asarray(rows))
+        flat = here.reshape(-1)
+        self._keep_small(len(here) if here.ndim else 1)
+        result, absent = None, None
+        for batch, chosen in self._by_batch(flat):
+            values, empty = self._numbers(name, batch, flat[chosen] - self._batch_starts[batch], shape)
+            if isinstance(chosen, slice):  # all of them
+                result, absent = values, empty
+                break
+            if result is None:
+                result = np.empty((len(flat), *shape), dtype=self._dtype(name, values.dtype))
+            result[chosen] = values
+            if empty is not None:
+                absent = np.zeros(len(flat), dtype=bool) if absent is None else absent
+                absent[chosen] = empty
+        if absent is not None and absent.any():
+            raise self._nothing(name, int(flat[absent.argmax()]))
+        return result.reshape(*here.shape, *shape)
 
     def values(self, name: str, rows: Sequence[int]) -> list:
         """Return the column `name` at `rows` as Python values: strings, or the dictionary of an image.
@@ -92,49 +143,88 @@ class FrameTable:
         Raises:
             DatasetFormatError: there is nothing in one of these rows.
         """
-        column = self._column(name).data
-        here = self._here(np.asarray(rows)).tolist()
-        values = [column[row].as_py() for row in here]
-        if None in values:
-            raise self._nothing(name, here[values.index(None)])
+        values = []
+        for row in self._here(np.asarray(rows)).tolist():
+            batch = int(np.searchsorted(self._batch_starts, row, side="right")) - 1
+            value = self._array(name, batch)[row - int(self._batch_starts[batch])].as_py()
+            if value is None:
+                raise self._nothing(name, row)
+            values.append(value)
         return values
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """Return whole rows, with the types of 🤗 datasets in the schema's metadata."""
+        """Return whole rows that follow one another."""
         start, last = self._here(np.asarray([start, stop - 1])).tolist()
-        return self._dataset.with_format("arrow")[start : last + 1]
+        parts = []
+        first, end = (int(np.searchsorted(self._batch_starts, row, side="right")) - 1 for row in (start, last))
+        for batch in range(first, end + 1):
+            low = max(start - int(self._batch_starts[batch]), 0)
+            high = last + 1 - int(self._batch_starts[batch])
+            parts.append(pa.Table.from_batches([self._batch(batch)[low:high]]))
+        whole = pa.concat_tables(part if part.schema == self._schema else cast_to(part, self._schema) for part in parts)
+        return whole.rename_columns(list(self._names))
 
     def kind(self, name: str) -> str:
         """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
-        kind = _stored(self._column(name).data.type)
-        while any(is_kind(kind) for is_kind in _LISTS):
-            kind = _stored(kind.value_type)
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-            return "number"
-        if any(is_kind(kind) for is_kind in _TEXTS):
-            return "text"
-        return "picture" if any(is_kind(kind) for is_kind in _BYTES) else str(kind)
+        old = self._names[name]
+        schemas = [self._copy(copy).schema for copy in range(len(self.cache_files))]
+        return " and ".join(dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names))
 
     def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the least and the largest numbers in the column `name`, each (*shape,) float64."""
-        chunks = [_numbers(name, chunk, shape)[0] for chunk in self._column(name).data.chunks if len(chunk)]
-        low, high = np.min([c.min(axis=0) for c in chunks], axis=0), np.max([c.max(axis=0) for c in chunks], axis=0)
-        return low.astype(np.float64), high.astype(np.float64)
+        known = [outline.range_of(self._names[name]) for outline in self.outlines]
+        if any(each is None or each[0].size != np.prod(shape) for each in known):
+            known = [
+                (values.min(axis=0), values.max(axis=0), True) for _, values in self._each_batch(name, shape)
+            ]  # fmt: skip
+        low, high = np.min([low for low, *_ in known], axis=0), np.max([high for _, high, _ in known], axis=0)
+        return low.astype(np.float64).reshape(shape), high.astype(np.float64).reshape(shape)
 
     def not_finite(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return the rows whose floats in the column `name` are not all finite, (n,)."""
-        start, wrong = 0, []
-        for chunk in self._column(name).data.chunks if self.kind(name) == "number" else ():
-            values, _ = _numbers(name, chunk, shape)
-            if np.issubdtype(values.dtype, np.floating):
-                finite = np.isfinite(values).reshape(len(chunk), -1).all(axis=1) if len(chunk) else np.ones(0, bool)
-                wrong += [self._row_of_dataset(start + row) for row in np.flatnonzero(~finite).tolist()]
-            start += len(chunk)
-        return np.asarray(wrong, dtype=np.int64)
+        known = [outline.range_of(self._names[name]) for outline in self.outlines]
+        wrong = [np.zeros(0, dtype=np.int64)]
+        if self.kind(name) == "number" and not all(each is not None and each[2] for each in known):
+            for first, values in self._each_batch(name, shape):
+                if np.issubdtype(values.dtype, np.floating):
+                    rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+                    wrong.append(self._of_dataset(first + rows))
+        return np.concatenate(wrong)
+
+    def bounds(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `episode_index` and `timestamp` at the first and last rows of episodes, each (episodes, 2)."""
+        rows = np.stack([first, last], axis=1)
+        if self._names.get(EPISODE) == EPISODE and self._names.get(TIME) == TIME:
+            found = self._outlined(self._here(rows))
+            if found is not None:
+                return found
+        return self.numbers(EPISODE, rows, ()), self.numbers(TIME, rows, ())
 
     def place(self, row: int) -> tuple[Path, int]:
         """Return the file that a row of the dataset is in, and its row there."""
         return self._place(int(self._here(np.asarray(row))))
+
+    def release(self) -> None:
+        """Give back the pages of the mapped files that have been read: whoever passes through all rows calls it."""
+        self._rows_read = 0
+        for copy in self._copies.values():
+            copy.release()
+        self._others = resident_pages()
+
+    # --- where rows are ---------------------------------------------------------------------------------------
+
+    def _by_batch(self, flat: np.ndarray):
+        """Yield every batch that rows are in, with their positions among `flat`; a slice where it is but one."""
+        batch_of = np.searchsorted(self._batch_starts, flat, side="right") - 1
+        if not len(flat):
+            yield 0, slice(None)
+        elif batch_of[0] == batch_of[-1] and (batch_of == batch_of[0]).all():
+            yield int(batch_of[0]), slice(None)
+        else:
+            order = np.argsort(batch_of, kind="stable")
+            cuts = np.flatnonzero(np.diff(batch_of[order])) + 1
+            for chosen in np.split(order, cuts):
+                yield int(batch_of[chosen[0]]), chosen
 
     def _place(self, here: int) -> tuple[Path, int]:
         file = int(np.searchsorted(self._file_starts, here, side="right")) - 1
@@ -150,143 +240,125 @@ class FrameTable:
     @cached_property
     def _file_starts(self) -> np.ndarray:
         """(files,) where each file's rows begin among those that are here."""
-        return np.cumsum([0, *(pq.read_metadata(path).num_rows for path in self.paths[:-1])])
+        return np.cumsum(self.file_rows) - self.file_rows
 
     def _here(self, rows: np.ndarray) -> np.ndarray:
         """Return where rows of the dataset are among those that are here."""
-        if self._first_rows is None:
-            return rows
-        file = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return rows - self._first_rows[file] + self._file_starts[file]
+        here = rows
+        if self._first_rows is not None:
+            file = np.searchsorted(self._first_rows, rows, side="right") - 1
+            in_file = rows - self._first_rows[file]
+            here = np.where((file >= 0) & (in_file < self.file_rows[file]), in_file + self._file_starts[file], -1)
+        if here.size and not 0 <= here.min() <= here.max() < len(self):
+            wrong = rows[(here < 0) | (here >= len(self))].reshape(-1)[0]
+            raise DatasetIndexError(f"Row {wrong} is not in the files of the episodes that are read.")
+        return here
 
-    def _row_of_dataset(self, here: int) -> int:
+    def _of_dataset(self, here: np.ndarray) -> np.ndarray:
         if self._first_rows is None:
             return here
-        file = int(np.searchsorted(self._file_starts, here, side="right")) - 1
-        return here - int(self._file_starts[file]) + int(self._first_rows[file])
+        file = np.searchsorted(self._file_starts, here, side="right") - 1
+        return here - self._file_starts[file] + self._first_rows[file]
 
-    def _column(self, name: str) -> _Column:
-        if name not in self._columns:
-            self._columns[name] = _Column(name, self._dataset.data.column(name))
-        return self._columns[name]
+    def _outlined(self, here: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return `bounds` of rows (episodes, 2) as the outlines know them; None where they do not."""
+        if not all(outline.has_runs for outline in self.outlines):
+            return None
+        copy_starts = self._batch_starts[np.searchsorted(self._copy_of, np.arange(len(self.outlines)))]
+        starts = [outline.run_rows + start for outline, start in zip(self.outlines, copy_starts, strict=True)]
+        starts = np.concatenate(starts)
+        ends = np.append(starts[1:], len(self)) - 1
+        runs = np.searchsorted(starts, here, side="right") - 1
+        # Only the ends of a run are known; an episode that begins within one is not where it should be.
+        episodes = np.concatenate([outline.run_episodes for outline in self.outlines])[runs]
+        times = np.concatenate([outline.run_times for outline in self.outlines])
+        known = (here[:, 0] == starts[runs[:, 0]]) & (here[:, 1] == ends[runs[:, 1]])
+        return (episodes, np.stack([times[runs[:, 0], 0], times[runs[:, 1], 1]], axis=1)) if known.all() else None
+
+    # --- what is mapped ---------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._copies: dict[int, MappedCopy] = {}
+        self._batches: dict[int, pa.RecordBatch] = {}
+        self._views: dict[tuple[str, int], np.ndarray | None] = {}
+
+        self._rows_read, self._others = 0, resident_pages()
+
+    def _keep_small(self, rows: int) -> None:
+        """Give back pages of the mapped files before they are too many."""
+        self._rows_read += rows
+        if self._size > _KEPT and self._rows_read > _ROWS:
+            self._rows_read = 0
+            if resident_pages() - self._others > _KEPT:
+                self.release()
+
+    def _copy(self, copy: int) -> MappedCopy:
+        if copy not in self._copies:
+            self._copies[copy] = MappedCopy(self.cache_files[copy])
+        return self._copies[copy]
+
+    def _batch(self, batch: int) -> pa.RecordBatch:
+        if batch not in self._batches:
+            self._batches[batch] = self._copy(int(self._copy_of[batch])).batch(int(self._number_of[batch]))
+        return self._batches[batch]
+
+    def _array(self, name: str, batch: int) -> pa.Array:
+        columns, old = self._batch(batch), self._names[name]
+        if old in columns.schema.names:
+            return columns[old]
+        return pa.nulls(len(columns), self._schema.field(old).type)
+
+    def _numbers(
+        self, name: str, batch: int, places: np.ndarray, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return rows of one batch as (places, *shape), and which hold nothing."""
+        key = name, batch
+        if key not in self._views:
+            array = self._array(name, batch)
+            self._views[key] = numbers_of(name, array, shape)[0] if is_view(array) else None
+        view = self._views[key]
+        if view is not None and view.shape[1:] == shape:
+            return view[places], None
+        values, empty = numbers_of(name, self._array(name, batch).take(pa.array(places)), shape)
+        return values if values.flags.writeable else values.copy(), empty  # torch takes no other
+
+    def _dtype(self, name: str, of_batch: np.dtype) -> np.dtype:
+        """Return the type that holds the numbers of all batches, of which one has `of_batch`."""
+        kind = self._schema.field(self._names[name]).type
+        if len(self.cache_files) == 1:
+            return of_batch
+        return numbers_of(name, pa.nulls(0, kind), ())[0].dtype
+
+    def _each_batch(self, name: str, shape: tuple[int, ...]):
+        """Yield every batch's first row and its numbers (rows, *shape), one in memory at a time."""
+        for batch in range(len(self._copy_of)):
+            yield int(self._batch_starts[batch]), numbers_of(name, self._array(name, batch), shape)[0]
+            self.release()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_columns": {}}  # pickles the names of the mapped files, not rows
+        left_out = {"_copies", "_batches", "_views", "outlines"}  # pickles the names of the mapped files, not rows
+        return {key: value for key, value in self.__dict__.items() if key not in left_out}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
 
 
-class _Column:
-    """One column and the views of its chunks, made when first used."""
-
-    def __init__(self, name: str, data: pa.ChunkedArray):
-        self.name, self.data = name, data
-        lengths = [len(chunk) for chunk in data.chunks]
-        self._starts = np.cumsum([0, *lengths[:-1]])  # (chunks,) row of each chunk's first
-        self._views: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-
-    def numbers(self, rows: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int | None]:
-        """Return (*rows.shape, *shape), and the first position in the flat `rows` where nothing is stored."""
-        flat = rows.reshape(-1)
-        chunk_of = np.searchsorted(self._starts, flat, side="right") - 1
-        result, absent = None, np.zeros(len(flat), dtype=bool)
-        for chunk in np.unique(chunk_of):
-            here = chunk_of == chunk
-            view, empty = self._view(int(chunk), shape)  # (rows of the chunk, *shape)
-            places = flat[here] - self._starts[chunk]
-            if result is None:
-                result = np.empty((len(flat), *shape), dtype=view.dtype)
-            result[here] = view[places]
-            if empty is not None:
-                absent[here] = empty[places]
-        first = int(absent.argmax()) if absent.any() else None
-        return result.reshape(*rows.shape, *shape), first
-
-    def _view(self, chunk: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-        if chunk not in self._views:
-            self._views[chunk] = _numbers(self.name, self.data.chunk(chunk), shape)
-        return self._views[chunk]
+def _stat(path: Path) -> os.stat_result | None:
+    """Return what the operating system says of a file; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def open_table(
     metadata: DatasetMetadata, needed: Sequence[str], rename_map: Mapping[str, str] | None = None
 ) -> FrameTable:
-    """Open the data files of a dataset: all of them, or, where some are not there, those that are `needed`."""
-    every = metadata.data_files
-    if all((metadata.root / path).is_file() for path in every):
-        return FrameTable([metadata.root / path for path in every], rename_map=rename_map)
-    starts = [metadata.first_row(path) for path in needed]
-    return FrameTable([metadata.root / path for path in needed], starts, rename_map)
-
-
-def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a column's rows as (rows, *shape), a view of Arrow's own memory except for booleans.
-
-    Raises:
-        DatasetFormatError: the rows are not numbers of that shape.
-    """
-    return _numbers(name, array, shape)[0]
-
-
-def _numbers(name: str, array: pa.Array, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return a column's rows as (rows, *shape), and which hold nothing where a number cannot say so; None: all do.
-
-    Nothing in place of a float is NaN.
-    """
-    rows, has_nulls = array, False
-    array = _storage(array)
-    while any(is_kind(array.type) for is_kind in _LISTS):
-        has_nulls |= array.null_count > 0
-        if not has_nulls and not pa.types.is_fixed_size_list(array.type):
-            lengths = np.unique(np.diff(array.offsets.to_numpy()))
-            if len(lengths) > 1:  # in sum they might fit
-                raise _other_shape(name, shape, f"lists of {lengths[0]} to {lengths[-1]} are in it")
-        array = _storage(array.flatten())
-    if has_nulls or array.null_count:
-        return _with_nulls(name, rows, array.type, shape)
-    try:
-        # Arrow packs eight booleans into a byte; every other type is mapped, not copied.
-        values = array.to_numpy(zero_copy_only=False)
-        if values.dtype.kind not in "fiub":
-            raise ValueError(f"they hold {array.type}")
-        return values.reshape(len(rows), *shape), None
-    except (ValueError, NotImplementedError, pa.ArrowException) as error:
-        raise _other_shape(name, shape, error) from error
-
-
-def _with_nulls(
-    name: str, rows: pa.Array, kind: pa.DataType, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        dtype = kind.to_pandas_dtype()
-        is_float = np.issubdtype(dtype, np.floating)
-        items = rows.to_pylist()
-        stored = next((np.shape(item) for item in items if item is not None), shape)  # () of plain numbers
-        filled = [_filled(item, stored, np.nan if is_float else 0) for item in items]
-        values = np.asarray([item for item, _ in filled], dtype=dtype).reshape(len(rows), *shape)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise _other_shape(name, shape, error) from error
-    return values, None if is_float else np.asarray([empty for _, empty in filled])
-
-
-def _filled(item: object, shape: tuple[int, ...], stand_in: float) -> tuple[object, bool]:
-    """Return one row with a stand-in for every null, and whether it had one."""
-    if item is None:
-        return np.full(shape, stand_in).tolist(), True
-    if isinstance(item, list):
-        filled = [_filled(inner, shape[1:], stand_in) for inner in item]
-        return [inner for inner, _ in filled], any(empty for _, empty in filled)
-    return item, False
-
-
-def _other_shape(name: str, shape: tuple[int, ...], reason: object) -> DatasetFormatError:
-    return DatasetFormatError(
-        f"The column {name!r} does not hold numbers of shape {shape} in every row, as meta/info.json says: {reason}. "
-        f"{LEAVE_OUT_FEATURE}."
-    )
-
-
-def _storage(array: pa.Array) -> pa.Array:
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
-
-
-def _stored(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.ExtensionType) else kind
+    """Open the data files of a dataset that are `needed`."""
+    files = metadata.data_paths.files
+    if len(needed) == len(files):
+        return FrameTable(FilesAt(metadata.root, files), rename_map=rename_map)
+    numbers = metadata.data_paths.numbers_of(needed)
+    return FrameTable(FilesAt(metadata.root, files[numbers]), metadata.first_rows[numbers], rename_map, numbers)

@@ -33,7 +33,7 @@ from .recording.frames import checked_frame, parquet_features, recorded_features
 from .recording.kept import KeptEpisode, KeptEpisodes, clear_published
 from .recording.place import recording_folder
 from .statistics import ImageStatistics, compute_statistics
-from .table import as_numpy
+from .columns import as_numpy
 from .video.encoder import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
 from .video.joining import VideoFiles, video_columns
 

@@ -7,7 +7,7 @@ import torch
 
 from ..configuration.features import ACTION, STATE
 from ..data.dataset import LeRobotDataset
-from ..data.statistics import compute_statistics
+from ..data.statistics import statistics_of_blocks
 from ..processing.relative_actions import RelativeTo, to_relative
 
 
@@ -29,4 +29,4 @@ def relative_action_statistics(
         state = torch.stack([sample[STATE].reshape(-1, sample[STATE].shape[-1])[-1] for sample in samples])  # (b, s)
         real = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)
         differences.append(to_relative(actions, state, relative_to)[real].numpy())  # (steps, a)
-    return compute_statistics(np.concatenate(differences))
+    return statistics_of_blocks(lambda: differences)

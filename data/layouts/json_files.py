@@ -68,10 +68,9 @@ def read_json(root: Path, name: str) -> dict:
     return value
 
 
-def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> list[dict]:
-    """Read a file with one JSON object per line, each with values of these types under these `keys`."""
-    rows = []
-    for number, line in enumerate(_text(root, name).split("\n"), start=1):
+def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> Iterator[tuple]:
+    """Yield the values under `keys`, which have these types, of a file with one JSON object per line."""
+    for number, line in enumerate(_lines(root, name), start=1):
         if not line.strip():
             continue
         try:
@@ -84,8 +83,7 @@ def read_json_lines(root: Path, name: str, keys: Mapping[str, type]) -> list[dic
             problem = f"it must be an object with {', '.join(keys)}"
         if problem:
             raise DatasetFormatError(f"Line {number} of {root / name}: {problem}. Download or write it again.")
-        rows.append(row)
-    return rows
+        yield tuple(row[key] for key in keys)
 
 
 def incomplete(root: Path, name: str) -> DatasetNotFoundError:
@@ -96,9 +94,21 @@ def incomplete(root: Path, name: str) -> DatasetNotFoundError:
     )
 
 
+def _lines(root: Path, name: str) -> Iterator[str]:
+    """Yield the lines of a file, of which the whole may be too much for memory; only a line feed ends one."""
+    with _naming_the_file(root, name), (root / name).open(encoding="utf-8", newline="\n") as file:
+        yield from file
+
+
 def _text(root: Path, name: str) -> str:
-    try:
+    with _naming_the_file(root, name):
         return (root / name).read_text(encoding="utf-8")
+
+
+@contextmanager
+def _naming_the_file(root: Path, name: str) -> Iterator[None]:
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise incomplete(root, name) from error
     except (OSError, UnicodeDecodeError) as error:

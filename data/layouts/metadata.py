@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import UnknownDatasetFeatureError, nearest
 from ..features import INDEX_FEATURES, pictures_in_colour
+from .files import FilePaths
 
 INFO_PATH = "meta/info.json"
 
@@ -20,7 +21,7 @@ Statistics = dict[str, dict[str, np.ndarray]]  # feature → statistic → float
 class VideoPlaces:
     """Where the frames of one camera are: one entry per episode."""
 
-    paths: list[str]  # relative to the dataset's root; many episodes may share one file
+    paths: FilePaths  # relative to the dataset's root; many episodes may share one file
     from_timestamp: np.ndarray  # (episodes,) time of the episode's first frame in its file [s]
 
 
@@ -35,7 +36,7 @@ class DatasetMetadata:
     episode_numbers: np.ndarray  # (episodes,) what each is called, ascending; numbers of deleted ones are left out
     episode_starts: np.ndarray  # (episodes,) row of the first frame
     episode_ends: np.ndarray  # (episodes,) one past the row of the last frame
-    data_paths: list[str]  # per episode, relative to root; many episodes may share one file
+    data_paths: FilePaths  # per episode, relative to root; many episodes may share one file
     videos: dict[str, VideoPlaces]
     load_statistics: Callable[[], Statistics]
 
@@ -58,17 +59,18 @@ class DatasetMetadata:
     @property
     def data_files(self) -> list[str]:
         """The distinct data files, in the order of their rows."""
-        return list(dict.fromkeys(self.data_paths))
+        return list(self.data_paths.files)
 
     @property
     def files(self) -> list[str]:
         """The distinct data and video files."""
-        videos = (path for places in self.videos.values() for path in places.paths)
-        return list(dict.fromkeys([*self.data_paths, *videos]))
+        videos = (path for places in self.videos.values() for path in places.paths.files)
+        return list(dict.fromkeys([*self.data_paths.files, *videos]))
 
-    def first_row(self, path: str) -> int:
-        """Return the row of the dataset that a data file begins with."""
-        return int(self.episode_starts[self.data_paths.index(path)])
+    @property
+    def first_rows(self) -> np.ndarray:
+        """(files,) the row of the dataset that each of `data_files` begins with."""
+        return self.episode_starts[np.unique(self.data_paths.file_of, return_index=True)[1]]
 
     def renamed(self, rename_map: Mapping[str, str] | None) -> DatasetMetadata:
         """Return the metadata with other names of features, `{name in the dataset: new name}`.

@@ -49,7 +49,7 @@ class PathTemplate:
         Raises:
             DatasetFormatError: it lies outside.
         """
-        path = self._template.format(**values)
+        path = self.filled(**values)
         if not is_inside(path):
             camera = f" of the camera {values['video_key']!r}" if "video_key" in values else ""
             raise DatasetFormatError(
@@ -57,6 +57,10 @@ class PathTemplate:
                 f"outside the dataset's folder. Correct it, or download the dataset from somebody you trust."
             )
         return path
+
+    def filled(self, **values: int | str) -> str:
+        """Return the path of a file that is known to be inside: one with shorter numbers than another that `fill` took."""
+        return self._template.format(**values)
 
     def _refused(self, problem: str, fields: tuple[str, ...]) -> DatasetFormatError:
         known = ", ".join(f"{{{name}}}" for name in fields)

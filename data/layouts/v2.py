@@ -11,14 +11,17 @@ videos/chunk-000/<camera>/episode_000000.mp4
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DatasetFormatError
-from ..statistics import pool_statistics
+from ..statistics import pool_exactly
+from .files import FilePaths
 from .json_files import as_statistics, load_statistics_file, naming_the_remedy, read_json_lines, recompute
 from .metadata import INFO_PATH, DatasetMetadata, Statistics, VideoPlaces, cameras_on_video
 from .paths import PathTemplate
@@ -29,6 +32,7 @@ EPISODES_STATISTICS_PATH = "meta/episodes_stats.jsonl"
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 CHUNK_SIZE = 1000  # episodes per folder
+_POOLED_TOGETHER = 1000  # episodes whose statistics are in memory
 _LARGEST = 2**31  # above any number of frames or episodes
 
 
@@ -49,35 +53,52 @@ def load_pooled_statistics(root: Path) -> Statistics:
         DatasetFormatError: it cannot be read, or the statistics of two episodes do not fit together.
     """
     path = root / EPISODES_STATISTICS_PATH
+    numbers: list[int] = []
     with naming_the_remedy(root):
-        rows = _by_episode(root, EPISODES_STATISTICS_PATH, {"episode_index": int, "stats": dict})
-        listed = (row["episode_index"] for row in _by_episode(root, EPISODES_PATH, {"episode_index": int}))
-        lacking = sorted(set(listed) - {row["episode_index"] for row in rows})
-        if lacking:
+        parts = list(_pooled_blocks(root, numbers))
+        _check_numbers(path, numbers)
+        lacking = np.setdiff1d(_read_episodes(root)["episode_index"], numbers)
+        if lacking.size:
             raise DatasetFormatError(f"{path} lacks {len(lacking)} episode(s), the first of them {lacking[0]}.")
-        episodes = [as_statistics(row["stats"], f"Episode {row['episode_index']} in {path}") for row in rows]
+    pooled = _pooled(root, parts)
+    return {
+        name: {key: value.astype(np.float32) for key, value in values.items()} for name, values in pooled.items()
+    }
+
+
+def _pooled_blocks(root: Path, numbers: list[int]) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """Yield the pooled statistics of some episodes at a time, and add their numbers to `numbers`."""
+    rows = read_json_lines(root, EPISODES_STATISTICS_PATH, {"episode_index": int, "stats": dict})
+    while block := sorted(islice(rows, _POOLED_TOGETHER), key=itemgetter(0)):
+        numbers += [number for number, _ in block]
+        path = root / EPISODES_STATISTICS_PATH
+        yield _pooled(root, [as_statistics(stats, f"Episode {number} in {path}") for number, stats in block])
+
+
+def _pooled(root: Path, parts: Sequence[Statistics]) -> Statistics:
+    """Return the statistics of all parts, in float64; none of a feature of which a part has none."""
     pooled = {}
-    for name in dict.fromkeys(name for episode in episodes for name in episode):
+    for name in dict.fromkeys(name for part in parts for name in part):
         try:
-            pooled[name] = pool_statistics([episode[name] for episode in episodes])
+            pooled[name] = pool_exactly([part[name] for part in parts])
         except KeyError:
             pooled[name] = {}  # of some episodes there are none
         except ValueError as error:
             raise DatasetFormatError(
-                f"{path} has statistics of {name} of another shape in some episodes: {error}. {recompute(root)}"
+                f"{root / EPISODES_STATISTICS_PATH} has statistics of {name} of another shape in some episodes: "
+                f"{error}. {recompute(root)}"
             ) from error
     return pooled
 
 
 def _read(root: Path, info: dict, load_statistics: Callable[[], Statistics]) -> DatasetMetadata:
-    tasks = read_json_lines(root, TASKS_PATH, {"task_index": int, "task": str})
-    episodes = _by_episode(root, EPISODES_PATH, {"episode_index": int, "length": int})
-    numbers, lengths = (np.asarray([row[key] for row in episodes]) for key in ("episode_index", "length"))
+    tasks = dict(sorted(read_json_lines(root, TASKS_PATH, {"task_index": int, "task": str}), key=itemgetter(0)))
+    numbers, lengths = _read_episodes(root).values()
     ends = np.cumsum(lengths)
     return DatasetMetadata(
         root=root,
         info=info,
-        tasks={row["task_index"]: row["task"] for row in sorted(tasks, key=lambda row: row["task_index"])},
+        tasks=tasks,
         tasks_path=TASKS_PATH,
         episode_numbers=numbers,
         episode_starts=ends - lengths,
@@ -91,26 +112,41 @@ def _read(root: Path, info: dict, load_statistics: Callable[[], Statistics]) -> 
     )
 
 
-def _by_episode(root: Path, name: str, keys: dict[str, type]) -> list[dict]:
-    """Return the rows ordered by episode; numbers of deleted episodes may be left out."""
-    rows = sorted(read_json_lines(root, name, keys), key=lambda row: row["episode_index"])
-    numbers = [row["episode_index"] for row in rows]
-    beyond = [row for row in rows for key, kind in keys.items() if kind is int and not 0 <= row[key] < _LARGEST]
-    if not rows or beyond or len(set(numbers)) < len(numbers):
-        problem = f"it has {beyond[0]}" if beyond else f"it has {len(rows)} lines for {len(set(numbers))} episodes"
-        raise DatasetFormatError(
-            f"{root / name} must list episodes, each once, with numbers that are not negative; {problem}. Download "
-            f"it again."
-        )
-    return rows
+def _read_episodes(root: Path) -> dict[str, np.ndarray]:
+    """Return number and length of every episode, in their order; numbers of deleted episodes may be left out."""
+    keys = {"episode_index": int, "length": int}
+    rows = [value for row in read_json_lines(root, EPISODES_PATH, keys) for value in row]
+    beyond = next((i for i, value in enumerate(rows) if not 0 <= value < _LARGEST), None)
+    if beyond is not None:
+        first = beyond - beyond % len(keys)
+        raise _not_a_list(root / EPISODES_PATH, f"it has {dict(zip(keys, rows[first:], strict=False))}")
+    numbers, lengths = np.asarray(rows, dtype=np.int64).reshape(-1, 2).T
+    _check_numbers(root / EPISODES_PATH, numbers.tolist())
+    order = np.argsort(numbers)
+    return {"episode_index": numbers[order], "length": lengths[order]}
 
 
-def _paths(info: dict, key: str, default: str, numbers: np.ndarray, camera: str | None = None) -> list[str]:
-    video = {} if camera is None else {"video_key": camera}
+def _check_numbers(path: Path, numbers: Sequence[int]) -> None:
+    beyond = next((number for number in numbers if not 0 <= number < _LARGEST), None)
+    if beyond is not None:
+        raise _not_a_list(path, f"it has {beyond}")
+    distinct = len(set(numbers))
+    if not numbers or distinct < len(numbers):
+        raise _not_a_list(path, f"it has {len(numbers)} lines for {distinct} episodes")
+
+
+def _not_a_list(path: Path, problem: str) -> DatasetFormatError:
+    return DatasetFormatError(
+        f"{path} must list episodes, each once, with numbers that are not negative; {problem}. Download it again."
+    )
+
+
+def _paths(info: dict, key: str, default: str, numbers: np.ndarray, camera: str | None = None) -> FilePaths:
+    video = () if camera is None else ("video_key",)
     template = PathTemplate(info.get(key) or default, key, ("episode_chunk", "episode_index", *video))
     size = info.get("chunks_size") or CHUNK_SIZE
     if not isinstance(size, int) or size < 1:
         raise DatasetFormatError(
             f"{INFO_PATH} has chunks_size {size!r}; expected the number of episodes per folder, such as {CHUNK_SIZE}."
         )
-    return [template.fill(episode_chunk=number // size, episode_index=number, **video) for number in numbers.tolist()]
+    return FilePaths(template, {"episode_chunk": numbers // size, "episode_index": numbers}, camera)

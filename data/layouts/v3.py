@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ...errors import DatasetFormatError
 from ..windows import exact_times
+from .files import FilePaths
 from .json_files import incomplete, load_statistics_file
 from .metadata import DatasetMetadata, VideoPlaces, cameras_on_video
 from .paths import PathTemplate
@@ -152,8 +153,7 @@ def _numbers(name: str, column: pa.ChunkedArray, fps: float) -> np.ndarray:
 
 def _paths(
     info: dict, key: str, default: str, episodes: dict[str, np.ndarray], prefix: str, camera: str | None = None
-) -> list[str]:
-    video = {} if camera is None else {"video_key": camera}
+) -> FilePaths:
+    video = () if camera is None else ("video_key",)
     template = PathTemplate(info.get(key) or default, key, ("chunk_index", "file_index", *video))
-    places = zip(*(episodes[f"{prefix}/{name}"].tolist() for name in ("chunk_index", "file_index")), strict=True)
-    return [template.fill(chunk_index=chunk, file_index=file, **video) for chunk, file in places]
+    return FilePaths(template, {name: episodes[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}, camera)

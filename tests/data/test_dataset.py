@@ -146,7 +146,8 @@ def test_opening_maps_the_numbers_and_opens_no_video(tiny):
     dataset = LeRobotDataset(tiny, action_horizon=2)
     dataset._table.numbers("timestamp", np.array([0]), ())
     before = pa.total_allocated_bytes()
-    view, _ = dataset._table._column("observation.state")._view(0, (2,))
+    dataset._table.numbers("observation.state", np.array([0]), (2,))
+    view = dataset._table._views["observation.state", 0]
     assert pa.total_allocated_bytes() == before and not view.flags.owndata
     assert [path.suffix for path in dataset._table.cache_files] == [".arrow"]
     assert dataset._reader.open_files == []
