@@ -25,6 +25,7 @@ from .loading import (
 from .loading_arguments import LOADING_ARGUMENTS, allowed_arguments
 from .precision import COMPUTE_TYPES
 from .quantization import require_saveable
+from .sharding import gathered, is_split
 
 
 class Checkpointed:
@@ -70,9 +71,17 @@ class Checkpointed:
         policy. With `push_to_hub=True` the folder is published, whole and with our card; then `repo_id`, `private`,
         `revision`, … are those of `push_to_hub`.
 
+        A policy that FSDP2 has split is saved in every process, of which the first one writes; the others wait.
+
         Raises:
             DivergedWeightsError: some weights are NaN or infinite; nothing is written.
         """
+        if kwargs.get("state_dict") is None and is_split(own := self.state_dict()):
+            kwargs["state_dict"] = gathered(own)
+            if torch.distributed.get_rank() == 0:
+                self.save_pretrained(save_directory, *args, **kwargs)
+            torch.distributed.barrier()
+            return
         kwargs, publishing = split_publishing(kwargs)
         given = kwargs.get("state_dict")
         if bad := not_finite(self.state_dict() if given is None else given):
