@@ -42,13 +42,18 @@ def is_split(tensors: Mapping[str, torch.Tensor]) -> bool:
     return any(map(_is_shard, tensors.values()))
 
 
+def is_first_process() -> bool:
+    """Return whether this process is the only one, or the first of those that work together."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return whole tensors on the CPU in the first process, and nothing in the others; called in every process."""
-    is_first = torch.distributed.get_rank() == 0
     whole = {}
     for name, value in tensors.items():
         value = value.detach().full_tensor() if _is_shard(value) else value.detach()
-        if is_first:  # one tensor at a time is whole in the others
+        if is_first_process():  # one tensor at a time is whole in the others
             whole[name] = value.cpu()
     return whole
 

@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..configuration.typed_values import read_as
 from ..errors import InvalidConfigError, nearest
-from .processes import require_company, require_possible_strategy, requested_strategy, runs_on_cpu
+from .processes import requested_strategy, require_company, require_possible_strategy, runs_on_cpu
 
 # Words too, because a command line has no others; `__post_init__` makes truth values of them.
 TuneMode = Literal[True, False, "lora", "true", "false"]

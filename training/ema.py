@@ -63,7 +63,8 @@ class WeightAverage:
         for module in self._module.modules():
             if isinstance(module, torch.distributed.fsdp.FSDPModule):
                 module.reshard()  # whole weights, gathered before, are not read again
-        return [local(weight) for weight in self._weights.values()]
+        # EMAModel averages what a gradient may reach, and copies the rest.
+        return [local(weight).requires_grad_() for weight in self._weights.values()]
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ _SHIPPED = "accelerate launch --config_file recipes/accelerate/ddp.yaml"
 
 
 def requested_strategy(values: dict[str, Any]) -> str | None:
-    """Return how weights are to be split among processes, by training arguments or a launcher: FSDP, DeepSpeed or not."""
+    """Return what is to split the weights among processes, by training arguments or a launcher: FSDP, DeepSpeed."""
     for name, label in (("deepspeed", "DeepSpeed"), ("fsdp", "FSDP")):
         if values.get(name) or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1"):
             return label
@@ -42,8 +42,8 @@ def require_possible_strategy(strategy: str | None, use_cpu: bool) -> None:
             )
     if strategy is not None and use_cpu:
         raise InvalidConfigError(
-            f"{strategy} needs GPUs, and this training runs on the CPU, where accelerate would train with DDP instead "
-            f"and not say so. Leave {strategy} out, such as by {_SHIPPED}, or leave out use_cpu on a computer with GPUs."
+            f"{strategy} needs GPUs. This training runs on the CPU, where accelerate would train with DDP instead and "
+            f"not say so. Leave {strategy} out, such as by {_SHIPPED}; where there are GPUs, leave out use_cpu."
         )
     if strategy == "FSDP" and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in ("true", "1"):
         raise InvalidConfigError(
@@ -80,8 +80,8 @@ def require_company(arguments: TrainingArguments) -> None:
     count = launched().count
     if count != arguments.world_size:
         raise InvalidConfigError(
-            f"{count} processes were launched, and accelerate sees {arguments.world_size}: each would train by itself. "
-            f"Launch with torchrun or accelerate launch, which set LOCAL_RANK."
+            f"{count} processes were launched, and accelerate sees {arguments.world_size}: each would train by "
+            f"itself. Launch with torchrun or accelerate launch, which set LOCAL_RANK."
         )
 
 
@@ -93,5 +93,5 @@ def seed_process(arguments: TrainingArguments, checkpoint: str | None, step: int
 
 
 def runs_on_cpu(use_cpu: bool) -> bool:
-    """Return whether a training runs on the CPU: as asked for, or in several processes because there is nothing else."""
+    """Return whether a training runs on the CPU: as asked for, or in several processes that have nothing else."""
     return use_cpu or (launched().count > 1 and not torch.accelerator.is_available())

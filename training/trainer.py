@@ -393,10 +393,8 @@ def _require(args: Any, processor: Any) -> None:
 def _require_noisy_embedding(policy: PolicyModel) -> None:
     """Check that NEFTune has an effect: noise is added to the words of a language model in training mode."""
     mode = policy.training
-    try:
-        trains = policy.train().get_input_embeddings().training
-    except NotImplementedError:
-        trains = None
+    embedding = policy.train().get_input_embeddings()
+    trains = None if embedding is None else embedding.training
     policy.train(mode)
     if not trains:
         reason = "has no language model" if trains is None else "has a language model that is frozen whole"
