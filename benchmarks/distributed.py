@@ -43,6 +43,7 @@ POLICIES = (
 )
 CELLS = ("ddp", "accumulate", "lora", "unused", "fsdp2", "trainer", "resume")
 STEPS, SAMPLES = 2, 4  # samples of a step, in both processes together
+OF_A_BATCH = {"crop_offsets"}  # draws that all samples of a batch share
 ARGUMENTS = {
     "optim": "sgd",
     "learning_rate": 0.05,
@@ -68,10 +69,12 @@ def samples_of(config: Any) -> list[dict[str, Any]]:
     steps = torch.arange(config.action_horizon)
     real = torch.tensor([1 + (3 * i) % config.action_horizon if i % 2 else config.action_horizon for i in range(count)])
     batch["action_is_pad"] = steps >= real[:, None]
-    return [{name: _item(value, i) for name, value in batch.items()} for i in range(count)]
+    return [{name: _item(name, value, i) for name, value in batch.items()} for i in range(count)]
 
 
-def _item(value: Any, i: int) -> Any:
+def _item(name: str, value: Any, i: int) -> Any:
+    if name in OF_A_BATCH:
+        return value
     return [part[i] for part in value] if isinstance(value, list) else value[i]
 
 
@@ -79,12 +82,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Return samples as one batch."""
     import torch
 
-    return {
-        name: [torch.stack(parts) for parts in zip(*(s[name] for s in samples), strict=True)]
-        if isinstance(value, list)
-        else torch.stack([s[name] for s in samples])
-        for name, value in samples[0].items()
-    }
+    batch = {}
+    for name, value in samples[0].items():
+        values = [sample[name] for sample in samples]
+        if name in OF_A_BATCH:
+            batch[name] = value
+        elif isinstance(value, list):
+            batch[name] = [torch.stack(views) for views in zip(*values, strict=True)]
+        else:
+            batch[name] = torch.stack(values)
+    return batch
 
 
 class Worker:
@@ -274,7 +281,10 @@ def train_alone(policy: Any, samples: list[dict[str, Any]], averaged: Mapping[st
 
     from manipulators.training.ema import WeightAverage
 
-    average = WeightAverage(policy.train(), decay=averaged["ema_decay"], power=averaged["ema_power"]) if averaged else None
+    policy.train()
+    average = None
+    if averaged:
+        average = WeightAverage(policy, decay=averaged["ema_decay"], power=averaged["ema_power"])
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=ARGUMENTS["learning_rate"])
     losses = []

@@ -34,6 +34,8 @@ class Parts(nn.Module):
             declared = [getattr(module, "no_split_modules", ()) for module in self._components().values()]
             self._no_split_modules = list(dict.fromkeys(name for names in declared for name in names))
         super().post_init()
+        # accelerate refuses to split a policy into layers of a class that it does not have.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     def _components(self) -> dict[str, nn.Module]:
         found = {name: getattr(self, name, None) for name in self.components}
