@@ -204,6 +204,9 @@ class Processes:
 
     def leave(self, status: int, say: Callable[[], None] | None = None, patience: float = 0.0) -> None:
         """End this process at once, without the collectives that an orderly end would wait for."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:  # the launcher's, which ends the others too
+                signal.signal(number, signal.SIG_IGN)
         if say is not None and self.ends_first(patience):
             say()
         sys.stdout.flush()

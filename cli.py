@@ -46,21 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(kept=kept_by_any, arguments=arguments)
     with clean_interrupts(options), processes.ending_together(lambda: say_what_is_kept(options, "")):
         try:
-            _parse(arguments, options, processes)
-            processes.connect()
-            if options.plugins:
-                load_plugins(options.plugins)
-            options.command(options)
-        except ManipulatorsError as error:
-            return _ended(processes, 1, functools.partial(_say_error, error))
+            return _run(arguments, options, processes)
         except KeyboardInterrupt as interrupt:
             note = " ".join(notes(interrupt))
             return _ended(processes, INTERRUPTED, lambda: say_what_is_kept(options, note))
-        except Exception as error:
-            if processes.count == 1:
-                raise
-            patience = 0.5 if is_lost_contact(error) else 0.0  # of which another process may know more
-            return _ended(processes, 1, functools.partial(_say_unexpected, error, options), patience)
+
+
+def _run(arguments: Sequence[str], options: argparse.Namespace, processes: Processes) -> int:
+    """Run a command, of several processes together, and return its exit status."""
+    try:
+        _parse(arguments, options, processes)
+        processes.connect()
+        if options.plugins:
+            load_plugins(options.plugins)
+        options.command(options)
+    except ManipulatorsError as error:
+        return _ended(processes, 1, functools.partial(_say_error, error))
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        patience = 0.5 if is_lost_contact(error) else 0.0  # of which another process may know more
+        return _ended(processes, 1, functools.partial(_say_unexpected, error, options), patience)
     return 0
 
 
