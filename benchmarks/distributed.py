@@ -369,7 +369,9 @@ def work(folder: Path, policies: list[str], cells: list[str]) -> None:
 
 def measure(folder: Path, policies: list[str], cells: list[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Measure in two processes, and return figures by policy and cell."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    config = ROOT / "recipes" / "accelerate" / "ddp.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launch += ["--main_process_port", "0", __file__]
     launch += ["--only", *policies, "--cells", *cells, "--folder", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)

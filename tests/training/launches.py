@@ -34,6 +34,8 @@ STEP = 5  # before which the faults come
 
 def command(arguments, fault):
     """Run a command in one of the processes."""
+    import torch
+
     from manipulators import PolicyTrainer
     from manipulators.cli import main
     from manipulators.errors import InvalidConfigError
@@ -41,7 +43,12 @@ def command(arguments, fault):
     rank, kind = fault or (-1, "")
     step = PolicyTrainer.training_step
 
-    def faulty(self, *args, **kwargs):
+    def faulty(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == 0:
+            weights = sum(float(parameter.detach().sum()) for parameter in model.parameters())
+            with torch.random.fork_rng():
+                seen = {"weights": weights, "drawn": torch.rand(1).item(), "state": inputs["state"].flatten().tolist()}
+            Path(self.args.output_dir, f"seen-{self.args.process_index}.json").write_text(json.dumps(seen))
         if self.state.global_step == STEP and self.args.process_index == rank:
             if kind == "error":
                 raise InvalidConfigError("This process was made to fail.")
@@ -49,7 +56,7 @@ def command(arguments, fault):
                 os.kill(os.getpid(), signal.SIGKILL)
             Path("stalled").touch()
             time.sleep(60)
-        return step(self, *args, **kwargs)
+        return step(self, model, inputs, *args, **kwargs)
 
     PolicyTrainer.training_step = faulty
     sys.exit(main(arguments))
