@@ -67,7 +67,9 @@ def samples_of(config: Any) -> list[dict[str, Any]]:
     count = STEPS * SAMPLES
     batch = config.example_inputs(count) | config.example_draws(count, training=True)
     steps = torch.arange(config.action_horizon)
-    real = torch.tensor([1 + (3 * i) % config.action_horizon if i % 2 else config.action_horizon for i in range(count)])
+    real = torch.tensor(
+        [1 + (3 * i) % config.action_horizon if i % 2 else config.action_horizon for i in range(count)]
+    )
     batch["action_is_pad"] = steps >= real[:, None]
     return [{name: _item(name, value, i) for name, value in batch.items()} for i in range(count)]
 
@@ -117,7 +119,7 @@ class Worker:
         torch.manual_seed(0)
         return without_dropout(AutoPolicy.from_config(config))
 
-    def trainer(self, policy: Any, output: Path, samples: list[dict[str, Any]], **arguments: Any) -> Any:
+    def new_trainer(self, policy: Any, output: Path, samples: list[dict[str, Any]], **arguments: Any) -> Any:
         from manipulators import PolicyTrainer, PolicyTrainingArguments
 
         values = ARGUMENTS | {"per_device_train_batch_size": SAMPLES // 2} | arguments
@@ -132,7 +134,7 @@ class Worker:
     def ddp(self, case: str, output: Path, change: Callable[[Any], Any] = lambda policy: policy, **arguments: Any):
         policy = change(self.build(case))
         samples = samples_of(policy.config)
-        trainer = self.trainer(policy, output, samples, **arguments)
+        trainer = self.new_trainer(policy, output, samples, **arguments)
         before, expected = copy.deepcopy(policy), copy.deepcopy(policy)
         losses = train_alone(expected, samples)
         trainer.train()
@@ -147,9 +149,9 @@ class Worker:
         return self.ddp(case, output, **sizes)
 
     def lora(self, case: str, output: Path):
-        from manipulators import AutoPolicy
-
         from torch.distributed import barrier
+
+        from manipulators import AutoPolicy
 
         base = self.folder / f"{case}-base"
         self.build(case).save_pretrained(base)
@@ -211,8 +213,7 @@ class Worker:
             "loaded": largest_difference(loaded, full),
         }
 
-    def sharded_trainer(self, case: str, output: Path):
-        """The cell `trainer`."""
+    def trainer(self, case: str, output: Path):
         from safetensors.torch import load_file
         from torch.distributed import barrier
 
@@ -223,10 +224,10 @@ class Worker:
         losses = train_alone(expected, samples, averaged)
         saving = {"save_steps": 1, "save_strategy": "steps"} | averaged
         with fsdp2_on_a_cpu():
-            trainer = self.trainer(policy, output, samples, use_cpu=False, **saving)
+            trainer = self.new_trainer(policy, output, samples, use_cpu=False, **saving)
             trainer.train()
             trainer.save_model(str(output / "final"))
-            again = self.trainer(self.build(case), output, samples, use_cpu=False, **saving)
+            again = self.new_trainer(self.build(case), output, samples, use_cpu=False, **saving)
             again.train(resume_from_checkpoint=str(output / "checkpoint-1"))
             again.save_model(str(output / "again"))
         barrier()  # the first process writes
@@ -240,13 +241,14 @@ class Worker:
 
     def resume(self, case: str, output: Path):
         import torch
+
         from manipulators import AutoPolicy
 
         def own(policy: Any, **arguments: Any) -> Any:
             values = {"optim": "adamw_torch", "train_sampling_strategy": "random", "save_strategy": "steps"}
             names = set(policy.config.example_draws(1, training=True))
             samples = [{n: v for n, v in s.items() if n not in names} for s in samples_of(policy.config)]
-            return self.trainer(policy, output, samples, save_steps=1, **values | arguments)
+            return self.new_trainer(policy, output, samples, save_steps=1, **values | arguments)
 
         def fresh() -> Any:
             torch.manual_seed(0)
@@ -275,7 +277,9 @@ def without_dropout(policy: Any) -> Any:
     return policy
 
 
-def train_alone(policy: Any, samples: list[dict[str, Any]], averaged: Mapping[str, float] | None = None) -> list[float]:
+def train_alone(
+    policy: Any, samples: list[dict[str, Any]], averaged: Mapping[str, float] | None = None
+) -> list[float]:
     """Take the steps of all processes in this one, by torch alone, and return their losses."""
     import torch
 
@@ -343,7 +347,7 @@ def fsdp2_on_a_cpu():
         yield
 
 
-def work(folder: Path, policies: list[str], cells: list[str]) -> None:
+def work(folder: Path, cells: list[str]) -> None:
     """Measure in this process; the first one writes the figures."""
     import torch
     from transformers.utils import logging
@@ -351,14 +355,12 @@ def work(folder: Path, policies: list[str], cells: list[str]) -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    worker, found = Worker(folder), {}
-    worker.methods = {cell: getattr(worker, cell if cell != "trainer" else "sharded_trainer") for cell in cells}
     from manipulators import PolicyTrainingArguments
 
     PolicyTrainingArguments(str(folder), use_cpu=True)  # makes the process group
-    for case in policies:
-        for cell in cells:
-            found.setdefault(case, {})[cell] = worker.methods[cell](case, folder / f"{case}-{cell}")
+    worker, found = Worker(folder), {}
+    for case, cell in (cell.split("/") for cell in cells):
+        found.setdefault(case, {})[cell] = getattr(worker, cell)(case, folder / f"{case}-{cell}")
     if os.environ["RANK"] == "0":
         (folder / "figures.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
@@ -367,12 +369,11 @@ def work(folder: Path, policies: list[str], cells: list[str]) -> None:
 # --- in front of them -------------------------------------------------------------------------------------
 
 
-def measure(folder: Path, policies: list[str], cells: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure in two processes, and return figures by policy and cell."""
+def measure(folder: Path, cells: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure cells, each named `policy/cell`, in two processes, and return figures by policy and cell."""
     config = ROOT / "recipes" / "accelerate" / "ddp.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launch += ["--main_process_port", "0", __file__]
-    launch += ["--only", *policies, "--cells", *cells, "--folder", str(folder)]
+    launch += ["--main_process_port", "0", __file__, "--work", str(folder), *cells]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -406,13 +407,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=POLICIES, default=POLICIES, help="policies")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # given to the processes
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # in the processes: folder and cells
     options = parser.parse_args()
-    if options.folder is not None:
-        work(options.folder, options.only, options.cells)
+    if options.work is not None:
+        folder, *cells = options.work
+        work(Path(folder), cells)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), options.only, options.cells)
+        figures = measure(Path(folder), [f"{case}/{cell}" for case in options.only for cell in options.cells])
     print(table(figures))
     for fault in faults(figures):
         print(fault, file=sys.stderr)

@@ -338,7 +338,18 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_disk", "_display", "_files", "_lock", "_processes"}
+GROUND = {
+    "errors",
+    "families",
+    "checkpoint",
+    "plugins",
+    "registration",
+    "_disk",
+    "_display",
+    "_files",
+    "_lock",
+    "_processes",
+}
 GROUND |= {"_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),

@@ -126,7 +126,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent / "external" / "toy-robot"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # which every process sets before it imports torch
-    modules = ["manipulators.training.run", "manipulators.training.ema", "manipulators.cli", "toy_line", "matplotlib.pyplot"]
+    modules = [
+        "manipulators.training.run",
+        "manipulators.training.ema",
+        "manipulators.cli",
+        "toy_line",
+        "matplotlib.pyplot",
+    ]
     multiprocessing.set_forkserver_preload(modules)
     with contextlib.redirect_stdout(sys.stderr):
         main(sys.argv[1])
