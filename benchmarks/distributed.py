@@ -3,21 +3,21 @@
     python benchmarks/distributed.py                       # all policies, in two processes on the CPU
     python benchmarks/distributed.py --only pi0 act_two_cameras --cells ddp resume
 
-Tiny policies with random weights, of tests/policy_cases.py, on random samples in which episodes end. The draws of noise,
-time and latent are given with the samples, and nothing is dropped out. One process takes the same steps of SGD by torch
-alone, with all samples of a step in one batch. A cell is the largest difference of a trained weight, in shares of the
-largest change that the training made to any; what is not finite or above 1e-3 ends the run with status 1.
+Tiny policies with random weights, of tests/policy_cases.py, on random samples in which episodes end. The draws of
+noise, time and latent are given with the samples, and nothing is dropped out. One process takes the same steps of SGD
+by torch alone, with all samples of a step in one batch. A cell is the largest difference of a trained weight, in
+shares of the largest change that the training made to any; above 1e-3, or not finite, it ends the run with status 1.
 
 ddp         `PolicyTrainer` in two processes, each with half of every batch
 accumulate  the same, in two batches that are accumulated
 lora        the same as ddp, of LoRA layers in the action head, on a checkpoint that was saved before
 unused      the same as ddp, of a policy with a parameter that no step reaches
-fsdp2       `fully_shard` on the modules that the policy names, one step; besides the share of the weights that the fuller
-            of both processes holds, and the difference of what it saves and one process loads (must be 0)
+fsdp2       `fully_shard` on the modules that the policy names, one step; besides the share of the weights that the
+            fuller of both processes holds, and the difference of what is saved and one process loads (must be 0)
 trainer     `PolicyTrainer` with FSDP2 of accelerate, which is made to use it on a CPU, with averaged weights; then a
-            checkpoint in the middle, from which another trainer goes on
-resume      `PolicyTrainer` in two processes with dropout and draws of its own; from a checkpoint in the middle on, against
-            the run that was not interrupted (must be 0)
+            checkpoint in the middle, from which another trainer goes on (to the same bits)
+resume      `PolicyTrainer` in two processes with dropout and draws of its own; from a checkpoint in the middle on,
+            against the run that was not interrupted (must be 0)
 """
 
 from __future__ import annotations
@@ -66,11 +66,9 @@ def samples_of(config: Any) -> list[dict[str, Any]]:
 
     count = STEPS * SAMPLES
     batch = config.example_inputs(count) | config.example_draws(count, training=True)
-    steps = torch.arange(config.action_horizon)
-    real = torch.tensor(
-        [1 + (3 * i) % config.action_horizon if i % 2 else config.action_horizon for i in range(count)]
-    )
-    batch["action_is_pad"] = steps >= real[:, None]
+    horizon = config.action_horizon
+    real = torch.tensor([1 + (3 * i) % horizon if i % 2 else horizon for i in range(count)])
+    batch["action_is_pad"] = torch.arange(horizon) >= real[:, None]
     return [{name: _item(name, value, i) for name, value in batch.items()} for i in range(count)]
 
 
