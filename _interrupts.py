@@ -13,41 +13,48 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-INTERRUPTED = 130  # exit status, as shells have it
+from ._processes import INTERRUPTED, SIGNALS, launched
 
 
 @contextmanager
 def clean_interrupts(options: argparse.Namespace) -> Iterator[None]:
     """End the process at once when an interrupt comes in the middle of an import.
 
-    Raised there, KeyboardInterrupt becomes an ImportError of some library, or aborts one that is written in C++.
+    Raised there, KeyboardInterrupt becomes an ImportError of some library, or aborts one that is written in C++. The
+    main process of several takes a launcher's SIGTERM for an interrupt too, and the first of several for all.
     """
+    processes = launched()
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
-    process = os.getpid()
+    process, numbers = os.getpid(), SIGNALS if processes.count > 1 else SIGNALS[:1]
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if processes.count > 1 and os.getpid() == process:
+            for other in numbers:
+                signal.signal(other, signal.SIG_IGN)
         while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
             frame = frame.f_back
         if frame is None or os.getpid() != process:  # or a worker, whose parent speaks
             raise KeyboardInterrupt
-        say_what_is_kept(options, "")
-        os._exit(INTERRUPTED)
+        processes.leave(INTERRUPTED, lambda: say_what_is_kept(options, ""))
 
-    signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say_what_is_kept(options: argparse.Namespace, note: str) -> None:
     """Print one line: what an interrupted command keeps, and the command that goes on."""
     kept, command = options.kept(options, note)
-    sys.stderr.write(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}\n")
+    count = launched().count
+    again = f"\nLaunch it in {count} processes, as before." if count > 1 else ""
+    sys.stderr.write(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}{again}\n")
     sys.stderr.flush()
 
 

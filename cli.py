@@ -6,16 +6,18 @@ Heavy imports wait for a command.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from ._dataset_commands import add_dataset_commands, add_push_arguments
 from ._interrupts import (
-    INTERRUPTED,
     clean_interrupts,
     kept_by_any,
     kept_by_evaluation,
@@ -25,8 +27,9 @@ from ._interrupts import (
     say_what_is_kept,
 )
 from ._options import pairs
+from ._processes import INTERRUPTED, Processes, is_lost_contact, launched
 from ._version import __version__
-from .errors import ManipulatorsError
+from .errors import LaunchError, LostProcessError, ManipulatorsError
 from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
@@ -40,25 +43,85 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Once imported, it says which faster kernels it would download.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser()
+    processes = launched()
+    processes.quieten()
     options = argparse.Namespace(kept=kept_by_any, arguments=arguments)
+    with clean_interrupts(options), processes.ending_together(lambda: say_what_is_kept(options, "")):
+        try:
+            return _run(arguments, options, processes)
+        except KeyboardInterrupt as interrupt:
+            note = " ".join(notes(interrupt))
+            return _ended(processes, INTERRUPTED, lambda: say_what_is_kept(options, note))
+
+
+def _run(arguments: Sequence[str], options: argparse.Namespace, processes: Processes) -> int:
+    """Run a command, of several processes together, and return its exit status."""
     try:
-        options, rest = parser.parse_known_args(arguments)
+        _parse(arguments, options, processes)
+        processes.connect()
+        if options.plugins:
+            load_plugins(options.plugins)
+        options.command(options)
+    except ManipulatorsError as error:
+        return _ended(processes, 1, functools.partial(_say_error, error))
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        patience = 0.5 if is_lost_contact(error) else 0.0  # of which another process may know more
+        return _ended(processes, 1, functools.partial(_say_unexpected, error, options), patience)
+    return 0
+
+
+def _parse(arguments: Sequence[str], options: argparse.Namespace, processes: Processes) -> None:
+    """Read the command and its options.
+
+    Raises:
+        LaunchError: several processes were launched for a command that runs in one.
+    """
+    parser = build_parser()
+    with nullcontext() if processes.is_main else _silence():
+        _, rest = parser.parse_known_args(arguments, options)
         may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))
         if rest and not may_override:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.rest, options.arguments = rest, arguments
-        with clean_interrupts(options):
-            if options.plugins:
-                load_plugins(options.plugins)
-            options.command(options)
-    except ManipulatorsError as error:
-        print(f"\n{type(error).__name__}: {error}", *notes(error), sep="\n", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        say_what_is_kept(options, " ".join(notes(interrupt)))
-        return INTERRUPTED
-    return 0
+    options.rest, options.arguments = rest, arguments
+    if processes.count > 1 and options.command is not train:
+        raise LaunchError(
+            f"manipulators {arguments[0]} runs in one process, and this is one of {processes.count}. Start it without "
+            f"the launcher: {shlex.join(['manipulators', *arguments])}"
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with redirect_stdout(None), redirect_stderr(None):
+        yield
+
+
+def _ended(processes: Processes, status: int, say: Callable[[], None], patience: float = 0.0) -> int:
+    """Say why a command ended, in one process, and return its exit status."""
+    if processes.count > 1:
+        processes.leave(status, say, patience)
+    say()
+    return status
+
+
+def _say_error(error: ManipulatorsError) -> None:
+    print(f"\n{type(error).__name__}: {error}", *notes(error), sep="\n", file=sys.stderr)
+
+
+def _say_unexpected(error: Exception, options: argparse.Namespace) -> None:
+    """Show the error of one process of several, or what the loss of another one leaves."""
+    if is_lost_contact(error):
+        _say_error(
+            LostProcessError(
+                "Another process of the run has ended without a word, as when it is killed or its computer is short "
+                "of memory."
+            )
+        )
+    else:
+        traceback.print_exception(error)
+    say_what_is_kept(options, "")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -243,6 +306,10 @@ def train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, overrides)
     options.loaded = recipe
     folder = run_recipe(recipe, command=command_line(options.arguments), resume=options.resume)
+    processes = launched()
+    processes.part()
+    if not processes.is_main:
+        return
     print(f"\nPolicy, card and results: {folder}")
     if recipe.evaluation is not None:
         print(_result_line((folder / "evaluation.json").read_text(encoding="utf-8")))

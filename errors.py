@@ -316,6 +316,14 @@ class InvalidTuningError(ManipulatorsError, ValueError):
     """A part that a policy does not have, or cannot tune as asked."""
 
 
+class LaunchError(ManipulatorsError, RuntimeError):
+    """Processes were launched that cannot work together, or for a command that runs in one process."""
+
+
+class LostProcessError(ManipulatorsError, RuntimeError):
+    """Another process of the run has ended without a word."""
+
+
 class UnfinishedRunError(ManipulatorsError, RuntimeError):
     """A run that has trained its policy and then failed; nothing that it made is lost.
 

@@ -39,6 +39,7 @@ class TrainingSummary:
 
     Args:
         learning_rate (`float` or `Mapping[str, float]`): one value, or one per part of the policy.
+        batch_size (`int`): samples of a step, in all processes together.
         seconds (`float`): wall-clock time.
         losses (`Mapping[str, float]`): the last logged loss and its named parts.
         command (`str`): the command line that repeats the run.
@@ -49,6 +50,7 @@ class TrainingSummary:
     batch_size: int | None = None
     learning_rate: float | Mapping[str, float] | None = None
     seconds: float | None = None
+    processes: int | None = None
     hardware: str | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
     command: str | None = None

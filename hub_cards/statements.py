@@ -77,7 +77,8 @@ def training_rows(card: CardData) -> list[tuple[str, str]]:
     if run.steps is not None:
         rows.append(("Steps", wording.count(run.steps)))
     if run.batch_size is not None:
-        rows.append(("Batch size", wording.count(run.batch_size)))
+        split = f", in {run.processes} processes" if run.processes and run.processes > 1 else ""
+        rows.append(("Batch size", f"{wording.count(run.batch_size)}{split}"))
     if run.learning_rate is not None:
         rows.append(("Learning rate", wording.rates(run.learning_rate)))
     if run.ema_decay is not None:

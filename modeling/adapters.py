@@ -32,6 +32,7 @@ from .loading import (
     weight_files,
 )
 from .quantization import dequantize, quantized_names, require_way_back
+from .sharding import is_split, split_like
 
 logger = logging.get_logger(__name__)
 
@@ -244,6 +245,8 @@ def load_adapter_tensors(policy: PreTrainedModel, folder: str | os.PathLike) -> 
     require_same_tensors(path, read_shapes([path]), own)
     require_weight_types(path, {name: value.dtype for name, value in tensors.items()}, own)
     require_finite(path, tensors)
+    if is_split(own):
+        tensors = {name: split_like(value, own[name]) for name, value in tensors.items()}
     named = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     set_peft_model_state_dict(policy, named, adapter_name=adapter_name(policy))
 

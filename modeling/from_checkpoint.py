@@ -25,6 +25,7 @@ from .loading import (
 from .loading_arguments import LOADING_ARGUMENTS, allowed_arguments
 from .precision import COMPUTE_TYPES
 from .quantization import require_saveable
+from .sharding import gathered, is_first_process, is_split
 
 
 class Checkpointed:
@@ -70,9 +71,18 @@ class Checkpointed:
         policy. With `push_to_hub=True` the folder is published, whole and with our card; then `repo_id`, `private`,
         `revision`, … are those of `push_to_hub`.
 
+        Of several processes the first one writes. Every process has to save a policy that FSDP2 has split.
+
         Raises:
             DivergedWeightsError: some weights are NaN or infinite; nothing is written.
         """
+        if kwargs.get("state_dict") is None and is_split(own := self.state_dict()):
+            kwargs["state_dict"] = gathered(own)
+            self.save_pretrained(save_directory, *args, **kwargs)
+            torch.distributed.barrier()
+            return
+        if not is_first_process():
+            return
         kwargs, publishing = split_publishing(kwargs)
         given = kwargs.get("state_dict")
         if bad := not_finite(self.state_dict() if given is None else given):

@@ -30,6 +30,7 @@ from ..errors import (
 )
 from .loading_arguments import allowed_arguments
 from .quantization import limited_to_declared, missing_library, quantized_names, settle
+from .sharding import local
 
 logger = logging.get_logger(__name__)
 
@@ -244,7 +245,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """
     flags: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
-        value = value.detach()
+        value = local(value)  # each process looks at its own
         is_plain = type(value) is torch.Tensor and value.dtype in _WEIGHT_TYPES  # others are quantised on purpose
         if is_plain and value.numel() and not value.is_meta:
             flags.setdefault(value.device, {})[name] = torch.stack(value.aminmax()).isfinite().all()

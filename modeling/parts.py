@@ -34,6 +34,8 @@ class Parts(nn.Module):
             declared = [getattr(module, "no_split_modules", ()) for module in self._components().values()]
             self._no_split_modules = list(dict.fromkeys(name for names in declared for name in names))
         super().post_init()
+        # accelerate refuses to split a policy into layers of a class that it does not have.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     def _components(self) -> dict[str, nn.Module]:
         found = {name: getattr(self, name, None) for name in self.components}
@@ -89,17 +91,16 @@ class Parts(nn.Module):
                 found[name] = self.get_submodule(name)
         return found
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the embedding of the policy's language model, which NEFTune and peft ask for.
-
-        Raises:
-            NotImplementedError: the policy has none.
-        """
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Return the embedding of the policy's language model, which NEFTune, peft and accelerate's FSDP2 ask for."""
         found = [getattr(module, "input_embeddings", None) for module in self._components().values()]
         found = [module for module in found if module is not None]
-        if not found and getattr(self, "is_quantized", False):
-            return None  # torchao compares every layer with it
-        return found[0] if found else super().get_input_embeddings()
+        if found:
+            return found[0]
+        try:
+            return super().get_input_embeddings()
+        except NotImplementedError:
+            return None
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding of the policy's language model; its width stays what it was."""

@@ -122,31 +122,14 @@ def break_all():
 
 @pytest.fixture(scope="session")
 def statistics_of():
-    """Return a function: config → statistics of every kind for each of its features, other ones per dimension."""
-
-    def statistics(config) -> dict:
-        features = config.input_features | config.output_features
-        return {name: _ramps(feature.shape[0]) for name, feature in features.items()}
-
-    return statistics
+    """Return the function that makes statistics for a config; see policy_cases.py."""
+    return POLICY_CASES["statistics_of"]
 
 
 @pytest.fixture(scope="session")
-def processor_of(statistics_of):
-    """Return a function: config → the processor of its policy."""
-    from manipulators.processing.registry import processor_class
-    from manipulators.processing.word_tokenizer import word_tokenizer
-
-    def build_processor(config):
-        words = {"tokenizer": word_tokenizer(["push the red button"])} if config.reads_instruction else {}
-        return processor_class(config).from_config(config, statistics_of(config), **words)
-
-    return build_processor
-
-
-def _ramps(width: int) -> dict[str, list[float]]:
-    starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
-    return {which: [start + 0.25 * i for i in range(width)] for which, start in starts.items()}
+def processor_of():
+    """Return the function that builds the processor of a config's policy; see policy_cases.py."""
+    return POLICY_CASES["processor_of"]
 
 
 @pytest.fixture(scope="session")

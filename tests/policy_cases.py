@@ -269,6 +269,25 @@ def tiny_composed(
     return ComposedConfig(**features, **({"chunk_size": 8} | parts | fields))
 
 
+def statistics_of(config) -> dict:
+    """Return statistics of every kind for each feature of a config, other ones per dimension."""
+    starts = {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 1.0, "q01": -1.5, "q99": 0.75, "q10": -1.0, "q90": 0.5}
+    widths = {name: f.shape[0] for name, f in (config.input_features | config.output_features).items()}
+    return {
+        name: {which: [start + 0.25 * i for i in range(width)] for which, start in starts.items()}
+        for name, width in widths.items()
+    }
+
+
+def processor_of(config):
+    """Return the processor of a config's policy."""
+    from manipulators.processing.registry import processor_class
+    from manipulators.processing.word_tokenizer import word_tokenizer
+
+    words = {"tokenizer": word_tokenizer(["push the red button"])} if config.reads_instruction else {}
+    return processor_class(config).from_config(config, statistics_of(config), **words)
+
+
 # Under pre-norm, ACT's decoder starts with a norm of zeros, whose weight multiplies them: zero again. Without a VAE
 # the latent is always zero. (Attention among the empty queries is trained through its dropout and its biases.)
 ACT_EMPTY_QUERIES = frozenset({"action_head.decoder.layers.0.norm1.weight"})

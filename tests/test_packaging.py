@@ -164,8 +164,8 @@ def test_the_wheel_holds_every_module_and_no_test(wheel):
 
 
 def test_the_wheel_holds_templates_recipes_and_type_mark(wheel):
-    data = [*ROOT.glob("hub_cards/*.jinja"), *ROOT.glob("recipes/*.yaml"), ROOT / "py.typed"]
-    assert len(data) >= 4
+    data = [*ROOT.glob("hub_cards/*.jinja"), *ROOT.glob("recipes/**/*.yaml"), ROOT / "py.typed"]
+    assert len(data) >= 10
     for path in data:
         assert f"manipulators/{path.relative_to(ROOT).as_posix()}" in wheel
     assert any(name.endswith("entry_points.txt") for name in wheel)
@@ -338,7 +338,18 @@ def room_of(name):
 
 
 # Root files that hold no knowledge of policies: everybody may use them.
-GROUND = {"errors", "families", "checkpoint", "plugins", "registration", "_disk", "_display", "_files", "_lock"}
+GROUND = {
+    "errors",
+    "families",
+    "checkpoint",
+    "plugins",
+    "registration",
+    "_disk",
+    "_display",
+    "_files",
+    "_lock",
+    "_processes",
+}
 GROUND |= {"_tokenizers", "_version", ""}
 ALLOWED = {
     "configuration": set(),
@@ -357,6 +368,7 @@ ALLOWED = {
     "_display": set(),
     "_files": set(),
     "_lock": set(),
+    "_processes": set(),
     "_tokenizers": set(),
     "_version": set(),
 }

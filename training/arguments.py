@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ..configuration.typed_values import read_as
 from ..errors import InvalidConfigError, nearest
+from .processes import requested_strategy, require_company, require_possible_strategy, runs_on_cpu
 
 # Words too, because a command line has no others; `__post_init__` makes truth values of them.
 TuneMode = Literal[True, False, "lora", "true", "false"]
@@ -100,7 +101,11 @@ class PolicyTrainingArguments(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, str) and hints.get(name) in _NUMBERS:  # YAML reads 1e-4 as text
                 setattr(self, name, read_as(value, hints[name]))
+        # accelerate would let each of several processes train by itself where there is no GPU.
+        self.use_cpu = runs_on_cpu(self.use_cpu)
+        require_possible_strategy(requested_strategy(vars(self)), self.use_cpu)
         super().__post_init__()
+        require_company(self)
         _require_trackers(self.report_to)
         for part, mode in self.tuning.items():
             setattr(self, part, {"true": True, "false": False}.get(mode, mode) if isinstance(mode, str) else mode)

@@ -132,6 +132,12 @@ def save_progress(folder: str | os.PathLike, losses: Mapping[str, torch.Tensor],
     save_file(tensors, Path(folder, PROGRESS_FILE), metadata={"format": "pt", "progress": json.dumps(progress)})
 
 
+def save_average(folder: str | os.PathLike, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+    """Write ema.safetensors: averaged weights by name, and of how many steps they are."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(tensors, Path(folder, EMA_FILE), metadata={"format": "pt", "updates": str(updates)})
+
+
 def load_progress(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Return what `save_progress` wrote; None for a checkpoint without it.
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import CorruptFileError, MissingFileError
 from ..modeling.loading import read_shapes, require_finite, require_same_tensors
+from ..modeling.sharding import as_split, gathered, is_split, local, split_like
 from .checkpoints import EMA_FILE
 
 
@@ -41,9 +42,10 @@ class WeightAverage:
         inv_gamma: float = 1.0,
         update_after_step: int = 0,
     ):
+        self._module = module
         self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self._average = EMAModel(
-            self._weights.values(),
+            self._held(),
             decay=decay,
             power=power,
             inv_gamma=inv_gamma,
@@ -54,10 +56,26 @@ class WeightAverage:
         self._average.to(dtype=torch.float32)
         self._is_applied = False
 
+    def _held(self) -> list[torch.Tensor]:
+        """Return what this process holds of the parameters: under FSDP2 a part, which is averaged by itself."""
+        if not is_split(self._weights):
+            return list(self._weights.values())
+        for module in self._module.modules():
+            if isinstance(module, torch.distributed.fsdp.FSDPModule):
+                module.reshard()  # whole weights, gathered before, are not read again
+        # EMAModel averages what a gradient may reach, and copies the rest.
+        return [local(weight).requires_grad_() for weight in self._weights.values()]
+
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The average, by parameter name."""
+        """The average as far as this process holds it, by parameter name."""
         return dict(zip(self._weights, self._average.shadow_params, strict=True))
+
+    def whole_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the average, of split parameters in the first process only; called in every process."""
+        if not is_split(self._weights):
+            return self.tensors
+        return gathered({name: as_split(value, self._weights[name]) for name, value in self.tensors.items()})
 
     @property
     def updates(self) -> int:
@@ -66,11 +84,11 @@ class WeightAverage:
 
     def update(self) -> None:
         """Update the average with the current weights."""
-        self._average.step(self._weights.values())
+        self._average.step(self._held())
 
     def copy_to_weights(self) -> None:
         """Copy the average into the parameters, in their own dtype."""
-        self._average.copy_to(self._weights.values())
+        self._average.copy_to(self._held())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -78,19 +96,14 @@ class WeightAverage:
         if self._is_applied:  # by a block around this one
             yield
             return
-        self._average.store(self._weights.values())
+        self._average.store(self._held())
         self._is_applied = True
         try:
             self.copy_to_weights()
             yield
         finally:
-            self._average.restore(self._weights.values())
+            self._average.restore(self._held())
             self._is_applied = False
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write ema.safetensors."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
-        save_file(tensors, Path(folder, EMA_FILE), metadata={"format": "pt", "updates": str(self.updates)})
 
     def load(self, folder: str | os.PathLike) -> None:
         """Load the average of a checkpoint.
@@ -114,5 +127,5 @@ class WeightAverage:
             raise CorruptFileError(path, "average of weights", error) from error
         require_finite(path, saved)
         for name, value in self.tensors.items():
-            value.copy_(saved[name])
+            value.copy_(local(split_like(saved[name], self._weights[name])))
         self._average.optimization_step = updates

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from transformers.utils import logging
 
 from .._files import refuse_existing, replace_files, write_text
 from .._lock import locked
+from .._processes import is_lost_contact, launched
 from .._version import __version__
 from ..configuration.features import ACTION
 from ..data.dataset import LeRobotDataset
@@ -71,16 +73,19 @@ def run_recipe(recipe: Recipe, command: str | None = None, resume: bool = False)
         ResumeMismatchError: the checkpoint was written by another run.
         UnfinishedRunError: what follows the training failed; the message says how to repeat it alone.
     """
-    output = Path(recipe.output)
-    checkpoint = last_checkpoint(output)
-    if not resume:
-        _refuse_existing(output, checkpoint)
-    elif checkpoint is None:
+    processes, output = launched(), Path(recipe.output)
+    if processes.is_main:
+        checkpoint = last_checkpoint(output)
+        if not resume:
+            _refuse_existing(output, checkpoint)
+        require_writable(output)
+    processes.wait_for_main()
+    checkpoint = last_checkpoint(output) if resume else None
+    if resume and checkpoint is None:
         raise MissingFileError(f"{output} holds no checkpoint to resume from. Begin the run: leave out --resume.")
-    require_writable(output)
     arguments = _arguments(recipe)
-    with locked(output, "a training") if arguments.should_save else nullcontext():
-        _train_and_finish(recipe, arguments, checkpoint if resume else None, command)
+    with locked(output, "a training") if processes.is_main else nullcontext():
+        _train_and_finish(recipe, arguments, checkpoint, command)
     return output
 
 
@@ -88,17 +93,25 @@ def _train_and_finish(
     recipe: Recipe, arguments: PolicyTrainingArguments, checkpoint: str | None, command: str | None
 ) -> None:
     """Build, rehearse, train and finish the run of a recipe, from a checkpoint where there is one to resume from."""
-    if recipe.data.record is not None and not Path(recipe.data.dataset).exists():
+    processes = launched()
+    if processes.is_main and recipe.data.record is not None and not Path(recipe.data.dataset).exists():
         require_environments(recipe)  # a recording may take hours
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
-    # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it is.
-    dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
+    with processes.main_first():  # which records or downloads
+        if not processes.is_main:
+            _require_recorded(recipe)
+        # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it
+        # is.
+        dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
     policy, processor = build_policy(recipe, dataset)
     # What the policy does not use is not read; a base has a horizon and a history of its own.
     used = [name for name in policy.config.input_features if name in dataset.features]
     dataset = open_dataset(recipe, policy.config, [*used, ACTION])
-    rehearse_evaluation(recipe, policy, processor, dataset)
+    if processes.is_main:
+        with torch.random.fork_rng():  # the others draw the same weights of an adapter
+            rehearse_evaluation(recipe, policy, processor, dataset)
+    processes.wait_for_main()
 
     with _naming_arguments(recipe):
         trainer = PolicyTrainer(policy, arguments, processor, train_dataset=dataset, augmentation=recipe.augmentation)
@@ -107,6 +120,15 @@ def _train_and_finish(
         trainer.train(resume_from_checkpoint=checkpoint)
     # Everything is saved before the evaluation, so that an error there loses nothing.
     finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
+
+
+def _require_recorded(recipe: Recipe) -> None:
+    """Check that this process sees the demonstrations that the main one has recorded, perhaps on another computer."""
+    if recipe.data.record is not None and not Path(recipe.data.dataset).exists():
+        raise MissingFileError(
+            f"The first process has recorded {recipe.data.dataset}, which {socket.gethostname()} does not have. "
+            f"Computers that train together need a folder that all of them see: --data.dataset and --output."
+        )
 
 
 def _refuse_existing(output: Path, checkpoint: str | None) -> None:
@@ -120,6 +142,8 @@ def _refuse_existing(output: Path, checkpoint: str | None) -> None:
 def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any], command: str | None = None) -> None:
     """Save, describe, evaluate and publish a trained policy, one step after the other.
 
+    Of several processes the main one does so; the others return with it.
+
     Args:
         recipe, command: see `run_recipe`.
         trainer: whose training is over.
@@ -128,16 +152,33 @@ def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any],
     Raises:
         UnfinishedRunError: a step failed; what was made before is kept.
     """
+    processes, weights = launched(), trainer.whole_weights()  # which every process gathers
+    if processes.is_main:
+        _finish(recipe, trainer, training, command, weights)
+    processes.wait_for_main()
+
+
+def _finish(
+    recipe: Recipe,
+    trainer: PolicyTrainer,
+    training: dict[str, Any],
+    command: str | None,
+    weights: dict[str, torch.Tensor] | None,
+) -> None:
     output, policy, processor = Path(recipe.output), trainer.model, trainer.processor
     folder, checkpoint, again = shlex.quote(str(output)), last_checkpoint(output), _resuming(command)
     with _step("saving it", checkpoint, again) if checkpoint is not None else nullcontext():
-        save_checkpoint(output, policy, processor, training)
+        save_checkpoint(output, policy, processor, training, weights)
     with _step("writing its card", output, f"manipulators card {folder}"):
         write_checkpoint_card(output)
     if section := recipe.evaluation:
         remedy = again if section.further and checkpoint else _evaluation_command(recipe)
         with _step("its evaluation", output, remedy):
-            evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
+            if weights is None:
+                pipeline = PolicyPipeline(model=policy, processor=processor)
+            else:  # no process holds the whole policy
+                pipeline = PolicyPipeline.from_pretrained(output, device=trainer.args.device)
+            evaluate_checkpoint(output, recipe, pipeline)
     if trainer.args.push_to_hub:
         with _step("publishing it", output, f"manipulators push {folder} {trainer.hub_model_id}"):
             trainer.publish(output)
@@ -190,7 +231,8 @@ def _training_record(
             "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             "learning_rate": _learning_rate(trainer),
             "seconds": round(trainer.training_seconds, 1),
-            "hardware": _hardware(),
+            "processes": arguments.world_size,
+            "hardware": _hardware(arguments.world_size),
             "losses": _last_losses(trainer.state.log_history),
             "command": command,
             "ema_decay": arguments.ema_decay,
@@ -217,7 +259,7 @@ def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> I
         yield
     except Exception as error:
         is_ours = isinstance(error, ManipulatorsError) and not isinstance(error, InvalidConfigError)
-        if is_ours or (trainer is not None and trainer.has_begun):
+        if is_ours or is_lost_contact(error) or (trainer is not None and trainer.has_begun):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InvalidRecipeError(f"{recipe.name}: training: {kind}{error}") from error
@@ -226,6 +268,7 @@ def _naming_arguments(recipe: Recipe, trainer: PolicyTrainer | None = None) -> I
 def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
     steps = recipe.training.get("max_steps", 0)
     saving = {"save_strategy": "steps", "save_total_limit": 1, "hub_strategy": "end"}
+    saving["log_level_replica"] = "error"  # what every process would say, the main one says
     saving["save_steps"] = math.ceil(steps / SAVES) if steps > 0 else 1 / SAVES  # a share, where epochs are counted
     with _naming_arguments(recipe):
         arguments = PolicyTrainingArguments(output_dir=recipe.output, **saving | recipe.training)
@@ -238,10 +281,19 @@ def _arguments(recipe: Recipe) -> PolicyTrainingArguments:
     return arguments
 
 
-def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcessor, training: dict[str, Any]) -> None:
-    """Save policy, processor and training.json; every file appears complete or not at all."""
+def save_checkpoint(
+    output: Path,
+    policy: PolicyModel,
+    processor: PolicyProcessor,
+    training: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save policy, processor and training.json; every file appears complete or not at all.
+
+    `weights` are those of a policy whose own are split among processes.
+    """
     with removing_stale_records(output, written=[TRAINING_FILE]), replace_files(output) as folder:
-        policy.save_pretrained(folder)
+        policy.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         processor.save_pretrained(folder)
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
 
@@ -272,10 +324,11 @@ def _last_losses(log_history: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in logged[-1].items() if name not in others} if logged else {}
 
 
-def _hardware() -> str:
+def _hardware(processes: int) -> str:
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+        return f"{processes if processes > 1 else torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads{each}"
 
 
 def command_line(arguments: list[str]) -> str:

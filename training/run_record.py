@@ -54,6 +54,7 @@ def run_record(
     return {
         "arguments": {name: _plain(getattr(arguments, name)) for name in (*_DECIDING, *averaging)}
         | {"samples_per_step": samples},
+        "processes": arguments.world_size,
         "length": {name: _plain(getattr(arguments, name)) for name in _LENGTH},
         "weights": sorted({str(p.dtype).removeprefix("torch.") for p in policy.parameters()}),
         "base": base.source if base is not None and not base.is_adapter else None,
@@ -96,9 +97,14 @@ def require_same_run(
                 for name in _AVERAGING:
                     side.get("arguments", {}).pop(name, None)
         length, saved_length = own.pop("length"), saved.pop("length", {})
+        processes = own.pop("processes")
+        before = saved.pop("processes", processes)  # absent where an earlier version wrote it
         different += _differences("", saved, own)
         if not different:
             _say_length(saved_length, length)
+            _say_processes(before, processes)
+        elif any(name == "arguments.samples_per_step" for name, *_ in different):  # of all processes together
+            different += _differences("processes", before, processes)
     else:
         logger.warning(
             f"{folder} has no {RUN_FILE}: whether it goes on with the same data and arguments is not known."
@@ -138,6 +144,14 @@ def _say_length(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for name, before, after in _differences("", saved, own):
         logger.warning(
             f"{name} was {before} and is {after}: from here on the learning rate follows the schedule of that length."
+        )
+
+
+def _say_processes(before: int, now: int) -> None:
+    if before != now:
+        logger.warning(
+            f"The run goes on in {now} processes, and was in {before}. Its steps hold as many samples, in the same "
+            f"order up to the end of an epoch; the random draws are others."
         )
 
 

@@ -36,6 +36,7 @@ from .checkpoints import (
 from .collator import PolicyCollator
 from .global_mean import GlobalMean
 from .predicting import Predicting
+from .processes import require_honoured, seed_process
 from .publishing import Publishing, require_card
 from .tuning import apply_tuning, parameter_table
 
@@ -103,11 +104,15 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
             ],  # first, so that other callbacks see the averaged weights
             **kwargs,
         )
-        if args.ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if args.ema_decay is not None and self.is_deepspeed_enabled:
             raise InvalidConfigError(
-                "ema_decay averages whole parameters, which FSDP and DeepSpeed split among processes. Leave it out, "
-                "or train with DDP."
+                "ema_decay averages parameters that DeepSpeed keeps to itself. Leave it out, or train with DDP or "
+                "FSDP2."
             )
+        require_honoured(self.accelerator, self.is_fsdp_enabled)
+        if args.world_size > 1 and args.data_seed is None:
+            # By default the order would follow torch's seed, which a caller may have set differently in each process.
+            self.accelerator.dataloader_config.data_seed = args.seed
         if self.is_world_process_zero():
             named = processor.dimension_names or {}
             for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(self.model.config.to_dict())):
@@ -198,6 +203,8 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
     def _begin(self) -> None:
         """Restore what a checkpoint holds beyond transformers' own state."""
         folder = self._resumed_from
+        if self.args.world_size > 1:
+            seed_process(self.args, folder, self.state.global_step)
         self._seconds_before, self._began = 0.0, time.perf_counter()
         self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False
         if folder is not None and (saved := load_progress(folder)) is not None:
@@ -386,10 +393,8 @@ def _require(args: Any, processor: Any) -> None:
 def _require_noisy_embedding(policy: PolicyModel) -> None:
     """Check that NEFTune has an effect: noise is added to the words of a language model in training mode."""
     mode = policy.training
-    try:
-        trains = policy.train().get_input_embeddings().training
-    except NotImplementedError:
-        trains = None
+    embedding = policy.train().get_input_embeddings()
+    trains = None if embedding is None else embedding.training
     policy.train(mode)
     if not trains:
         reason = "has no language model" if trains is None else "has a language model that is frozen whole"

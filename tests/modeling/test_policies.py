@@ -281,8 +281,7 @@ def test_embedding_of_the_language_model(policy):
         assert embedding.num_embeddings == policy.config.vocabulary_size
         assert any(module is embedding for module in policy.modules())
     else:
-        with pytest.raises(NotImplementedError):
-            policy.get_input_embeddings()
+        assert policy.get_input_embeddings() is None  # accelerate asks every policy that FSDP2 splits
 
 
 def test_resized_vocabulary_is_saved_and_loaded(policy, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import datasets
 import numpy as np
@@ -120,6 +121,26 @@ def test_what_decides_no_step_may_change_and_time_adds_up(folder, caplog, monkey
     before, after = (load_progress(folder / "run" / f"checkpoint-{step}")[1]["seconds"] for step in (2, 3))
     assert 0 < before < after < trainer.training_seconds
     assert after < again.training_seconds
+
+
+def test_another_number_of_processes_is_said_or_refused(folder, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(logging.getLogger("manipulators"), "propagate", True)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    shutil.copytree(folder / "run" / checkpoint.name, checkpoint)
+    record = json.loads((checkpoint / "run.json").read_text())
+    assert record.pop("processes") == 1
+
+    def resume(samples, **processes):
+        changed = record | {"arguments": record["arguments"] | {"samples_per_step": samples}} | processes
+        (checkpoint / "run.json").write_text(json.dumps(changed))
+        build(folder).train(resume_from_checkpoint=str(checkpoint))
+
+    resume(4)  # as an earlier version wrote it
+    assert caplog.text == ""
+    resume(4, processes=2)
+    assert "The run goes on in 1 processes, and was in 2. Its steps hold as many samples" in caplog.text
+    with pytest.raises(ResumeMismatchError, match=r"samples_per_step: 8 there, 4 here[^$]*processes: 2 there, 1 here"):
+        resume(8, processes=2)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_compared_as_far_as_it_can_be(folder, caplog, monkeypatch):
