@@ -6,6 +6,7 @@ Notation: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ..errors import DatasetFormatError, InvalidFrameError
 
 # Statistic → probability. LeRobot stores these five; policies normalise with the outer pairs.
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+_POOLED = frozenset(("min", "max", "mean", "std", "count"))
 
 # Of a larger image only every k-th pixel of both axes is counted, so that a frame costs at most this many.
 MAX_SIDE = 224
@@ -86,6 +89,33 @@ def pool_statistics(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
         "count": count.sum(axis=0),
     }
     return {name: np.asarray(value, dtype=np.float32) for name, value in result.items()}
+
+
+def joined_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the statistics of several datasets' features as one, each frame once; of one dataset its own.
+
+    Those of two or more are pooled from each one's, and the quantiles of vectors are computed from the data, where
+    every dataset has some; they cannot be had from other quantiles, so those of cameras are left out.
+
+    Args:
+        datasets (`Sequence[LeRobotDataset]`): in which a vector has one width.
+    """
+    if len(datasets) == 1:
+        return datasets[0].statistics
+    joined: dict[str, dict[str, np.ndarray]] = {}
+    each = [dataset.statistics for dataset in datasets]
+    for name in dict.fromkeys(name for statistics in each for name in statistics):
+        having = [(d, s[name]) for d, s in zip(datasets, each, strict=True) if name in s]
+        lacking = any(name in d.features and name not in s for d, s in zip(datasets, each, strict=True))
+        parts = [values for _, values in having]
+        if lacking or not all(_POOLED <= part.keys() for part in parts):
+            continue  # whoever needs them says so
+        joined[name] = pool_statistics(parts)
+        if all(QUANTILES.keys() <= part.keys() for part in parts) and name in having[0][0].vector_names:
+            values = [dataset.numbers(name, dataset.frame_rows).astype(np.float32) for dataset, _ in having]
+            found = np.quantile(np.concatenate(values), list(QUANTILES.values()), axis=0)
+            joined[name] |= {q: x.astype(np.float32) for q, x in zip(QUANTILES, found, strict=True)}
+    return joined
 
 
 class ImageStatistics:

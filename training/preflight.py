@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._disk import naming_disk_errors
-from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError
 from ..inference.pipeline import PolicyPipeline
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
+from .opening import Demonstrations
 from .recipe import Recipe
 
 
@@ -38,12 +38,12 @@ def require_environments(recipe: Recipe) -> None:
     """
     from ..evaluation.environments import describe_environment
 
-    for environment, _ in evaluations(recipe):
+    for environment, _, _ in evaluations(recipe):
         describe_environment(environment, recipe.evaluation.horizon)
 
 
 def rehearse_evaluation(
-    recipe: Recipe, policy: PolicyModel, processor: PolicyProcessor, dataset: LeRobotDataset
+    recipe: Recipe, policy: PolicyModel, processor: PolicyProcessor, dataset: Demonstrations
 ) -> None:
     """Take one step of every evaluation with the policy as it is before its training.
 
@@ -53,14 +53,15 @@ def rehearse_evaluation(
     from ..evaluation.environments import describe_environment
     from ..evaluation.rollout import evaluate
 
-    pipeline = PolicyPipeline(model=policy, processor=processor, device=policy.device)
     section = recipe.evaluation
-    for environment, task in evaluations(recipe):
+    for environment, task, robot in evaluations(recipe):
+        pipeline = pipeline_for(policy, processor, robot)
         rate = describe_environment(environment, section.horizon).fps
-        if rate != dataset.fps:
+        taught = recipe.data.fps or dataset.control_rate
+        if rate != taught:
             raise InvalidRecipeError(
-                f"{environment} takes {rate} actions per second, and the demonstrations in {recipe.data.dataset} were "
-                f"recorded at {dataset.fps:g}: a policy of one moves differently at the other. Name an environment of "
+                f"{environment} takes {rate} actions per second, and the demonstrations in {recipe.data.title} were "
+                f"recorded at {taught:g}: a policy of one moves differently at the other. Name an environment of "
                 f"that rate, or train without: --evaluation null"
             )
         try:
@@ -72,11 +73,29 @@ def rehearse_evaluation(
             ) from error
 
 
-def evaluations(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
-    """Yield environment and instruction of each evaluation of a recipe, the first one first."""
+def evaluations(recipe: Recipe) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield environment, instruction and robot of each evaluation of a recipe, the first one first."""
     section = recipe.evaluation
     if section is None:
         return
-    yield section.environment, None
+    yield section.environment, None, section.embodiment
     for other in section.further or ():
-        yield other.environment or section.environment, other.task
+        yield other.environment or section.environment, other.task, other.embodiment or section.embodiment
+
+
+def pipeline_for(policy: PolicyModel, processor: PolicyProcessor, robot: str | None) -> PolicyPipeline:
+    """Return the pipeline of a policy, for one of the robots where it has learned from several.
+
+    Raises:
+        InvalidRecipeError: it has, and none is named, or one that it does not know.
+    """
+    if robot is None and not (processor.embodiments and processor.embodiment is None):
+        return PolicyPipeline(model=policy, processor=processor, device=policy.device)
+    known = processor.embodiments or {}
+    if robot not in known and robot != processor.embodiment:
+        named = f"no robot {robot!r}" if robot else "several robots and the evaluation names none"
+        raise InvalidRecipeError(
+            f"evaluation.embodiment: there is {named}. Known: {', '.join(known) or processor.embodiment or 'none'}."
+        )
+    own = processor.for_embodiment(robot) if known else processor
+    return PolicyPipeline(model=policy, processor=own, device=policy.device, embodiment=robot)
