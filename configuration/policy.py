@@ -78,7 +78,7 @@ class PolicyConfig(StrictConfig):
     # stays so when that field is assigned.
     horizon_field: ClassVar[str | None] = None
     # Trainer takes all other outputs of an evaluation for predictions.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "sample_errors"]
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 

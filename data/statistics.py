@@ -108,10 +108,10 @@ def joined_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, np.ndarray
         having = [(d, s[name]) for d, s in zip(datasets, each, strict=True) if name in s]
         lacking = any(name in d.features and name not in s for d, s in zip(datasets, each, strict=True))
         parts = [values for _, values in having]
-        if lacking or not all(_POOLED <= part.keys() for part in parts):
+        if lacking or not all(part.keys() >= _POOLED for part in parts):
             continue  # whoever needs them says so
         joined[name] = pool_statistics(parts)
-        if all(QUANTILES.keys() <= part.keys() for part in parts) and name in having[0][0].vector_names:
+        if all(part.keys() >= QUANTILES.keys() for part in parts) and name in having[0][0].vector_names:
             values = [dataset.numbers(name, dataset.frame_rows).astype(np.float32) for dataset, _ in having]
             found = np.quantile(np.concatenate(values), list(QUANTILES.values()), axis=0)
             joined[name] |= {q: x.astype(np.float32) for q, x in zip(QUANTILES, found, strict=True)}

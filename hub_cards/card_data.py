@@ -163,7 +163,7 @@ class CardData:
         parameters (`int`): numbers in its weights, fixed ones included.
         inputs, outputs (`Sequence[ContractEntry]`): what it expects and returns.
         embodiment (`str`, *optional*): which robot it is for, of a policy that knows several.
-        robots (`Mapping[str, Contract]`): robot → what it observes and does, of a policy that knows several robots whose
+        robots (`Mapping[str, Contract]`): robot → what it observes and does, of a policy that knows several whose
             features differ; `inputs` and `outputs` are then those of `embodiment`.
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.

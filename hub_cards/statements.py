@@ -16,7 +16,8 @@ def title(card: CardData) -> str:
     if card.evaluation:
         return f"{name} policy for {wording.escaped(card.evaluation.environment)}"
     if card.dataset:
-        return f"{name} policy trained on {', '.join(wording.escaped(wording.public_name(name)) for name in card.dataset.names)}"
+        datasets = ", ".join(wording.escaped(wording.public_name(dataset)) for dataset in card.dataset.names)
+        return f"{name} policy trained on {datasets}"
     return f"{name} policy"
 
 

@@ -24,7 +24,6 @@ from .pictures import Pictures
 from .robots import Robots
 from .vectors import Vectors
 
-
 # What each of several robots may have of its own.
 _OF_ROBOT = ("input_features", "output_features", "dimension_names", "units")
 

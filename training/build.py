@@ -68,7 +68,7 @@ def _require_fit(dataset: MixtureDataset, policy: PolicyModel) -> None:
         if lacking and "pixel_mask" not in inspect.signature(policy.forward).parameters:
             raise InvalidRecipeError(
                 f"{', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} {camera}, and "
-                f"{type(policy).__name__} cannot do without a camera: its forward takes no pixel_mask. Leave the camera "
+                f"{type(policy).__name__} cannot do without a camera: its forward takes no pixel_mask. Leave it "
                 f"out: --inputs"
             )
         if lacking:

@@ -153,7 +153,7 @@ def _windows(
     if history > 1:
         read = metadata.features if features is None else features
         observed = [name for name in read if name.startswith(OBSERVATION_PREFIX)]
-        times |= dict.fromkeys(observed, [i / recipe.data.fps for i in range(first, 1)])
+        times |= {name: [i / recipe.data.fps for i in range(first, 1)] for name in observed}
     return {"delta_timestamps": times, "drop_n_last_frames": dropped * stride}
 
 

@@ -82,8 +82,8 @@ class DataSection:
         revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
         fps: the rate at which actions follow each other [Hz]; of a dataset of a multiple of it, steps are left out.
             By default that of the dataset.
-        weights_by: what the weights of a mixture are of. `frames`: every sample of a dataset has its weight. `dataset`:
-            the dataset as a whole has, however long it is.
+        weights_by: what the weights of a mixture are of. `frames`: every sample of a dataset has its weight;
+            `dataset`: the dataset as a whole has, however long it is.
         mixture: several datasets, each with its weight and its robot, in place of `dataset`.
     """
 
@@ -107,7 +107,7 @@ class DataSection:
                 f"{given[0]} and mixture exclude each other: each dataset of a mixture has its own {given[0]}"
             )
         if not self.mixture and self.dataset is None:
-            raise InvalidConfigError("name a dataset, or several as mixture")
+            raise InvalidConfigError("it lacks dataset, or several datasets as mixture")
         if self.fps is not None and not self.fps > 0:
             raise InvalidConfigError(f"fps={self.fps} must be above 0")
 

@@ -15,7 +15,7 @@ from ..processing.relative_actions import RelativeTo, to_relative
 
 
 def relative_action_statistics(
-    datasets: LeRobotDataset | Sequence[LeRobotDataset], relative_to: RelativeTo, limit: int = 100_000
+    datasets: Sequence[LeRobotDataset], relative_to: RelativeTo, limit: int = 100_000
 ) -> dict[str, np.ndarray]:
     """Return the statistics of all chunks' actions relative to the state they are predicted in.
 
@@ -25,7 +25,6 @@ def relative_action_statistics(
         relative_to: see `PolicyProcessor`.
         limit: largest number of samples; of more they are taken at even intervals.
     """
-    datasets = [datasets] if isinstance(datasets, LeRobotDataset) else list(datasets)
     total = sum(len(dataset) for dataset in datasets)
     differences = []
     for dataset in datasets:

@@ -238,7 +238,7 @@ def test_refusals_name_the_field_and_what_exists(load, text, message):
         ("policy: act_policy\noutput: out\n", r"lacks data\."),
         ("data: {dataset: x}\n", r"lacks policy, output\."),
         ("policy: act_policy\noutput: out\ndata: x\n", r"data should hold `name: value` lines; it holds 'x'\."),
-        ("policy: act_policy\noutput: out\ndata: {}\n", r"data lacks dataset\."),
+        ("policy: act_policy\noutput: out\ndata: {}\n", r"data: it lacks dataset, or several datasets as mixture\."),
         (
             "policy: act_policy\noutput: out\ndata: {dataset: x, record: {env: a/b}}\n",
             r"data: record has no field 'env'\. ",
