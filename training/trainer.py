@@ -157,7 +157,7 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
         return policy
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches, the only ones with augmentation, and of a mixture with each sample's dataset."""
+        """Return the training batches, the only ones with augmentation; of a mixture with each sample's dataset."""
         plain = self.data_collator
         own = isinstance(plain, PolicyCollator) and isinstance(self.train_dataset, MixtureDataset)
         if self._augmentation is not None or own:

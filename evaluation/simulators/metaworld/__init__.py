@@ -1,7 +1,7 @@
 """Meta-World: 50 manipulation tasks on a Sawyer arm (Yu et al., CoRL 2019, arXiv:1910.10897).
 
 `?camera=corner2&size=96` adds cameras; `?goal=hidden` leaves the goal out of the observation, so that only an
-instruction says what to do. `?gripper=none` is another robot: its fingers stay closed, its states and actions are 3 wide.
+instruction says what to do. `?gripper=none` is a robot with closed fingers, whose states and actions are 3 wide.
 """
 
 from __future__ import annotations
