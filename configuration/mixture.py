@@ -128,7 +128,8 @@ def require_fit(config: Any, members: Sequence[Member]) -> None:
                     f"{name} has {_each(members, name, 'pixels')}, and {config.title} takes pictures as they are",
                     "Leave the camera out, or record in one size",
                 )
-    groups = robots(members) if knows_robots(config, members) else {None: members}
+    told_apart = knows_robots(config, members) or _widths_differ(members)
+    groups = robots(members) if told_apart else {None: members}
     for own in groups.values():
         _require_same_order(own)
 
@@ -137,8 +138,11 @@ def knows_robots(config: Any, members: Sequence[Member]) -> bool:
     """Return whether a policy tells the robots of a mixture apart: it has slots for them, or pads their widths."""
     if not config.pads_widths or len({member.embodiment for member in members}) == 1:
         return False
-    differ = any(len({m.features[n].shape for m in members if n in m.features}) > 1 for n in VECTORS)
-    return differ or hasattr(config, "embodiment_ids")
+    return _widths_differ(members) or hasattr(config, "embodiment_ids")
+
+
+def _widths_differ(members: Sequence[Member]) -> bool:
+    return any(len({m.features[name].shape for m in members if name in m.features}) > 1 for name in VECTORS)
 
 
 def config_fields(config_class: type, members: Sequence[Member], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def rehearse_evaluation(
     from ..evaluation.environments import describe_environment
     from ..evaluation.rollout import evaluate
 
+    pipeline = PolicyPipeline(model=policy, processor=processor, device=policy.device)
     section = recipe.evaluation
     for environment, task, robot in evaluations(recipe):
-        pipeline = pipeline_for(policy, processor, robot)
         rate = describe_environment(environment, section.horizon).fps
         taught = recipe.data.fps or dataset.control_rate
         if rate != taught:
@@ -64,8 +64,9 @@ def rehearse_evaluation(
                 f"recorded at {taught:g}: a policy of one moves differently at the other. Name an environment of "
                 f"that rate, or train without: --evaluation null"
             )
+        own = pipeline_for(pipeline, robot)
         try:
-            evaluate(pipeline, environment, section.seeds[:1], num_envs=1, horizon=1, progress=False, task=task)
+            evaluate(own, environment, section.seeds[:1], num_envs=1, horizon=1, progress=False, task=task)
         except Exception as error:
             raise InvalidRecipeError(
                 f"The policy cannot be evaluated in {environment}, so it is not trained: its first step there fails. "
@@ -83,19 +84,20 @@ def evaluations(recipe: Recipe) -> Iterator[tuple[str, str | None, str | None]]:
         yield other.environment or section.environment, other.task, other.embodiment or section.embodiment
 
 
-def pipeline_for(policy: PolicyModel, processor: PolicyProcessor, robot: str | None) -> PolicyPipeline:
-    """Return the pipeline of a policy, for one of the robots where it has learned from several.
+def pipeline_for(pipeline: PolicyPipeline, robot: str | None) -> PolicyPipeline:
+    """Return a pipeline of the same policy for one of the robots that it has learned from.
 
     Raises:
-        InvalidRecipeError: it has, and none is named, or one that it does not know.
+        InvalidRecipeError: there are several and none is named, or one that the policy does not know.
     """
-    if robot is None and not (processor.embodiments and processor.embodiment is None):
-        return PolicyPipeline(model=policy, processor=processor, device=policy.device)
-    known = processor.embodiments or {}
-    if robot not in known and robot != processor.embodiment:
-        named = f"no robot {robot!r}" if robot else "several robots and the evaluation names none"
+    processor = pipeline.processor
+    known = list(processor.embodiments or [processor.embodiment])
+    if robot is None and (processor.embodiment is not None or not processor.embodiments):
+        return pipeline
+    if robot not in known:
+        problem = f"there is no robot {robot!r}" if robot else "the policy learns from several robots"
         raise InvalidRecipeError(
-            f"evaluation.embodiment: there is {named}. Known: {', '.join(known) or processor.embodiment or 'none'}."
+            f"evaluation.embodiment={robot}: {problem}. Name one of: {', '.join(map(str, known))}."
         )
-    own = processor.for_embodiment(robot) if known else processor
-    return PolicyPipeline(model=policy, processor=own, device=policy.device, embodiment=robot)
+    own = processor.for_embodiment(robot) if processor.embodiments else processor
+    return PolicyPipeline(model=pipeline.policy, processor=own, device=pipeline.device, embodiment=robot)

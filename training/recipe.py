@@ -356,6 +356,12 @@ def section_of(annotation: Any) -> type | None:
     return next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
 
 
+def is_list(annotation: Any) -> bool:
+    """Return whether a field holds a list."""
+    options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    return any(get_origin(option) is list for option in options)
+
+
 def _typed(values: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Read every value as the type of its field: YAML reads "1e-3" as text, and the command line has only text."""
     typed = {}

@@ -33,6 +33,7 @@ from ..errors import (
     UnfinishedRunError,
 )
 from ..hub_cards.checkpoint_card import EVALUATION_FILE, TRAINING_FILE, VIDEO_FILE, write_checkpoint_card
+from ..inference.pipeline import PolicyPipeline
 from ..modeling import registry
 from ..modeling.loading import removing_stale_records
 from ..modeling.policy import PolicyModel
@@ -139,7 +140,7 @@ def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any],
     if section := recipe.evaluation:
         remedy = again if section.further and checkpoint else _evaluation_command(recipe)
         with _step("its evaluation", output, remedy):
-            evaluate_checkpoint(output, recipe, policy, processor)
+            evaluate_checkpoint(output, recipe, PolicyPipeline(model=policy, processor=processor))
     if trainer.args.push_to_hub:
         with _step("publishing it", output, f"manipulators push {folder} {trainer.hub_model_id}"):
             trainer.publish(output)
@@ -267,7 +268,7 @@ def save_checkpoint(output: Path, policy: PolicyModel, processor: PolicyProcesso
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
 
 
-def evaluate_checkpoint(output: Path, recipe: Recipe, policy: PolicyModel, processor: PolicyProcessor) -> None:
+def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:
     """Run the recipe's evaluations, and add the results to the checkpoint and its card."""
     from ..evaluation.rollout import evaluate
 
@@ -275,9 +276,9 @@ def evaluate_checkpoint(output: Path, recipe: Recipe, policy: PolicyModel, proce
     path, further = output / EVALUATION_FILE, []
     for environment, task, robot in evaluations(recipe):
         options = {} if further else {"output": path, "video": output / VIDEO_FILE if section.video else None}
-        pipeline = pipeline_for(policy, processor, robot)
         common = {"num_envs": section.num_envs, "horizon": section.horizon, "task": task}
-        further.append(evaluate(pipeline, environment, section.seeds, **common, **options).to_dict())
+        own = pipeline_for(pipeline, robot)
+        further.append(evaluate(own, environment, section.seeds, **common, **options).to_dict())
     result = further.pop(0)
     result |= {"checkpoint": str(output), "commit": None}  # the policy may remember the base it was loaded from
     if further:
