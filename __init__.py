@@ -61,6 +61,7 @@ _EXPORTS = {
     "LeRobotDataset": "data.dataset",
     "LeRobotWriter": "data.writer",
     "check_statistics": "data.editing.recomputing",
+    "MixtureDataset": "data.mixture",
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",

@@ -618,6 +618,18 @@ class TimeWindowError(DatasetError, ValueError):
     """A horizon, history or list of timestamps that does not fall on recorded frames."""
 
 
+class MixtureError(InvalidConfigError, DatasetError):
+    """Datasets that cannot be one mixture, or one that a policy cannot learn from.
+
+    Args:
+        problem: with the names of the datasets.
+        remedy: what to do.
+    """
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}. {remedy}.")
+
+
 class VideoError(DatasetError, OSError):
     """A video that cannot be opened, decoded or encoded."""
 

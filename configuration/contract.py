@@ -130,6 +130,7 @@ class Contract:
         Raises:
             InvalidConfigError: names, units, ranges or parts do not fit the feature that they describe.
         """
+        fields = of_robot(fields)
         inputs, outputs = (_mapping(fields, name) for name in ("input_features", "output_features"))
         return cls(
             [_entry(name, PolicyFeature.from_value(feature), fields) for name, feature in (inputs | outputs).items()],
@@ -160,6 +161,34 @@ class Contract:
         if self.instruction_tokens is not None:
             lines.append(f"→ task  the instruction in words, at most {self.instruction_tokens} tokens")
         return "\n".join(lines)
+
+
+def of_robot(fields: Mapping[str, Any], robot: str | None = None) -> dict[str, Any]:
+    """Return a processor's saved fields for one of the robots that it knows, with that robot's features.
+
+    Args:
+        fields: of all robots.
+        robot: by default the one in use; without one, vectors are as wide as the widest robot's.
+    """
+    robot = fields.get("embodiment") if robot is None else robot
+    described = _mapping(fields, "embodiment_features").get(robot)
+    fields = dict(fields) | {"embodiment": robot}
+    if described is None:
+        return fields
+    for kind in ("input_features", "output_features"):
+        fields[kind] = {
+            name: {**_plain_feature(feature), "shape": described[name]["shape"]} if name in described else feature
+            for name, feature in _mapping(fields, kind).items()
+            # A camera of other robots only is none of this one's.
+            if name in described or PolicyFeature.from_value(feature).type is not FeatureType.VISUAL
+        }
+    for kind, key in (("dimension_names", "names"), ("units", "units")):
+        fields[kind] = {name: entry.get(key) for name, entry in described.items()}
+    return fields
+
+
+def _plain_feature(feature: PolicyFeature | Mapping[str, Any]) -> dict[str, Any]:
+    return feature.to_dict() if isinstance(feature, PolicyFeature) else dict(feature)
 
 
 def vector_entry(

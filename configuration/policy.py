@@ -66,6 +66,8 @@ class PolicyConfig(StrictConfig):
     # Whether the policy or its processor resizes every picture, so that a camera may have any size; a property where
     # that depends on the config.
     resizes_pictures: ClassVar[bool] = False
+    # Whether states and actions are padded to one width, so that one policy may learn from robots of several.
+    pads_widths: ClassVar[bool] = False
     # Rows of the language model's embedding, and the token at which it summarises an instruction; None: not known, or
     # it looks at all tokens.
     vocabulary_size: ClassVar[int | None] = None
@@ -76,7 +78,7 @@ class PolicyConfig(StrictConfig):
     # stays so when that field is assigned.
     horizon_field: ClassVar[str | None] = None
     # Trainer takes all other outputs of an evaluation for predictions.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "sample_errors"]
     # Model inputs that the network needs whatever the features say.
     other_inputs: ClassVar[tuple[str, ...]] = ()
 
@@ -153,20 +155,27 @@ class PolicyConfig(StrictConfig):
         """Return the config of a policy for a dataset: its features are the dataset's.
 
         Args:
-            dataset (`LeRobotDataset`): or any object with `policy_features`, a pair of inputs and outputs, each
-                name → `PolicyFeature`.
+            dataset (`LeRobotDataset` or `MixtureDataset`): or any object with `policy_features`, a pair of inputs and
+                outputs, each name → `PolicyFeature`. Of a mixture, cameras that some datasets lack are optional, and
+                robots get slots.
             inputs (`Sequence[str]`, *optional*): the observation features that the policy uses; by default all.
             fields: every other field of the config.
 
         Raises:
             InvalidConfigError: `inputs` names a feature that the dataset does not have.
+            MixtureError: one policy of this kind cannot learn from all datasets of the mixture.
         """
         observed, returned = dataset.policy_features
         for name in inputs or ():
             if name not in observed:
                 raise InvalidConfigError(f"inputs names {name!r}. {nearest(name, observed)}")
         chosen = observed if inputs is None else {name: f for name, f in observed.items() if name in inputs}
-        return cls(**{"input_features": dict(chosen), "output_features": dict(returned), **fields})
+        fields = {"input_features": dict(chosen), "output_features": dict(returned), **fields}
+        if not hasattr(dataset, "config_fields"):
+            return cls(**fields)
+        config = cls(**dataset.config_fields(cls, fields))
+        dataset.require_fit(config)
+        return config
 
     def set_input_output_features(
         self, input_features: dict[str, PolicyFeature], output_features: dict[str, PolicyFeature]

@@ -20,6 +20,7 @@ class VisionLanguageActionConfig(PolicyConfig):
 
     reads_instruction: ClassVar[bool] = True
     resizes_pictures: ClassVar[bool] = True
+    pads_widths: ClassVar[bool] = True
 
     empty_cameras: int = 0
 

@@ -187,6 +187,11 @@ class LeRobotDataset(Dataset):
         return [name for name, feature in self._features.items() if feature["dtype"] in CAMERAS]
 
     @property
+    def vector_names(self) -> list[str]:
+        """The feature names of the kept numbers that policies read: states and `action`."""
+        return [n for n, f in self._features.items() if is_for_policies(n) and f["dtype"] not in (*CAMERAS, "string")]
+
+    @property
     def dimension_names(self) -> dict[str, list[str] | None]:
         """Feature → the name of every dimension of a vector (for cameras of every axis), None if unnamed."""
         return named_dimensions(self._features, "names", self.root)
@@ -195,6 +200,17 @@ class LeRobotDataset(Dataset):
     def units(self) -> dict[str, list[str] | None]:
         """Feature → the unit of every dimension, None where the dataset does not record units."""
         return named_dimensions(self._features, "units", self.root)
+
+    @property
+    def time_windows(self) -> dict[str, list[float]]:
+        """Feature → the times of its steps, relative to the sample's own [s]; of those with several, and `action`."""
+        return {name: (steps / self.fps).tolist() for name, steps in self._windows.items()}
+
+    @property
+    def control_rate(self) -> float:
+        """The rate of consecutive actions of a sample [Hz]; with single actions, that of the frames."""
+        steps = self._windows.get(ACTION, ())
+        return self.fps / float(steps[1] - steps[0]) if len(steps) > 1 else self.fps
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:

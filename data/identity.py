@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from ..configuration.features import ACTION
 from .dataset import LeRobotDataset
 from .features import CAMERAS
+from .mixture import MixtureDataset
 from .windows import OBSERVATION_PREFIX
 
 _ROWS = 65_536  # digested together: the digest depends on it
@@ -22,8 +23,8 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
     """Return what tells a dataset from another, as plain values; pictures are not looked at.
 
     Of a `LeRobotDataset`: its episodes, frames, samples, rate and features, and digests of its instructions and of
-    every number that a policy reads. A million frames take about a second. Of other datasets only the number of
-    samples is known.
+    every number that a policy reads; a million frames take about a second. Of a `MixtureDataset`: what each of its
+    datasets has, and how much of an epoch. Of other datasets only the number of samples is known.
     """
     if isinstance(dataset, ConcatDataset):
         return {"datasets": [identity_of(part) for part in dataset.datasets]}
@@ -31,10 +32,20 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
         return {"samples": _digest([json.dumps(list(map(int, dataset.indices))).encode()])} | {
             "dataset": identity_of(dataset.dataset)
         }
+    if isinstance(dataset, MixtureDataset):
+        parts = zip(dataset.names, dataset.embodiments, dataset.slots, dataset.datasets, strict=True)
+        return {
+            "mixture": {
+                name: {"embodiment": robot, "samples_of_epoch": slots} | identity_of(part)
+                for name, robot, slots, part in parts
+            },
+            "order": dataset.names,
+        }
     if not isinstance(dataset, LeRobotDataset):
         return {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
     used = [name for name in dataset.features if name == ACTION or name.startswith(OBSERVATION_PREFIX)]
-    return {
+    rate = {} if dataset.control_rate == dataset.fps else {"control_rate": dataset.control_rate}
+    return rate | {
         "episodes": _runs(dataset.episodes),
         "frames": dataset.num_frames,
         "samples": len(dataset),

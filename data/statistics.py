@@ -6,6 +6,7 @@ Notation: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from .quantiles import interpolated, quantiles_of_blocks
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 _TOGETHER, _ROWS = 2**22, 2**16  # more values than these are taken in blocks of so many rows
+_POOLED = frozenset(("min", "max", "mean", "std", "count"))
 
 # Of a larger image only every k-th pixel of both axes is counted, so that a frame costs at most this many.
 MAX_SIDE = 224
@@ -215,6 +217,40 @@ def pool_exactly(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
         "count": count.sum(axis=0),
     }
     return {name: np.asarray(value) for name, value in result.items()}
+
+
+def joined_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the statistics of several datasets' features as one, each frame once; of one dataset its own.
+
+    Those of two or more are pooled from each one's, and the quantiles of vectors are computed from the data, where
+    every dataset has some; they cannot be had from other quantiles, so those of cameras are left out.
+
+    Args:
+        datasets (`Sequence[LeRobotDataset]`): in which a vector has one width.
+    """
+    if len(datasets) == 1:
+        return datasets[0].statistics
+    joined: dict[str, dict[str, np.ndarray]] = {}
+    each = [dataset.statistics for dataset in datasets]
+    for name in dict.fromkeys(name for statistics in each for name in statistics):
+        having = [(d, s[name]) for d, s in zip(datasets, each, strict=True) if name in s]
+        lacking = any(name in d.features and name not in s for d, s in zip(datasets, each, strict=True))
+        parts = [values for _, values in having]
+        if lacking or not all(part.keys() >= _POOLED for part in parts):
+            continue  # whoever needs them says so
+        joined[name] = pool_statistics(parts)
+        if all(part.keys() >= QUANTILES.keys() for part in parts) and name in having[0][0].vector_names:
+            whole = statistics_of_blocks(lambda name=name, having=having: _blocks(name, [d for d, _ in having]))
+            joined[name] |= {q: whole[q] for q in QUANTILES}
+    return joined
+
+
+def _blocks(name: str, datasets: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Yield a vector of all frames of some datasets in float32, a block at a time."""
+    for dataset in datasets:
+        rows = dataset.frame_rows
+        for start in range(0, len(rows), _ROWS):
+            yield dataset.numbers(name, rows[start : start + _ROWS]).astype(np.float32)
 
 
 class ImageStatistics:

@@ -44,7 +44,7 @@ _jinja.filters.update(
         name: getattr(wording, name)
         for name in (
             *("cell", "code", "code_cell", "count", "dimension_table", "escaped", "fenced", "in_html", "number"),
-            *("without_local_paths", "size", "units"),
+            *("python_literal", "without_local_paths", "size", "units"),
         )
     }
 )
@@ -64,8 +64,9 @@ def render_card(card: CardData) -> str:
         title=statements.title(card),
         result=statements.result(card),
         base_model=_linked(card.base_model),
-        dataset=_linked(card.dataset and card.dataset.name, "datasets/"),
-        has_cameras=any(entry.is_camera for entry in card.inputs),
+        dataset=_datasets(card.dataset),
+        mixture_rows=_mixture_rows(card.dataset),
+        has_cameras=any(e.is_camera for robot in (card, *card.robots.values()) for e in robot.inputs),
         has_curve="loss" in curves,
         learning_curve=LEARNING_CURVE_FILE,
         timing=statements.timing(card),
@@ -143,7 +144,7 @@ def _metadata(card: CardData) -> ModelCardData:
                 metric_value=float(card.evaluation.success_rate),
             )
         ]
-    dataset = card.dataset.name if card.dataset else None
+    datasets = [name for name in card.dataset.names if wording.is_hub_id(name)] if card.dataset else []
     return ModelCardData(
         library_name="manipulators",
         pipeline_tag="robotics",
@@ -151,7 +152,7 @@ def _metadata(card: CardData) -> ModelCardData:
         license_name=card.license_name,
         license_link=card.license_link,
         base_model=card.base_model if wording.is_hub_id(card.base_model) else None,
-        datasets=[dataset] if wording.is_hub_id(dataset) else None,
+        datasets=list(dict.fromkeys(datasets)) or None,
         tags=["robotics", wording.one_line(card.model_type), "imitation-learning"],
         model_name=card.repo_id.rpartition("/")[2] if card.repo_id else f"{card.policy_name} policy",
         eval_results=results,
@@ -176,3 +177,27 @@ def _linked(name: str | None, folder: str = "") -> str:
     if wording.is_hub_id(name):
         return f"[{name}](https://huggingface.co/{folder}{name})"
     return wording.cell(wording.public_name(name))
+
+
+def _datasets(dataset: DatasetSummary | None) -> str:
+    """Return the names of the datasets, each as a link where it is on the Hub."""
+    return ", ".join(_linked(name, "datasets/") for name in dataset.names) if dataset else ""
+
+
+def _mixture_rows(dataset: DatasetSummary | None) -> list[tuple[str, ...]]:
+    """Return the cells of the table of a mixture's datasets."""
+
+    def counted(value: int | None) -> str:
+        return "" if value is None else wording.count(value)
+
+    return [
+        (
+            _linked(part.name, "datasets/"),
+            wording.code_cell(part.embodiment) if part.embodiment else "",
+            "" if part.weight is None else wording.number(part.weight),
+            "" if part.share is None else f"{wording.percent(part.share)} %",
+            counted(part.episodes),
+            counted(part.frames),
+        )
+        for part in (dataset.mixture if dataset else ())
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from ..configuration.contract import ContractEntry
+from ..configuration.contract import Contract, ContractEntry
 from ..errors import InvalidCardError, nearest
 
 
@@ -25,12 +25,27 @@ class DatasetSummary:
         name (`str`): Hub id (`org/name`) or the name of a local dataset.
         episodes, frames (`int`, *optional*): how many demonstrations, and time steps in all of them.
         tasks (`int`, *optional*): number of different tasks.
+        weight, share (`float`, *optional*): in a mixture, as given, and of the samples that were seen, 0 to 1.
+        embodiment (`str`, *optional*): its robot, of several.
+        mixture (`Sequence[DatasetSummary]`): the datasets that it consists of, of a mixture.
     """
 
     name: str
     episodes: int | None = None
     frames: int | None = None
     tasks: int | None = None
+    weight: float | None = None
+    share: float | None = None
+    embodiment: str | None = None
+    mixture: Sequence[DatasetSummary] = ()
+
+    def __post_init__(self):
+        self.mixture = [_built(DatasetSummary, part) for part in self.mixture]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the datasets in it: its own, or those of a mixture."""
+        return [part.name for part in self.mixture] or [self.name]
 
 
 @dataclass
@@ -80,6 +95,7 @@ class EvaluationSummary:
         date (`str`, *optional*): when, in ISO 8601.
         n_action_steps, sampling_steps (`int`, *optional*): actions executed of a prediction, and steps of making it.
         dtype, device (`str`, *optional*): of the weights, and where it ran.
+        embodiment (`str`, *optional*): which robot it was, of a policy that knows several.
         errors (`int`): episodes that ended in an error of the environment; they count as failed.
         requested_episodes (`int`, *optional*): those that were asked for, where the evaluation was stopped before.
         further (`Sequence[EvaluationSummary]`): evaluations beside this one, over the same seeds.
@@ -106,6 +122,7 @@ class EvaluationSummary:
     sampling_steps: int | None = None
     dtype: str | None = None
     device: str | None = None
+    embodiment: str | None = None
     errors: int = 0
     requested_episodes: int | None = None
     further: Sequence[EvaluationSummary] = ()
@@ -148,6 +165,8 @@ class CardData:
         parameters (`int`): numbers in its weights, fixed ones included.
         inputs, outputs (`Sequence[ContractEntry]`): what it expects and returns.
         embodiment (`str`, *optional*): which robot it is for, of a policy that knows several.
+        robots (`Mapping[str, Contract]`): robot → what it observes and does, of a policy that knows several whose
+            features differ; `inputs` and `outputs` are then those of `embodiment`.
         summary (`str`): one or two plain sentences about the method; empty takes those of the model type.
         paper (`Paper`, *optional*) and citation (`str`, BibTeX): default to those of the model type.
         repo_id (`str`, *optional*): where the policy is published; None leaves a placeholder in the examples.
@@ -172,6 +191,7 @@ class CardData:
     inputs: Sequence[ContractEntry]
     outputs: Sequence[ContractEntry]
     embodiment: str | None = None
+    robots: Mapping[str, Contract] = field(default_factory=dict)
     summary: str = ""
     paper: Paper | None = None
     citation: str = ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._files import read_json
 from ..checkpoint import ADAPTER_CONFIG, CONFIG_FILE, base_of
-from ..configuration.contract import Contract
+from ..configuration.contract import Contract, of_robot
 from ..configuration.crops import small_crops
 from ..errors import CorruptFileError, InvalidCardError, MissingFileError
 from ..families import title_of
@@ -113,7 +113,13 @@ def describe_policy(
         if name not in config:
             raise InvalidCardError(f"config.json has no {name}, so it is not that of a policy of this library.")
     features = {name: config[name] for name in ("input_features", "output_features")}
-    contract = Contract.from_fields({**processor, **features})
+    fields = {**processor, **features}
+    robots = {
+        name: Contract.from_fields(of_robot(fields, name)) for name in processor.get("embodiment_features") or ()
+    }
+    measured = (evaluation or {}).get("embodiment")
+    first = measured if measured in robots else fields.get("embodiment") or next(iter(robots), None)
+    contract = robots[first] if robots else Contract.from_fields(fields)
     if evaluation:
         absent = [name for name in ("environment", "episodes", "success_rate", "seeds") if not evaluation.get(name)]
         if absent and absent != ["success_rate"]:
@@ -131,6 +137,7 @@ def describe_policy(
         inputs=contract.inputs,
         outputs=contract.outputs,
         embodiment=contract.embodiment,
+        robots=robots,
         repo_id=repo_id,
         action_horizon=config.get("chunk_size") or config.get("horizon") or config.get("action_horizon"),
         n_action_steps=config.get("n_action_steps"),

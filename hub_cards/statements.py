@@ -16,7 +16,8 @@ def title(card: CardData) -> str:
     if card.evaluation:
         return f"{name} policy for {wording.escaped(card.evaluation.environment)}"
     if card.dataset:
-        return f"{name} policy trained on {wording.escaped(wording.public_name(card.dataset.name))}"
+        datasets = ", ".join(wording.escaped(wording.public_name(dataset)) for dataset in card.dataset.names)
+        return f"{name} policy trained on {datasets}"
     return f"{name} policy"
 
 
@@ -63,6 +64,8 @@ def eval_command(card: CardData) -> str:
         return ""
     words = ["manipulators", "eval", card.repo_id or wording.PLACEHOLDER]
     words += ["--env", wording.one_line(card.evaluation.environment)]
+    if card.evaluation.embodiment:
+        words += ["--embodiment", wording.one_line(card.evaluation.embodiment)]
     if card.instruction and card.evaluation.task:
         words += ["--task", wording.one_line(card.evaluation.task)]
     return shlex.join(words)
@@ -106,6 +109,8 @@ def evaluation_rows(card: CardData) -> list[tuple[str, str]]:
         rows.append(("Stopped early", f"after {wording.count(evaluation.episodes)} of {asked} episodes"))
     if evaluation.errors:
         rows.append(("Ended in an error of the environment", f"{_episodes(evaluation.errors)}, counted as failed"))
+    if evaluation.embodiment:
+        rows.insert(1, ("Robot", wording.one_line(evaluation.embodiment)))
     if card.instruction and evaluation.task:
         rows.insert(1, ("Instruction", wording.one_line(evaluation.task)))
     if evaluation.interval:
@@ -140,7 +145,8 @@ def further_rows(card: CardData) -> list[tuple[str, str, str, str]]:
         return []
     return [
         (
-            wording.one_line(each.environment),
+            wording.one_line(each.environment)
+            + (f", robot {wording.one_line(each.embodiment)}" if each.embodiment else ""),
             wording.one_line(each.task) if card.instruction and each.task else "",
             f"{each.solved} of {each.episodes}" + (f", {each.errors} ended in an error" if each.errors else ""),
             _interval(each) if each.interval else "",

@@ -179,11 +179,12 @@ def dimension_table(entry: ContractEntry) -> list[list[str]]:
 
 def python_example(card: CardData) -> str:
     """Return a program that loads the policy and asks it for one action, with arrays of the right shapes."""
+    robot = f", embodiment={python_literal(card.embodiment)}" if card.robots else ""
     lines = [
         "import numpy as np",
         "from manipulators import PolicyPipeline",
         "",
-        f"pipeline = PolicyPipeline.from_pretrained({_literal(card.repo_id or PLACEHOLDER)})",
+        f"pipeline = PolicyPipeline.from_pretrained({python_literal(card.repo_id or PLACEHOLDER)}{robot})",
         "pipeline.reset()  # at the start of every episode",
         "",
         "observation = {  # zeros stand for what your robot measures",
@@ -196,16 +197,17 @@ def python_example(card: CardData) -> str:
         else:
             array = f"np.zeros({entry.width if len(entry.shape) == 1 else entry.shape}, dtype=np.float32)"
             comment = _in_order(entry)
-        lines.append(f"    {_literal(entry.name)}: {array},  # {comment}")
+        lines.append(f"    {python_literal(entry.name)}: {array},  # {comment}")
     example = card.instruction if isinstance(card.instruction, str) else "say in words what the robot should do"
-    task = f", task={_literal(example)}" if card.instruction else ""
+    task = f", task={python_literal(example)}" if card.instruction else ""
     result = card.outputs[0]
     shape = f"({', '.join(map(str, result.shape))}{',' if len(result.shape) == 1 else ''})"
     lines += ["}", f"action = pipeline(observation{task})  # tensor {shape}: {_in_order(result)}"]
     return "\n".join(lines)
 
 
-def _literal(text: str) -> str:
+def python_literal(text: str) -> str:
+    """Return text as a string of a program."""
     return json.dumps(one_line(text), ensure_ascii=False)
 
 

@@ -206,7 +206,9 @@ class PolicyPipeline(Displayed, Pipeline):
         self._range = None if limits is None else TrainingRange(self.processor, limits)
         self._step_limit = None if self.max_action_step is None else StepLimit(self.max_action_step, self.processor)
         plausibility = Plausibility(self.processor, limit, self._warned)
-        self._episode = Episode(action_source(config), plausibility, torch.zeros(config.robot_action_dim))
+        self._episode = Episode(
+            action_source(config), plausibility, torch.zeros(self.processor.output_features[ACTION].shape)
+        )
 
     @property
     def outside_training_range(self) -> dict[str, float]:

@@ -56,6 +56,18 @@ def counted(
     return valid
 
 
+def sums_of_samples(
+    error: torch.Tensor,
+    action_is_pad: torch.Tensor | None = None,
+    action_mask: torch.Tensor | None = None,
+    over: str = "real",
+) -> torch.Tensor:
+    """Return the sum over what counts of each sample's error, and how much counts, (b, 2); as in `mean_over`."""
+    error = error.detach()
+    valid = counted(error, action_is_pad, action_mask, over)
+    return torch.stack([torch.where(valid > 0, error, 0).sum(dim=(1, 2)), valid.sum(dim=(1, 2))], dim=-1).float()
+
+
 def fill_padded(actions: torch.Tensor, action_is_pad: torch.Tensor) -> torch.Tensor:
     """Return actions (b, h, a) in which padded steps repeat the real step before them, or else the first real one.
 

@@ -17,8 +17,11 @@ class PolicyOutput(ModelOutput):
         losses (`dict[str, torch.Tensor]`): its named parts, unweighted.
         actions (tensor (b, h, a)): predicted, normalised; None where a policy that samples computes its loss, which
             needs no prediction.
+        sample_errors (tensor (b, 2)): of every sample the sum of its errors of actions, weighted as in the loss, and
+            how many of them count; without a graph.
     """
 
     loss: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
     actions: torch.Tensor | None = None
+    sample_errors: torch.Tensor | None = None

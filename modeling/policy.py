@@ -21,7 +21,7 @@ from ..errors import (
 from .adapters import has_adapter, record_base
 from .from_checkpoint import Checkpointed
 from .inputs import LABELS, model_inputs
-from .losses import counted, fill_padded, mean_over
+from .losses import counted, fill_padded, mean_over, sums_of_samples
 from .output import PolicyOutput
 from .parts import Parts
 from .precision import compute_dtype
@@ -143,12 +143,20 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
             labels = self.check_labels(labels)
         if labels.actions is None or not return_loss:
             return PolicyOutput(actions=self.sample(inputs, draws).to(self.dtype))
-        losses, predicted = self.losses(inputs, labels, draws)
+        losses, predicted, *errors = self.losses(inputs, labels, draws)
         weights = self.config.loss_weights
         loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         # Without a graph, except for those that a trainer weights apart from the others.
         losses = {n: value if n in self.per_sample_losses else value.detach() for n, value in losses.items()}
-        return PolicyOutput(loss=loss, losses=losses, actions=predicted)
+        sums = self._sums_of_samples(errors[0], labels) if errors else None
+        return PolicyOutput(loss=loss, losses=losses, actions=predicted, sample_errors=sums)
+
+    def _sums_of_samples(self, errors: Mapping[str, torch.Tensor], labels: Labels) -> torch.Tensor:
+        """Return of every sample the weighted sum of its errors, and how many values count, (b, 2)."""
+        weights, over = self.config.loss_weights, self.config.loss_over
+        each = {n: sums_of_samples(e, labels.action_is_pad, labels.action_mask, over) for n, e in errors.items()}
+        total = sum(weights.get(name, 1.0) * sums[:, 0] for name, sums in each.items())
+        return torch.stack([total, next(iter(each.values()))[:, 1]], dim=-1)
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -190,12 +198,13 @@ class PolicyModel(Parts, Checkpointed, PreTrainedModel):
 
     def losses(
         self, inputs: PolicyInputs, labels: Labels, draws: Draws
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Return the named losses of a training pass, unweighted, and predicted actions where they cost nothing."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Return the named losses of a training pass, unweighted; predicted actions where they cost nothing; and the
+        errors (b, h, a) that are averaged, without which datasets of a mixture have no losses of their own."""
         errors = self.errors(inputs, labels.actions, draws)
         over = self.config.loss_over
         reduced = {n: mean_over(e, labels.action_is_pad, labels.action_mask, over) for n, e in errors.items()}
-        return reduced, None
+        return reduced, None, errors
 
     def sample(self, inputs: PolicyInputs, draws: Draws = NO_DRAWS) -> torch.Tensor:
         """Return actions (b, h, a) over the whole horizon, normalised and padded."""

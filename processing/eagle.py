@@ -40,6 +40,7 @@ class EagleInstruction(Instruction):
 
     config_fields: ClassVar[tuple[str, ...]] = (*Instruction.config_fields, "tokens_per_image")
     written_marks: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS
+    padding_side: ClassVar[str] = "left"
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,7 +84,7 @@ class EagleInstruction(Instruction):
         encoded = self.tokenizer(
             self.prompts(tasks, inputs),
             padding="longest",
-            padding_side="left",
+            padding_side=self.padding_side,
             add_special_tokens=False,
             return_tensors="pt",
         )

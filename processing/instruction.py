@@ -40,6 +40,7 @@ class Instruction(ProcessorPart):
 
     config_fields: ClassVar[tuple[str, ...]] = ("max_instruction_tokens",)
     written_marks: ClassVar[tuple[str, ...]] = ()  # special tokens that `prompt` writes
+    padding_side: ClassVar[str] = "right"
 
     def __post_init__(self):
         if self.tokenizer is None:
@@ -64,7 +65,7 @@ class Instruction(ProcessorPart):
         encoded = self.tokenizer(
             self.prompts(tasks, inputs),
             padding="max_length",
-            padding_side="right",
+            padding_side=self.padding_side,
             truncation=True,
             max_length=self.max_instruction_tokens,
             return_tensors="pt",

@@ -24,6 +24,9 @@ from .pictures import Pictures
 from .robots import Robots
 from .vectors import Vectors
 
+# What each of several robots may have of its own.
+_OF_ROBOT = ("input_features", "output_features", "dimension_names", "units")
+
 
 class PartHolder(ProcessorMixin):
     """Hold the parts of a processor; their fields are its arguments, its attributes and its processor_config.json.
@@ -59,7 +62,9 @@ class PartHolder(ProcessorMixin):
         for name in [*fields, *(["tokenizer"] if tokenizer is not None else [])]:
             if name not in known:
                 raise UnknownConfigFieldError(type(self).__name__, name, known)
+        self._of_all: dict[str, Any] = {}  # what is saved where the features in use are those of one of several robots
         self.robots = self._built(self.robots_class, fields)
+        self._use_features_of_robot()
         resizes = self.pictures_class.resizes
         self.reader = self._built(self.reader_class, fields, robots=self.robots, resizes_pictures=resizes)
         self.pictures = self._built(self.pictures_class, fields, robots=self.robots)
@@ -76,6 +81,56 @@ class PartHolder(ProcessorMixin):
         part = part_class(inputs=self.input_features, outputs=self.output_features, **given, **own)
         self.__dict__.setdefault("_part_of", {}).update(dict.fromkeys(part_class.field_names(), part))
         return part
+
+    # --- one of several robots ----------------------------------------------------------------------
+
+    def choose_embodiment(self, name: str) -> None:
+        """Serve one of the robots that the processor knows; raises `EmbodimentError` for another."""
+        self.robots.choose(name)
+        self._use_features_of_robot()
+
+    def for_embodiment(self, name: str) -> PartHolder:
+        """Return a processor that serves one of the robots that this one knows, and shares its tokenizer.
+
+        Raises:
+            EmbodimentError: it does not know the robot.
+        """
+        twin = copy.copy(self)
+        parts = {id(part): copy.copy(part) for part in self._parts}
+        for attribute, part in vars(self).items():
+            if id(part) in parts:
+                twin.__dict__[attribute] = parts[id(part)]
+        twin.__dict__["_part_of"] = {field: parts[id(part)] for field, part in self._part_of.items()}
+        for part in parts.values():
+            if hasattr(part, "robots"):
+                part.robots = twin.robots
+        twin.__dict__["_of_all"] = dict(self._of_all)
+        twin.choose_embodiment(name)
+        return twin
+
+    @property
+    def _parts(self) -> list[ProcessorPart]:
+        held = (self.robots, self.reader, self.pictures, self.vectors, self.instruction)
+        return [part for part in held if part is not None]
+
+    def _use_features_of_robot(self) -> None:
+        """Give the parts the features of the robot in use, as wide as they are; what is saved stays of all robots."""
+        if not self.robots.embodiment_features:
+            return
+        if not self._of_all:
+            self._of_all = {name: getattr(self, name) for name in _OF_ROBOT}
+        own = self.robots.features
+        self.input_features = {name: own[name] for name in self._of_all["input_features"]}
+        self.output_features = {name: own[name] for name in self._of_all["output_features"]}
+        self.dimension_names = self.robots.described("names") or self._of_all["dimension_names"]
+        self.units = self.robots.described("units") or self._of_all["units"]
+        for part in self._parts if "instruction" in vars(self) else ():
+            if part is not self.robots:
+                part.inputs, part.outputs = self.input_features, self.output_features
+
+    def of_all_robots(self, name: str) -> Any:
+        """Return a field as it is saved: `input_features` and the like of all robots, whichever is in use."""
+        return self._of_all.get(name, getattr(self, name))
 
     # A field lives in its part; reading and setting it here reaches it there.
     def __getattr__(self, name: str) -> Any:
@@ -135,7 +190,9 @@ class PartHolder(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the file that they were loaded from."""
         names = dict.fromkeys((*self.__dict__.get("_loaded_order", ()), *self.field_names()))
-        values = {name: getattr(self, name) for name in names}
+        values = {name: self.of_all_robots(name) for name in names}
+        if values["embodiment_features"] is None:  # as older versions read it, where it says nothing
+            del values["embodiment_features"]
         for kind in ("input_features", "output_features"):
             values[kind] = {name: feature.to_dict() for name, feature in values[kind].items()}
         return copy.deepcopy(values) | {"processor_class": type(self).__name__}

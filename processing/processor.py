@@ -36,7 +36,8 @@ class PolicyProcessor(PartHolder):
         dimension_names (`dict[str, list[str]]`, *optional*): what each dimension of a feature is.
         units (`dict[str, list[str]]`, *optional*): in which unit.
         format_version (`int`, *optional*): version of the saved fields' meaning.
-        fields: of the parts, see `Robots` (`normalization_eps`, `embodiments`, `embodiment`), `ObservationReader`
+        fields: of the parts, see `Robots` (`normalization_eps`, `embodiments`, `embodiment`,
+            `embodiment_features`), `ObservationReader`
             (`n_obs_steps`, `rename_map`, `optional_cameras`), `Vectors` (`relative_to`) and the parts of a subclass.
 
     Raises:
@@ -138,10 +139,6 @@ class PolicyProcessor(PartHolder):
         """Return the normalizer of a feature; raises `EmbodimentError` while none of several robots is chosen."""
         return self.robots.normalizer(name)
 
-    def choose_embodiment(self, name: str) -> None:
-        """Serve one of the robots that the processor knows; raises `EmbodimentError` for another."""
-        self.robots.choose(name)
-
     # --- what it promises -----------------------------------------------------------------------------
 
     def contract(self) -> Contract:
@@ -169,7 +166,7 @@ class PolicyProcessor(PartHolder):
         self.reader.resizes_pictures = config.resizes_pictures or self.pictures.resizes
         remedy = f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
         for name in self.config_fields():
-            mine, theirs = getattr(self, name), getattr(config, name)
+            mine, theirs = self.of_all_robots(name), getattr(config, name)
             theirs = list(theirs) if isinstance(theirs, tuple) else theirs
             if mine != theirs or (name == "input_features" and list(mine) != list(theirs)):
                 raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..configuration.features import ACTION, STATE, FeatureType, NormalizationMode, PolicyFeature
@@ -27,6 +27,9 @@ class Robots(ProcessorPart):
         normalization_eps (`float`, *optional*, defaults to 1e-8): ε of `Normalizer`.
         embodiments (`dict[str, dict]`, *optional*): robot → its statistics, of several; then `statistics` is None.
         embodiment (`str`, *optional*): the robot in use.
+        embodiment_features (`dict[str, dict]`, *optional*): robot → feature → its `shape`, and of a vector the `names`
+            and `units` of its dimensions, of several robots whose features differ. `input_features` and
+            `output_features` then hold every vector at its widest, and the cameras of all.
         optional_cameras: cameras that may be absent: no dataset has statistics of one that no robot has.
 
     Raises:
@@ -39,22 +42,58 @@ class Robots(ProcessorPart):
     normalization_eps: float = 1e-8
     embodiments: dict[str, dict] | None = None
     embodiment: str | None = None
+    embodiment_features: dict[str, dict[str, dict[str, Any]]] | None = None
     optional_cameras: Sequence[str] = ()
 
     def __post_init__(self):
+        self.embodiment_features = dict(as_mapping("embodiment_features", self.embodiment_features)) or None
         given = as_mapping("normalization_mapping", self.normalization_mapping)
         modes = to_field_type(given, dict[str, NormalizationMode])
         self.normalization_mapping = {
             to_field_type(kind, FeatureType).value: mode.value for kind, mode in modes.items()
         }
         several = as_mapping("embodiments", self.embodiments)
-        self.embodiments = {name: self.used(values) for name, values in several.items()} or None
+        self._robot = None  # whose features are meant; while none is chosen, the widest
+        chosen, used = self.embodiment, {}
+        for name, values in several.items():
+            self._robot = name
+            used[name] = self.used(values)
+        self.embodiments, self._robot = used or None, None
+        self._require_described()
         self.statistics = None if self.embodiments else self.used(as_mapping("statistics", self.statistics))
         self._normalizers: dict[str, Normalizer] | None = None
         if not self.embodiments:
             self._normalizers = self._build(self.statistics)
-        elif self.embodiment is not None or len(self.embodiments) == 1:
-            self.choose(self.embodiment or next(iter(self.embodiments)))
+        elif chosen is not None or len(self.embodiments) == 1:
+            self.choose(chosen or next(iter(self.embodiments)))
+
+    @property
+    def features(self) -> dict[str, PolicyFeature]:
+        """Inputs and outputs, vectors as wide as those of the robot in use."""
+        own = (self.embodiment_features or {}).get(self._robot, {})
+        return {
+            name: replace(feature, shape=own[name]["shape"]) if len(feature.shape) == 1 and name in own else feature
+            for name, feature in (self.inputs | self.outputs).items()
+        }
+
+    def described(self, kind: str) -> dict[str, list[str] | None] | None:
+        """Return feature → the `names` or `units` of its dimensions, of the robot in use; None where not recorded."""
+        own = (self.embodiment_features or {}).get(self._robot)
+        return own and {name: own[name].get(kind) for name in self.features if name in own}
+
+    def _require_described(self) -> None:
+        """Check that features are described of the robots that there are statistics of.
+
+        Raises:
+            EmbodimentError: one of the two is missing.
+        """
+        described = self.embodiment_features or {}
+        for name in described:
+            if name not in (self.embodiments or {}):
+                raise EmbodimentError(name, self.embodiments or ())
+        for name in self.embodiments or {}:
+            if described and name not in described:
+                raise EmbodimentError(name, described, "features")
 
     def used(self, statistics: Mapping[str, Mapping]) -> dict[str, dict[str, list]]:
         """Return the statistics of the policy's features as plain lists, which JSON keeps exactly."""
@@ -77,7 +116,12 @@ class Robots(ProcessorPart):
         """
         if name not in (self.embodiments or {}):
             raise EmbodimentError(name, self.embodiments or ())
-        self._normalizers = self._build(self.embodiments[name])
+        before, self._robot = self._robot, name
+        try:
+            self._normalizers = self._build(self.embodiments[name])
+        except Exception:
+            self._robot = before
+            raise
         self.embodiment = name
 
     def normalizer(self, name: str) -> Normalizer:
@@ -164,7 +208,11 @@ class RobotsInParts(Robots):
 
     def __post_init__(self):
         self.embodiment_ids = dict(as_mapping("embodiment_ids", self.embodiment_ids))
-        self._require_slot(self.embodiment)
+        for name in (
+            *([self.embodiment] if self.embodiment or not self.embodiments else ()),
+            *(self.embodiments or ()),
+        ):
+            self._require_slot(name)
         super().__post_init__()
 
     def parts(self, name: str) -> list[Part]:
@@ -200,7 +248,9 @@ class RobotsInParts(Robots):
 
     @property
     def slot(self) -> int:
-        """The slot of the robot in use."""
+        """The slot of the robot in use; raises `EmbodimentError` while none of several is chosen."""
+        if self.embodiment is None:
+            raise EmbodimentError(None, self.embodiments)
         return self.embodiment_ids[self.embodiment]
 
     def state_part_widths(self) -> dict[str, int]:

@@ -1,16 +1,19 @@
-"""Build what a recipe trains: its dataset, and a policy with its processor for that dataset."""
+"""Build what a recipe trains: a policy with its processor, for the recipe's dataset."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils import is_bitsandbytes_available, logging
 
 from ..auto import AutoPolicy
 from ..configuration.features import ACTION, STATE
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
+from ..data.mixture import MixtureDataset
 from ..data.policy_features import PolicyFeatures
 from ..errors import InvalidRecipeError, UnknownDatasetFeatureError
 from ..modeling import registry
@@ -21,60 +24,23 @@ from ..processing.processor import PolicyProcessor
 from ..processing.registry import processor_class
 from ..processing.relative_actions import match_dimensions
 from ..processing.word_tokenizer import word_tokenizer
+from .opening import Demonstrations, open_dataset
 from .recipe import Recipe
 from .relative_statistics import relative_action_statistics
 
-
-def open_dataset(
-    recipe: Recipe, config: PolicyConfig | None = None, features: list[str] | None = None
-) -> LeRobotDataset:
-    """Open the recipe's demonstrations, recorded first when they do not exist and the recipe says how.
-
-    Without a config, which a base brings, samples hold one step: enough for features and statistics.
-    """
-    chosen = recipe.data.features if recipe.inputs is None else recipe.inputs
-    if features is None and chosen is not None:
-        features = list(dict.fromkeys([*chosen, ACTION]))
-    record = recipe.data.record
-    if record is not None and not Path(recipe.data.dataset).exists():
-        from ..evaluation.demonstrations import record_demonstrations
-
-        record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
-    dataset = LeRobotDataset(
-        recipe.data.dataset,
-        features=features,
-        episodes=recipe.data.episodes,
-        revision=recipe.data.revision,
-        tolerance_s=recipe.data.tolerance_s,
-        rename_map=recipe.data.rename_map,
-        decoded_cache=recipe.data.decoded_cache,
-        **({} if config is None else _windows(config)),
-    )
-    if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
-        raise InvalidRecipeError(
-            f"{recipe.data.dataset} exists and holds {dataset.num_episodes} episodes; the recipe records "
-            f"{record.total_episodes}. Choose another folder, --data.dataset with --data.record.episodes, or remove "
-            f"it."
-        )
-    return dataset
+logger = logging.get_logger(__name__)
 
 
-def _windows(config: PolicyConfig) -> dict[str, int]:
-    """Return the arguments of a dataset that say how many steps a sample holds, and which samples there are."""
-    return {
-        "action_horizon": config.action_horizon,
-        "n_obs_steps": config.n_obs_steps,
-        "drop_n_last_frames": config.frames_without_start,
-    }
-
-
-def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, PolicyProcessor]:
+def build_policy(recipe: Recipe, dataset: Demonstrations) -> tuple[PolicyModel, PolicyProcessor]:
     """Build a policy, fresh or from the recipe's base, and its processor for a dataset's features and statistics."""
     features = _features(recipe, dataset)
     # The robot is the dataset's and none of its cameras is optional, so a base's own robot fields are reset.
     config_class = registry.policy_class(recipe.policy).config_class
-    fields = {name: config_class.__dataclass_fields__[name].default for name in config_class.robot_fields}
-    fields |= recipe.config | {"input_features": features.inputs, "output_features": features.outputs}
+    defaults = {name: config_class.__dataclass_fields__[name].default for name in config_class.robot_fields}
+    fields = defaults | recipe.config | {"input_features": features.inputs, "output_features": features.outputs}
+    if isinstance(dataset, MixtureDataset):
+        given = {name: value for name, value in fields.items() if name in recipe.config or name not in defaults}
+        fields |= dataset.config_fields(config_class, given)
     if recipe.base is None:
         if recipe.dtype is not None:
             raise InvalidRecipeError(f"dtype={recipe.dtype} is that of a base; fresh weights are trained in float32.")
@@ -89,7 +55,26 @@ def build_policy(recipe: Recipe, dataset: LeRobotDataset) -> tuple[PolicyModel, 
             raise InvalidRecipeError(
                 f"{recipe.base} is a {policy.config.model_type}; the recipe is for {recipe.policy}."
             )
+    if isinstance(dataset, MixtureDataset):
+        _require_fit(dataset, policy)
     return policy, _build_processor(recipe, dataset, policy.config, features)
+
+
+def _require_fit(dataset: MixtureDataset, policy: PolicyModel) -> None:
+    """Check that a policy can learn from all datasets of a mixture, and say which cameras some of them lack."""
+    dataset.require_fit(policy.config)
+    for camera in policy.config.optional_cameras:
+        lacking = [name for name, d in zip(dataset.names, dataset.datasets, strict=True) if camera not in d.features]
+        if lacking and "pixel_mask" not in inspect.signature(policy.forward).parameters:
+            raise InvalidRecipeError(
+                f"{', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} {camera}, and "
+                f"{type(policy).__name__} cannot do without a camera: its forward takes no pixel_mask. Leave it "
+                f"out: --inputs"
+            )
+        if lacking:
+            logger.warning(
+                f"{camera} is optional: {', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} it."
+            )
 
 
 def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -116,51 +101,82 @@ def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 def _build_processor(
-    recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig, features: PolicyFeatures
+    recipe: Recipe, dataset: Demonstrations, config: PolicyConfig, features: PolicyFeatures
 ) -> PolicyProcessor:
     """Build the processor of a policy for a dataset's features and statistics."""
-    statistics = dict(dataset.statistics)
-    if getattr(config, "pretrained_backbone_weights", None):
-        # A pretrained backbone expects the pixel statistics it was pretrained with, not those of a few scenes.
-        statistics |= {name: statistics.get(name, {}) | IMAGENET_STATISTICS for name in config.image_features}
-    relative_to = None
-    if recipe.relative_actions is not False:
-        relative_to = _relative_to(recipe, dataset)
-        vectors = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: no video is decoded
-        statistics[ACTION] = relative_action_statistics(vectors, relative_to)
-    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
     used = (*features.inputs, *features.outputs)
-    return processor_class(config).from_config(
-        config,
-        statistics,
-        **language,
-        relative_to=relative_to,
-        dimension_names={name: dataset.dimension_names[name] for name in used},
-        units={name: dataset.units[name] for name in used},
-    )
+    if isinstance(dataset, MixtureDataset):
+        fields = dataset.processor_fields(config)
+    else:
+        fields = {
+            "statistics": dataset.statistics,
+            "dimension_names": {name: dataset.dimension_names[name] for name in used},
+            "units": {name: dataset.units[name] for name in used},
+        }
+    relative_to = None if recipe.relative_actions is False else _relative_to(recipe, dataset)
+    # No cameras: no video is decoded.
+    vectors = None if relative_to is None else _parts(open_dataset(recipe, config, features=[STATE, ACTION]))
+
+    def completed(statistics: Mapping[str, Any], robot: str | None = None) -> dict[str, Any]:
+        statistics = dict(statistics)
+        if getattr(config, "pretrained_backbone_weights", None):
+            # A pretrained backbone expects the pixel statistics it was pretrained with, not those of a few scenes.
+            statistics |= {name: statistics.get(name, {}) | IMAGENET_STATISTICS for name in config.image_features}
+        if relative_to is not None:
+            own = [d for d, of in vectors if robot is None or of == robot]
+            statistics[ACTION] = relative_action_statistics(own, relative_to)
+        return statistics
+
+    if "embodiments" in fields:
+        fields["embodiments"] = {robot: completed(own, robot) for robot, own in fields["embodiments"].items()}
+    else:
+        fields["statistics"] = completed(fields["statistics"])
+    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
+    return processor_class(config).from_config(config, **language, relative_to=relative_to, **fields)
 
 
-def _features(recipe: Recipe, dataset: LeRobotDataset) -> PolicyFeatures:
+def _parts(dataset: Demonstrations) -> list[tuple[LeRobotDataset, str | None]]:
+    """Return the datasets that a dataset consists of, each with its robot."""
+    if isinstance(dataset, MixtureDataset):
+        return list(zip(dataset.datasets, dataset.embodiments, strict=True))
+    return [(dataset, None)]
+
+
+def _features(recipe: Recipe, dataset: Demonstrations) -> PolicyFeatures:
     try:
         features = dataset.policy_features
     except UnknownDatasetFeatureError as error:
         raise InvalidRecipeError(f"{recipe.name}: {error}") from error
     if not features.inputs or not features.outputs:
         raise InvalidRecipeError(
-            f"{recipe.data.dataset} gives the inputs {list(features.inputs)} and the outputs "
+            f"{recipe.data.title} gives the inputs {list(features.inputs)} and the outputs "
             f"{list(features.outputs)}; a policy needs both. The dataset has: {', '.join(dataset.features)}."
         )
     return features
 
 
-def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
+def _relative_to(recipe: Recipe, dataset: Demonstrations) -> list[int | None]:
+    """Return which dimension of the state each of the action is relative to: one answer for all datasets.
+
+    Raises:
+        InvalidRecipeError: there is no state, or the datasets of a mixture have different answers.
+    """
     if recipe.relative_actions is not True:
         return list(recipe.relative_actions)
     if STATE not in dataset.features:
         raise InvalidRecipeError(f"relative_actions need {STATE!r} among the inputs; they are {recipe.inputs}.")
-    widths = tuple(dataset.features[name]["shape"][0] for name in (ACTION, STATE))
-    return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
+    found = {}
+    for part, _ in _parts(dataset):
+        widths = tuple(part.features[name]["shape"][0] for name in (ACTION, STATE))
+        names = (part.dimension_names[ACTION], part.dimension_names[STATE])
+        found[part.root.name] = match_dimensions(*names, widths)
+    if len({tuple(answer) for answer in found.values()}) > 1:
+        raise InvalidRecipeError(
+            f"relative_actions: the datasets' dimensions match differently: {found}. One policy has one rule: say it, "
+            f"such as [0, 1, 2, null], or train on absolute actions."
+        )
+    return next(iter(found.values()))
 
 
-def _tokenizer(recipe: Recipe, dataset: LeRobotDataset) -> PreTrainedTokenizerBase | str | None:
+def _tokenizer(recipe: Recipe, dataset: Demonstrations) -> PreTrainedTokenizerBase | str | None:
     return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer

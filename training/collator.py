@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from ..configuration.features import ACTION, FeatureType
-from ..errors import FeatureShapeError, InvalidConfigError, MissingFeatureError
+from ..errors import EmbodimentError, InvalidConfigError, MissingFeatureError
 from ..processing.arrays import channels_first
+from ..processing.groups import joined
 from ..processing.processor import PolicyProcessor
 from .augmentation import Augmentation, draws_for
 
 IS_PAD = "action_is_pad"
+DATASET_INDEX = "dataset_index"
 
 
 class PolicyCollator:
@@ -23,15 +25,25 @@ class PolicyCollator:
         processor: the policy's.
         augmentation: variation of the pictures, for training batches only. The draws depend on torch's seed when the
             collator is built.
+        with_datasets: whether batches of a `MixtureDataset` say which sample is of which dataset, as `dataset_index`
+            (b,), for the losses of each; a policy does not take it.
     """
 
-    def __init__(self, processor: PolicyProcessor, augmentation: Augmentation | None = None):
+    def __init__(
+        self, processor: PolicyProcessor, augmentation: Augmentation | None = None, with_datasets: bool = False
+    ):
         self.processor = processor
         self.augmentation = augmentation
+        self.with_datasets = with_datasets
         self.seed = torch.initial_seed()
+        self._of_robots: dict[str, PolicyProcessor] = {}
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h)."""
+        """Return model inputs (b, …) with their labels `actions` (b, h, a) and `action_is_pad` (b, h).
+
+        Samples may be of several robots, in which case each names its `embodiment`, and their pictures of several
+        sizes, layouts and types: those that are alike are processed together, as each would be alone.
+        """
         samples = [self._renamed(sample) for sample in samples]
         optional = set(self.processor.optional_cameras)
         # Of a mixture of datasets, some may lack an optional camera: it is absent from their samples alone.
@@ -50,15 +62,67 @@ class PolicyCollator:
                 )
             if missing:
                 raise MissingFeatureError(missing, sample, (*names, ACTION))
-        observation = {name: _together(name, [sample.get(name) for sample in samples]) for name in names}
-        if self.augmentation is not None:
-            self._augment(observation)
-        actions = _together(ACTION, [sample[ACTION] for sample in samples])  # (b, h, a)
-        is_pad = _together(IS_PAD, [sample[IS_PAD] for sample in samples])  # (b, h)
         tasks = [sample.get("task") for sample in samples]
         if None in tasks:
             tasks = self._without_some(tasks)
-        return dict(self.processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))
+        groups: dict[tuple, list[int]] = {}
+        for place, sample in enumerate(samples):
+            groups.setdefault(self._kind(sample, names), []).append(place)
+        batches = [
+            self._processed([samples[i] for i in places], names, tasks and [tasks[i] for i in places])
+            for places in groups.values()
+        ]
+        batch = joined(batches, list(groups.values()), **self._padding)
+        if self.with_datasets and all("dataset_index" in sample for sample in samples):
+            batch[DATASET_INDEX] = torch.stack([torch.as_tensor(sample["dataset_index"]) for sample in samples])
+        return batch
+
+    def _kind(self, sample: Mapping[str, Any], names: Sequence[str]) -> tuple:
+        """Return what the samples of a group have in common: robot, shapes and types."""
+        robot = self._robot_of(sample)
+        described = ((name, sample[name]) for name in (*names, ACTION) if name in sample)
+        return robot, *((name, tuple(value.shape), value.dtype) for name, value in described)
+
+    def _robot_of(self, sample: Mapping[str, Any]) -> str | None:
+        """Return the robot that a sample is of, where the processor knows several; else None.
+
+        Raises:
+            EmbodimentError: the processor serves another one.
+        """
+        named, known = sample.get("embodiment"), self.processor.embodiments
+        if named is None or (not known and self.processor.embodiment is None):
+            return None
+        if named not in (known or (self.processor.embodiment,)):
+            raise EmbodimentError(named, known or [self.processor.embodiment])
+        return named if known else None
+
+    def _processor_of(self, robot: str | None) -> PolicyProcessor:
+        if robot is None:
+            return self.processor
+        if robot not in self._of_robots:
+            self._of_robots[robot] = self.processor.for_embodiment(robot)
+        return self._of_robots[robot]
+
+    def _processed(
+        self, samples: Sequence[Mapping[str, Any]], names: Sequence[str], tasks: list[str] | None
+    ) -> dict[str, Any]:
+        """Return the model inputs of samples that are alike."""
+        observation = {name: _together([sample.get(name) for sample in samples]) for name in names}
+        observation = {name: values for name, values in observation.items() if values is not None}
+        if self.augmentation is not None:
+            self._augment(observation)
+        actions = _together([sample[ACTION] for sample in samples])  # (b, h, a)
+        is_pad = _together([sample[IS_PAD] for sample in samples])  # (b, h)
+        processor = self._processor_of(self._robot_of(samples[0]))
+        return dict(processor(observation, task=tasks, actions=actions, action_is_pad=is_pad))
+
+    @property
+    def _padding(self) -> dict[str, Any]:
+        """How prompts of different lengths are filled up."""
+        instruction = self.processor.instruction
+        if instruction is None:
+            return {}
+        return {"pad_token": instruction.tokenizer.pad_token_id or 0, "side": instruction.padding_side}
 
     def _without_some(self, tasks: list[str | None]) -> None:
         """Accept that no sample has an instruction, or that the policy reads none.
@@ -96,14 +160,9 @@ def _given(pictures: torch.Tensor | list[torch.Tensor | None]) -> torch.Tensor:
     return torch.stack([picture for picture in pictures if picture is not None])
 
 
-def _together(name: str, values: list[torch.Tensor | None]) -> torch.Tensor | list[torch.Tensor | None]:
-    """Return the values of a batch as one tensor (b, …); where some are absent, as a list with None for them.
-
-    Raises:
-        FeatureShapeError: they have different shapes.
-    """
-    shapes = dict.fromkeys(tuple(value.shape) for value in values if value is not None)
-    if len(shapes) > 1:
-        first, other = list(shapes)[:2]
-        raise FeatureShapeError(name, other, f"{first}, as another sample of the batch has: a batch has one shape")
-    return values if any(value is None for value in values) else torch.stack(values)
+def _together(values: list[torch.Tensor | None]) -> torch.Tensor | list[torch.Tensor | None] | None:
+    """Return the values of a batch as one tensor (b, …); where some are absent, as a list with None for them."""
+    absent = sum(value is None for value in values)
+    if absent == len(values):
+        return None
+    return values if absent else torch.stack(values)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._disk import naming_disk_errors
-from ..data.dataset import LeRobotDataset
 from ..errors import InvalidRecipeError
 from ..inference.pipeline import PolicyPipeline
 from ..modeling.policy import PolicyModel
 from ..processing.processor import PolicyProcessor
+from .opening import Demonstrations
 from .recipe import Recipe
 
 
@@ -38,12 +38,12 @@ def require_environments(recipe: Recipe) -> None:
     """
     from ..evaluation.environments import describe_environment
 
-    for environment, _ in evaluations(recipe):
+    for environment, _, _ in evaluations(recipe):
         describe_environment(environment, recipe.evaluation.horizon)
 
 
 def rehearse_evaluation(
-    recipe: Recipe, policy: PolicyModel, processor: PolicyProcessor, dataset: LeRobotDataset
+    recipe: Recipe, policy: PolicyModel, processor: PolicyProcessor, dataset: Demonstrations
 ) -> None:
     """Take one step of every evaluation with the policy as it is before its training.
 
@@ -55,16 +55,18 @@ def rehearse_evaluation(
 
     pipeline = PolicyPipeline(model=policy, processor=processor, device=policy.device)
     section = recipe.evaluation
-    for environment, task in evaluations(recipe):
+    for environment, task, robot in evaluations(recipe):
         rate = describe_environment(environment, section.horizon).fps
-        if rate != dataset.fps:
+        taught = recipe.data.fps or dataset.control_rate
+        if rate != taught:
             raise InvalidRecipeError(
-                f"{environment} takes {rate} actions per second, and the demonstrations in {recipe.data.dataset} were "
-                f"recorded at {dataset.fps:g}: a policy of one moves differently at the other. Name an environment of "
+                f"{environment} takes {rate} actions per second, and the demonstrations in {recipe.data.title} were "
+                f"recorded at {taught:g}: a policy of one moves differently at the other. Name an environment of "
                 f"that rate, or train without: --evaluation null"
             )
+        own = pipeline_for(pipeline, robot)
         try:
-            evaluate(pipeline, environment, section.seeds[:1], num_envs=1, horizon=1, progress=False, task=task)
+            evaluate(own, environment, section.seeds[:1], num_envs=1, horizon=1, progress=False, task=task)
         except Exception as error:
             raise InvalidRecipeError(
                 f"The policy cannot be evaluated in {environment}, so it is not trained: its first step there fails. "
@@ -72,11 +74,30 @@ def rehearse_evaluation(
             ) from error
 
 
-def evaluations(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
-    """Yield environment and instruction of each evaluation of a recipe, the first one first."""
+def evaluations(recipe: Recipe) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield environment, instruction and robot of each evaluation of a recipe, the first one first."""
     section = recipe.evaluation
     if section is None:
         return
-    yield section.environment, None
+    yield section.environment, None, section.embodiment
     for other in section.further or ():
-        yield other.environment or section.environment, other.task
+        yield other.environment or section.environment, other.task, other.embodiment or section.embodiment
+
+
+def pipeline_for(pipeline: PolicyPipeline, robot: str | None) -> PolicyPipeline:
+    """Return a pipeline of the same policy for one of the robots that it has learned from.
+
+    Raises:
+        InvalidRecipeError: there are several and none is named, or one that the policy does not know.
+    """
+    processor = pipeline.processor
+    known = list(processor.embodiments or [processor.embodiment])
+    if robot is None and (processor.embodiment is not None or not processor.embodiments):
+        return pipeline
+    if robot not in known:
+        problem = f"there is no robot {robot!r}" if robot else "the policy learns from several robots"
+        raise InvalidRecipeError(
+            f"evaluation.embodiment={robot}: {problem}. Name one of: {', '.join(map(str, known))}."
+        )
+    own = processor.for_embodiment(robot) if processor.embodiments else processor
+    return PolicyPipeline(model=pipeline.policy, processor=own, device=pipeline.device, embodiment=robot)

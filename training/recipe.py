@@ -42,11 +42,15 @@ class Recording:
 
 
 @dataclass
-class DataSection:
-    """Describe the demonstrations.
+class MixtureEntry:
+    """Describe one dataset of a mixture.
 
     Args:
         dataset: LeRobot dataset, a folder or Hub id.
+        weight: its weight in the mixture, see `weights_by`.
+        embodiment: its robot; datasets of one robot share statistics, those of another have their own where the policy
+            knows robots. By default all are of one.
+        name: for logs and messages; by default the folder's, or the Hub id.
         record: how the folder is recorded when it does not exist.
         episodes: the numbers of the episodes to use; all by default.
         features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
@@ -54,6 +58,9 @@ class DataSection:
     """
 
     dataset: str
+    weight: float = 1.0
+    embodiment: str | None = None
+    name: str | None = None
     record: Recording | None = None
     episodes: list[int] | None = None
     features: list[str] | None = None
@@ -64,16 +71,73 @@ class DataSection:
 
 
 @dataclass
+class DataSection:
+    """Describe the demonstrations.
+
+    Args:
+        dataset: LeRobot dataset, a folder or Hub id; or several, as `mixture`.
+        record: how the folder is recorded when it does not exist.
+        episodes: the numbers of the episodes to use; all by default.
+        features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
+        revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
+        fps: the rate at which actions follow each other [Hz]; of a dataset of a multiple of it, steps are left out.
+            By default that of the dataset.
+        weights_by: what the weights of a mixture are of. `frames`: every sample of a dataset has its weight;
+            `dataset`: the dataset as a whole has, however long it is.
+        mixture: several datasets, each with its weight and its robot, in place of `dataset`.
+    """
+
+    dataset: str | None = None
+    record: Recording | None = None
+    episodes: list[int] | None = None
+    features: list[str] | None = None
+    revision: str | None = None
+    tolerance_s: float = 1e-4
+    rename_map: dict[str, str] | None = None
+    decoded_cache: str | None = None
+    fps: float | None = None
+    weights_by: Literal["frames", "dataset"] = "frames"
+    mixture: list[MixtureEntry] | None = None
+
+    def __post_init__(self):
+        own = ("dataset", "record", "episodes", "features", "revision", "rename_map", "decoded_cache")
+        given = [name for name in own if getattr(self, name) is not None]
+        if self.mixture is not None and given:
+            raise InvalidConfigError(
+                f"{given[0]} and mixture exclude each other: each dataset of a mixture has its own {given[0]}"
+            )
+        if not self.mixture and self.dataset is None:
+            raise InvalidConfigError("it lacks dataset, or several datasets as mixture")
+        if self.fps is not None and not self.fps > 0:
+            raise InvalidConfigError(f"fps={self.fps} must be above 0")
+
+    @property
+    def entries(self) -> list[MixtureEntry]:
+        """The datasets: those of the mixture, or the only one."""
+        if self.mixture:
+            return self.mixture
+        common = {f.name: getattr(self, f.name) for f in fields(MixtureEntry) if hasattr(self, f.name)}
+        return [MixtureEntry(**common)]
+
+    @property
+    def title(self) -> str:
+        """The datasets in words, for messages."""
+        return ", ".join(entry.dataset for entry in self.entries)
+
+
+@dataclass
 class Variation:
     """Describe a further evaluation by its differences from the first.
 
     Args:
         environment: another one; by default the same.
         task: another instruction than the environment's own.
+        embodiment: another robot; by default the same.
     """
 
     environment: str | None = None
     task: str | None = None
+    embodiment: str | None = None
 
 
 @dataclass
@@ -87,6 +151,7 @@ class EvaluationSection:
         num_envs: environments that step together.
         horizon: steps after which an episode has failed; the environment's own by default.
         video: film the first episodes; without a renderer the card says why there is no video.
+        embodiment: which robot it is, of a policy that learns from several.
         further: more evaluations, over the same seeds.
     """
 
@@ -96,6 +161,7 @@ class EvaluationSection:
     num_envs: int = 10
     horizon: int | None = None
     video: bool = False
+    embodiment: str | None = None
     further: list[Variation] | None = None
 
     @property
@@ -191,6 +257,11 @@ def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] 
     overridden = [key for key, _ in overrides]
     if "data.dataset" in overridden and not any(key.startswith("data.record") for key in overridden):
         content["data"].pop("record", None)  # a dataset named on the command line exists already
+    if "data.dataset" in overridden and not any(key.startswith("data.mixture") for key in overridden):
+        content["data"].pop("mixture", None)  # and stands in place of those of the file
+    if "data.mixture" in overridden and not any(key.startswith(("data.dataset", "data.record")) for key in overridden):
+        for name in ("dataset", "record"):
+            content["data"].pop(name, None)
     content.setdefault("name", path.name.removesuffix(".yaml"))
     return _build_recipe(content, str(source))
 
@@ -200,13 +271,35 @@ def _shipped():
 
 
 def _set(content: dict, keys: list[str], text: str) -> None:
+    """Set a value by the names on the way to it; of a list, such as a mixture's datasets, by its number from 0."""
+    where = ".".join(keys)
+    in_list = False
     for key in keys[:-1]:
-        content[key] = content.get(key) or {}
-        content = content[key]
-        if not isinstance(content, dict):
-            raise InvalidRecipeError(f"--{'.'.join(keys)}: {key!r} is a single value, it has no fields.")
+        content = _entered(content, key, where)
+        in_list = in_list or isinstance(content, list)
     # The text of a field is read as the field's type; values nested in a mapping have none, so YAML decides.
-    content[keys[-1]] = text if len(keys) <= 2 or "record" in keys else _yaml(text, ".".join(keys))
+    value = text if len(keys) <= 2 or "record" in keys or in_list else _yaml(text, where)
+    if isinstance(content, list):
+        content[_number(content, keys[-1], where)] = _yaml(text, where)
+    else:
+        content[keys[-1]] = value
+
+
+def _entered(content: dict | list, key: str, where: str) -> dict | list:
+    """Return what a name, or the number of a list, leads to."""
+    if isinstance(content, list):
+        inner = content[_number(content, key, where)]
+    else:
+        inner = content[key] = content.get(key) or {}
+    if not isinstance(inner, (dict, list)):
+        raise InvalidRecipeError(f"--{where}: {key!r} is a single value, it has no fields.")
+    return inner
+
+
+def _number(content: list, key: str, where: str) -> int:
+    if not key.isdecimal() or int(key) >= len(content):
+        raise InvalidRecipeError(f"--{where}: {key!r} is none of the list's entries, 0 … {len(content) - 1}.")
+    return int(key)
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -253,7 +346,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
     try:
         return cls(**values)
     except InvalidConfigError as error:
-        raise InvalidRecipeError(f"{where}: {error}") from error
+        raise InvalidRecipeError(f"{where}: {str(error).removesuffix('.')}.") from error
 
 
 def section_of(annotation: Any) -> type | None:
@@ -261,6 +354,12 @@ def section_of(annotation: Any) -> type | None:
     options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
     options = [get_args(option)[0] if get_origin(option) is list else option for option in options]
     return next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
+
+
+def is_list(annotation: Any) -> bool:
+    """Return whether a field holds a list."""
+    options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    return any(get_origin(option) is list for option in options)
 
 
 def _typed(values: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from ..configuration.typed_values import type_words
 from ..modeling import registry
 from .arguments import PolicyTrainingArguments
-from .recipe import Recipe, section_of
+from .recipe import Recipe, is_list, section_of
 
 WIDTH = 110
 _NOT_SET = ("input_features", "output_features", "format_version")  # those of the dataset, and of the library
@@ -65,7 +65,9 @@ def _section(cls: type, values: Any, prefix: str) -> Iterator[str]:
     for name in [name for name in declared if name not in plain]:
         inner, path = getattr(values, name, None), f"{prefix}.{name}".lstrip(".")
         yield from ("", f"{path}: {meanings.get(name, '')}")
-        yield from _section(section_of(hints[name]), None if isinstance(inner, list) else inner, path)
+        if is_list(hints[name]):  # its entries have numbers; the first stands for all
+            inner, path = (inner or [None])[0], f"{path}.0"
+        yield from _section(section_of(hints[name]), inner, path)
 
 
 def _fields(

@@ -24,7 +24,8 @@ from .._lock import locked
 from .._processes import is_lost_contact, launched
 from .._version import __version__
 from ..configuration.features import ACTION
-from ..data.dataset import LeRobotDataset
+from ..configuration.mixture import slot_fields
+from ..data.mixture import MixtureDataset
 from ..errors import (
     InvalidConfigError,
     InvalidRecipeError,
@@ -41,10 +42,11 @@ from ..modeling.policy import PolicyModel
 from ..plugins import requested_plugins
 from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
-from .build import build_policy, open_dataset
+from .build import build_policy
 from .checkpointing import STAGING_FOLDER
 from .checkpoints import last_checkpoint
-from .preflight import rehearse_evaluation, require_environments, require_writable
+from .opening import Demonstrations, open_dataset
+from .preflight import evaluations, pipeline_for, rehearse_evaluation, require_environments, require_writable
 from .publishing import require_card
 from .recipe import Recipe
 from .trainer import PolicyTrainer
@@ -94,16 +96,17 @@ def _train_and_finish(
 ) -> None:
     """Build, rehearse, train and finish the run of a recipe, from a checkpoint where there is one to resume from."""
     processes = launched()
-    if processes.is_main and recipe.data.record is not None and not Path(recipe.data.dataset).exists():
+    if processes.is_main and any(_is_to_record(entry) for entry in recipe.data.entries):
         require_environments(recipe)  # a recording may take hours
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
+    robots = slot_fields(config_class, [entry.embodiment for entry in recipe.data.entries], recipe.config)
     with processes.main_first():  # which records or downloads
         if not processes.is_main:
             _require_recorded(recipe)
         # The config of a base is known once it is loaded: its horizon, its history, and what the recipe leaves as it
         # is.
-        dataset = open_dataset(recipe, config_class(**recipe.config) if recipe.base is None else None)
+        dataset = open_dataset(recipe, config_class(**recipe.config | robots) if recipe.base is None else None)
     policy, processor = build_policy(recipe, dataset)
     # What the policy does not use is not read; a base has a horizon and a history of its own.
     used = [name for name in policy.config.input_features if name in dataset.features]
@@ -122,12 +125,17 @@ def _train_and_finish(
     finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
 
 
+def _is_to_record(entry: Any) -> bool:
+    return entry.record is not None and not Path(entry.dataset).exists()
+
+
 def _require_recorded(recipe: Recipe) -> None:
     """Check that this process sees the demonstrations that the main one has recorded, perhaps on another computer."""
-    if recipe.data.record is not None and not Path(recipe.data.dataset).exists():
+    absent = [entry.dataset for entry in recipe.data.entries if _is_to_record(entry)]
+    if absent:
         raise MissingFileError(
-            f"The first process has recorded {recipe.data.dataset}, which {socket.gethostname()} does not have. "
-            f"Computers that train together need a folder that all of them see: --data.dataset and --output."
+            f"The first process has recorded {absent[0]}, which {socket.gethostname()} does not have. Computers that "
+            f"train together need a folder that all of them see: --data.dataset and --output."
         )
 
 
@@ -204,7 +212,7 @@ def _evaluation_command(recipe: Recipe) -> str:
     section, folder = recipe.evaluation, str(recipe.output)
     words = ["manipulators", "eval", folder, "--env", section.environment]
     words += [word for module in requested_plugins() for word in ("--plugin", module)]
-    for name in ("episodes", "seed", "num_envs", "horizon"):
+    for name in ("embodiment", "episodes", "seed", "num_envs", "horizon"):
         if getattr(section, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(section, name))]
     words += ["--video", os.path.join(folder, VIDEO_FILE)] if section.video else []
@@ -213,19 +221,14 @@ def _evaluation_command(recipe: Recipe) -> str:
 
 
 def _training_record(
-    recipe: Recipe, dataset: LeRobotDataset, trainer: PolicyTrainer, command: str | None
+    recipe: Recipe, dataset: Demonstrations, trainer: PolicyTrainer, command: str | None
 ) -> dict[str, Any]:
     """Return what training.json holds."""
     arguments = trainer.args
     return {
         "recipe": asdict(recipe),
-        "dataset": {
-            "name": recipe.data.dataset,
-            "episodes": dataset.num_episodes,
-            "frames": dataset.num_frames,
-            "tasks": len(dataset.tasks),
-        },
-        "control_rate_hz": dataset.fps,
+        "dataset": _dataset_record(recipe, dataset),
+        "control_rate_hz": recipe.data.fps or dataset.control_rate,
         "training": {
             "steps": trainer.state.global_step,
             "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
@@ -243,6 +246,30 @@ def _training_record(
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         },
+    }
+
+
+def _dataset_record(recipe: Recipe, dataset: Demonstrations) -> dict[str, Any]:
+    """Return what training.json holds of the demonstrations; of a mixture also of each dataset."""
+    counts = {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "tasks": len(dataset.tasks)}
+    if not isinstance(dataset, MixtureDataset):
+        return {"name": recipe.data.dataset} | counts
+    parts = zip(recipe.data.entries, dataset.datasets, dataset.shares, strict=True)
+    return {
+        "name": recipe.data.title,
+        **counts,
+        "mixture": [
+            {
+                "name": entry.dataset,
+                "episodes": part.num_episodes,
+                "frames": part.num_frames,
+                "tasks": len(part.tasks),
+                "weight": entry.weight,
+                "share": round(share, 6),
+                "embodiment": entry.embodiment,
+            }
+            for entry, part, share in parts
+        ],
     }
 
 
@@ -299,21 +326,20 @@ def save_checkpoint(
 
 
 def evaluate_checkpoint(output: Path, recipe: Recipe, pipeline: PolicyPipeline) -> None:
-    """Run the recipe's evaluation, and add the result to the checkpoint and its card."""
+    """Run the recipe's evaluations, and add the results to the checkpoint and its card."""
     from ..evaluation.rollout import evaluate
 
     section = recipe.evaluation
-    common = {"num_envs": section.num_envs, "horizon": section.horizon}
-    video = output / VIDEO_FILE if section.video else None
-    path = output / EVALUATION_FILE
-    result = evaluate(pipeline, section.environment, section.seeds, video=video, output=path, **common).to_dict()
+    path, further = output / EVALUATION_FILE, []
+    for environment, task, robot in evaluations(recipe):
+        options = {} if further else {"output": path, "video": output / VIDEO_FILE if section.video else None}
+        common = {"num_envs": section.num_envs, "horizon": section.horizon, "task": task}
+        own = pipeline_for(pipeline, robot)
+        further.append(evaluate(own, environment, section.seeds, **common, **options).to_dict())
+    result = further.pop(0)
     result |= {"checkpoint": str(output), "commit": None}  # the policy may remember the base it was loaded from
-    if section.further:
-        further = [(other.environment or section.environment, other.task) for other in section.further]
-        result["further"] = [
-            evaluate(pipeline, environment, section.seeds, task=task, **common).to_dict()
-            for environment, task in further
-        ]
+    if further:
+        result["further"] = further
     write_text(path, json.dumps(result, indent=2) + "\n")
     write_checkpoint_card(output)
 

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .._lock import is_held, locked
 from ..configuration.crops import small_crops
+from ..data.mixture import MixtureDataset
 from ..errors import DivergedTrainingError, InvalidConfigError
 from ..modeling.adapters import has_adapter, require_saved, unwrapped
 from ..modeling.policy import PolicyModel
@@ -33,7 +34,8 @@ from .checkpoints import (
     require_finite_state,
     surplus_checkpoints,
 )
-from .collator import PolicyCollator
+from .collator import DATASET_INDEX, PolicyCollator
+from .dataset_losses import as_means, sums_by_dataset
 from .global_mean import GlobalMean
 from .predicting import Predicting
 from .processes import require_honoured, seed_process
@@ -114,8 +116,7 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
             # By default the order would follow torch's seed, which a caller may have set differently in each process.
             self.accelerator.dataloader_config.data_seed = args.seed
         if self.is_world_process_zero():
-            named = processor.dimension_names or {}
-            for sentence in (*processor.robots.fragile_dimensions(named), *small_crops(self.model.config.to_dict())):
+            for sentence in (*_fragile_dimensions(processor), *small_crops(self.model.config.to_dict())):
                 logger.warning(sentence)
         if args.label_names is None:
             self.label_names = ["actions"]
@@ -161,10 +162,11 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
         return policy
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches, the only ones with augmentation."""
+        """Return the training batches, the only ones with augmentation; of a mixture with each sample's dataset."""
         plain = self.data_collator
-        if self._augmentation is not None:
-            self.data_collator = PolicyCollator(self.processor, self._augmentation)
+        own = isinstance(plain, PolicyCollator) and isinstance(self.train_dataset, MixtureDataset)
+        if self._augmentation is not None or own:
+            self.data_collator = PolicyCollator(self.processor, self._augmentation, with_datasets=own)
         try:
             return super().get_train_dataloader()
         finally:
@@ -330,6 +332,8 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
 
         The losses of a step's batches, in all processes, together are the mean over what counts in all of them.
         """
+        inputs = dict(inputs)
+        index = inputs.pop(DATASET_INDEX, None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         policy, parts = self._saved_policy, outputs.losses or {}
         if self.compute_loss_func is None:  # the caller's own reduction stands
@@ -340,6 +344,9 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
         if model.training:
             for name, value in parts.items():  # summed on the device: no wait per step
                 self._loss_parts[name] = self._loss_parts.get(name, 0) + value.detach() / self._step_mean.batches
+            if index is not None and outputs.sample_errors is not None:
+                for name, sums in sums_by_dataset(outputs.sample_errors, index, self.train_dataset.names).items():
+                    self._loss_parts[name] = self._loss_parts.get(name, 0) + sums
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any):
@@ -361,7 +368,7 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
         """
         parts: dict[str, float] = {}
         if "loss" in logs:
-            parts = {name: (value / self._steps).item() for name, value in self._mean_parts().items()}
+            parts = as_means(self._mean_parts(), self._steps)
             now = time.perf_counter()
             waited = self._data_seconds / max(now - (self._logged_at or now), 1e-9)
             logs |= parts | {"data_wait": round(waited, 4)}
@@ -375,6 +382,14 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
     def _mean_parts(self) -> dict[str, torch.Tensor]:
         """Return the sums of the named losses since the last log, as means over the processes."""
         return self.accelerator.reduce(self._loss_parts, reduction="mean") if self._loss_parts else {}
+
+
+def _fragile_dimensions(processor: PolicyProcessor) -> list[str]:
+    """Return what `processing.fragile` says of every robot that a processor knows."""
+    if not processor.embodiments or processor.embodiment is not None:
+        return processor.robots.fragile_dimensions(processor.dimension_names or {})
+    each = [(name, processor.for_embodiment(name)) for name in processor.embodiments]
+    return [f"{name}: {sentence}" for name, own in each for sentence in _fragile_dimensions(own)]
 
 
 def _require(args: Any, processor: Any) -> None:

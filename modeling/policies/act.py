@@ -62,8 +62,8 @@ class ACTPolicy(PolicyModel):
 
     def losses(
         self, inputs: PolicyInputs, labels: Labels, draws: Draws
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Return the L1 loss and, with a VAE while training, the KL divergence of its latent; and the chunk."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Return the L1 loss and, with a VAE while training, the latent's KL divergence; the chunk; its error."""
         # 1. Where along the demonstrations' styles: z from the actions while training, the mean style otherwise.
         if self.training and self.config.use_vae:
             latent, mu, log_variance = self.action_head.sample_latent(
@@ -78,4 +78,4 @@ class ACTPolicy(PolicyModel):
         predicted = self.action_head.sample(self.backbone.encode(inputs, latent), inputs, draws)  # (b, h, a)
         error = (predicted - labels.actions).abs()
         l1 = mean_over(error, labels.action_is_pad, labels.action_mask, self.config.loss_over)
-        return {"l1": l1} | kl, predicted
+        return {"l1": l1} | kl, predicted, {"l1": error}

@@ -45,9 +45,11 @@ def test_every_shipped_recipe_loads(name, tmp_path):
     if recipe.base is not None:  # for demonstrations of the reader's own
         assert recipe.data.record is None and recipe.evaluation is None
         return
+    assert len({entry.dataset for entry in recipe.data.entries}) == len(recipe.data.entries)
     assert recipe.evaluation.horizon is None or recipe.evaluation.horizon > 0
-    demonstrated = range(recipe.data.record.seed, recipe.data.record.seed + 2 * recipe.data.record.episodes + 1)
-    assert not set(demonstrated) & set(recipe.evaluation.seeds)
+    for record in [entry.record for entry in recipe.data.entries]:
+        demonstrated = range(record.seed, record.seed + 2 * record.episodes + 1)
+        assert not set(demonstrated) & set(recipe.evaluation.seeds)
 
 
 def test_the_metaworld_recipe_says_what_it_means():
@@ -238,7 +240,7 @@ def test_refusals_name_the_field_and_what_exists(load, text, message):
         ("policy: act_policy\noutput: out\n", r"lacks data\."),
         ("data: {dataset: x}\n", r"lacks policy, output\."),
         ("policy: act_policy\noutput: out\ndata: x\n", r"data should hold `name: value` lines; it holds 'x'\."),
-        ("policy: act_policy\noutput: out\ndata: {}\n", r"data lacks dataset\."),
+        ("policy: act_policy\noutput: out\ndata: {}\n", r"data: it lacks dataset, or several datasets as mixture\."),
         (
             "policy: act_policy\noutput: out\ndata: {dataset: x, record: {env: a/b}}\n",
             r"data: record has no field 'env'\. ",

@@ -28,7 +28,7 @@ class Samples:
 
 
 def test_the_differences_are_described():
-    statistics = relative_action_statistics(Samples(), [0, None])  # differences: 9, 19, 15
+    statistics = relative_action_statistics([Samples()], [0, None])  # differences: 9, 19, 15
     assert statistics["min"].tolist() == [9.0, 1.0]
     assert statistics["max"].tolist() == [19.0, 1.0]
     assert abs(statistics["mean"][0] - 43 / 3) < 1e-5

@@ -1,7 +1,7 @@
 """Meta-World: 50 manipulation tasks on a Sawyer arm (Yu et al., CoRL 2019, arXiv:1910.10897).
 
 `?camera=corner2&size=96` adds cameras; `?goal=hidden` leaves the goal out of the observation, so that only an
-instruction says what to do.
+instruction says what to do. `?gripper=none` is a robot with closed fingers, whose states and actions are 3 wide.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from ...specification import Expert
 
 
-def _make(task: str, horizon: int, goal: str = "visible", **cameras: Any) -> gymnasium.Env:
+def _make(task: str, horizon: int, goal: str = "visible", gripper: str = "free", **cameras: Any) -> gymnasium.Env:
     from .environment import MetaWorldEnvironment
 
     if goal not in ("visible", "hidden"):
         raise InvalidEvaluationError(f"goal={goal} is neither goal=visible nor goal=hidden.")
-    return MetaWorldEnvironment(task, horizon, goal_visible=goal == "visible", **cameras)
+    if gripper not in ("free", "none"):
+        raise InvalidEvaluationError(f"gripper={gripper} is neither gripper=free nor gripper=none.")
+    return MetaWorldEnvironment(
+        task, horizon, goal_visible=goal == "visible", has_gripper=gripper == "free", **cameras
+    )
 
 
 def _expert(task: str) -> Expert:
@@ -33,5 +37,5 @@ def _expert(task: str) -> Expert:
 
 
 register_environment(
-    "metaworld", _make, tasks=INSTRUCTIONS, expert=_expert, options=["goal"], cameras=CAMERAS, horizon=200
+    "metaworld", _make, tasks=INSTRUCTIONS, expert=_expert, options=["goal", "gripper"], cameras=CAMERAS, horizon=200
 )

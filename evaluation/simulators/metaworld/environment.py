@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 HORIZON = 200
 STATE_WIDTH = 4
+CLOSING = 1.0  # the gripper's effort of a robot without one
 IMAGE_SIZE = 96
 VIEW_CAMERA, VIEW_SIZE = "corner2", 240  # of `render`, which is for people
 
@@ -55,6 +56,8 @@ class MetaWorldEnvironment(gymnasium.Env):
         size (`int`, *optional*, defaults to 96): side of a picture [pixels].
         goal_visible (`bool`, *optional*, defaults to True): put the goal into the environment's state; otherwise
             it has zeros there.
+        has_gripper (`bool`, *optional*, defaults to True): without, the fingers stay closed, and the robot is steered
+            by (3,): state and action end before the gripper.
 
     Raises:
         UnknownEnvironmentError: Meta-World has no such task.
@@ -74,10 +77,11 @@ class MetaWorldEnvironment(gymnasium.Env):
         cameras: Sequence[str] = (),
         size: int = IMAGE_SIZE,
         goal_visible: bool = True,
+        has_gripper: bool = True,
     ):
         if horizon < 1:
             raise InvalidEvaluationError(f"horizon = {horizon} leaves no step to take; expected at least 1.")
-        self.cameras, self.size = tuple(cameras), size
+        self.cameras, self.size, self.has_gripper = tuple(cameras), size, has_gripper
         _check_cameras(self.cameras)
         self._renderer: SceneRenderer | None = None
         self.simulator = _build(task, horizon, goal_visible)
@@ -90,13 +94,14 @@ class MetaWorldEnvironment(gymnasium.Env):
                 )
         options = [f"camera={','.join(self.cameras)}&size={size}"] if self.cameras else []
         options += [] if goal_visible else ["goal=hidden"]
+        options += [] if has_gripper else ["gripper=none"]
         self.environment_spec = EnvironmentSpec(
             name=f"metaworld/{task}" + ("?" + "&".join(options) if options else ""),
             task=INSTRUCTIONS.get(task, f"{task.rsplit('-v', 1)[0].replace('-', ' ').capitalize()}."),
-            features=features(self.cameras, size),
+            features=features(self.cameras, size, has_gripper),
             fps=round(1 / self.simulator.dt),
             horizon=horizon,
-            robot_type="sawyer",
+            robot_type="sawyer" if has_gripper else "sawyer_without_gripper",
             simulator=f"metaworld {version('metaworld')}, mujoco {version('mujoco')}",
         )
         self.observation_space = Dict(
@@ -130,10 +135,13 @@ class MetaWorldEnvironment(gymnasium.Env):
         action = np.asarray(action, dtype=np.float32)
         # MuJoCo would reset itself on NaN without an error, and the episode would go on.
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            names = self.environment_spec.action_feature["names"]
             raise InvalidActionError(
-                f"{self.environment_spec.name} got the action {action.tolist()}; expected 4 finite numbers "
-                "in [-1, 1]: hand_delta_x, hand_delta_y, hand_delta_z, gripper_effort."
+                f"{self.environment_spec.name} got the action {action.tolist()}; expected {len(names)} finite numbers "
+                f"in [-1, 1]: {', '.join(names)}."
             )
+        if not self.has_gripper:
+            action = np.append(action, np.float32(CLOSING))
         values, reward, _, truncated, info = self.simulator.step(action)
         success = bool(info["success"])
         info = {**info, "success": success}
@@ -158,7 +166,8 @@ class MetaWorldEnvironment(gymnasium.Env):
 
     def _observe(self, values: np.ndarray) -> dict[str, np.ndarray]:
         values = values.astype(np.float32)  # (39,)
-        observation = {STATE: values[:STATE_WIDTH], ENVIRONMENT_STATE: values[STATE_WIDTH:]}
+        width = STATE_WIDTH if self.has_gripper else STATE_WIDTH - 1
+        observation = {STATE: values[:width], ENVIRONMENT_STATE: values[STATE_WIDTH:]}
         return observation | {IMAGE_PREFIX + camera: self._draw(camera, self.size) for camera in self.cameras}
 
     def _draw(self, camera: str, size: int) -> np.ndarray:
@@ -177,19 +186,23 @@ class MetaWorldEnvironment(gymnasium.Env):
 def expert(task: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """Return Meta-World's scripted policy of a task: one observation → action (4,), float32, in [-1, 1].
 
+    For a robot without a gripper, whose state is (3,), the action is (3,).
+
     Raises:
         UnknownEnvironmentError: Meta-World has no such task.
     """
     policy = _lookup(ENV_POLICY_MAP, task)()
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
-        parts = [observation[STATE], observation[ENVIRONMENT_STATE]]
+        state = observation[STATE]
+        missing = np.zeros(STATE_WIDTH - len(state), dtype=state.dtype)  # the opening of fingers that are closed
+        parts = [state, missing, observation[ENVIRONMENT_STATE]]
         values = np.concatenate(parts).astype(np.float64)  # (39,)
         with warnings.catch_warnings():
             # It warns about every action outside the action space, which most of its actions are.
             warnings.simplefilter("ignore")
             action = policy.get_action(values)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)  # (4,)
+        return np.clip(action[: len(state)], -1.0, 1.0).astype(np.float32)  # (4,), or (3,)
 
     return act
 

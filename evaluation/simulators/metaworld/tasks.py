@@ -29,22 +29,24 @@ def _feature(entries: list[tuple[str, str]]) -> dict:
     return {"dtype": "float32", "shape": [len(names)], "names": names, "units": units}
 
 
-def features(cameras: Sequence[str] = (), size: int = 96) -> dict[str, dict]:
+def features(cameras: Sequence[str] = (), size: int = 96, has_gripper: bool = True) -> dict[str, dict]:
     """Return observation and action features of every Meta-World task.
 
     Args:
         cameras: each gives `observation.images.<camera>`, (size, size, 3).
         size: side of a picture [pixels].
+        has_gripper: whether the robot has one; state and action are 3 wide without.
 
     Returns:
         Name → dtype, shape, names and units; widths 4 (state), 35 (environment state) and 4 (action).
     """
     picture = {"dtype": "video", "shape": [size, size, 3], "names": ["height", "width", "channel"]}
+    width = 4 if has_gripper else 3
     return {
-        STATE: _feature(_HAND),
+        STATE: _feature(_HAND[:width]),
         ENVIRONMENT_STATE: _feature(_OBJECTS + _PREVIOUS + _GOAL),
         **{IMAGE_PREFIX + camera: dict(picture) for camera in cameras},
-        ACTION: _feature(_ACTION),
+        ACTION: _feature(_ACTION[:width]),
     }
 
 
