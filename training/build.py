@@ -128,7 +128,7 @@ def _build_processor(
         relative_to = _relative_to(recipe, dataset)
         vectors = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: no video is decoded
         statistics[ACTION] = relative_action_statistics(vectors, relative_to)
-    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
+    language = {"tokenizer": _tokenizer(recipe, dataset, config)} if config.reads_instruction else {}
     used = (*features.inputs, *features.outputs)
     return processor_class(config).from_config(
         config,
@@ -162,5 +162,9 @@ def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
     return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
 
 
-def _tokenizer(recipe: Recipe, dataset: LeRobotDataset) -> PreTrainedTokenizerBase | str | None:
-    return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer
+def _tokenizer(
+    recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig
+) -> PreTrainedTokenizerBase | str | None:
+    if recipe.tokenizer != "words":
+        return recipe.tokenizer
+    return word_tokenizer([*dataset.tasks, *processor_class(config).instruction_class.written_words])
