@@ -162,9 +162,7 @@ def _relative_to(recipe: Recipe, dataset: LeRobotDataset) -> list[int | None]:
     return match_dimensions(dataset.dimension_names[ACTION], dataset.dimension_names[STATE], widths)
 
 
-def _tokenizer(
-    recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig
-) -> PreTrainedTokenizerBase | str | None:
+def _tokenizer(recipe: Recipe, dataset: LeRobotDataset, config: PolicyConfig) -> PreTrainedTokenizerBase | str | None:
     if recipe.tokenizer != "words":
         return recipe.tokenizer
     return word_tokenizer([*dataset.tasks, *processor_class(config).instruction_class.written_words])
