@@ -95,7 +95,9 @@ def _kept(kept: str) -> str:
 
 def _cause_on_disk(error: BaseException | None) -> tuple[int, str | None] | None:
     """Return the number of the system's error behind `error`, and the file it names; None for other errors."""
-    while error is not None:
+    seen: set[int] = set()  # a chain may lead back to where it began: transformers raises errors that it has caught
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         number, place = getattr(error, "errno", None), getattr(error, "filename", None)
         if number is None:  # libraries written in Rust report it as text
             told = re.search(r"\(os error (\d+)\)", str(error))

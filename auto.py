@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor
 
 from . import conversion  # noqa: F401  (importing it registers the layouts of other projects)
+from ._files import read_json
 from .checkpoint import LOCATION, Checkpoint, resolve
-from .configuration.features import IMAGE_PREFIX, is_camera_name
+from .configuration.features import ACTION, IMAGE_PREFIX, STATE, is_camera_name
 from .configuration.policy import PolicyConfig
+from .conversion.layouts.openpi import read_norm_stats
 from .errors import CheckpointError, InvalidConfigError, UnknownConfigFieldError, UnknownPolicyError, nearest
 from .families import FAMILIES
 from .modeling import registry
@@ -71,7 +74,8 @@ def load_policy_and_processor(
         camera_map: your camera's name → the policy's, with or without `observation.images.`; one such as
             `observation.rgb` is a whole name.
         kwargs: config fields and processor fields, such as `relative_to` and `rename_map`, to override. A mapping that
-            is overridden in part keeps the rest of what is saved.
+            is overridden in part keeps the rest of what is saved. `statistics` may also be a dataset, folder or Hub
+            id, or a JSON file such as a dataset's meta/stats.json or openpi's norm_stats.json.
 
     Raises:
         CheckpointError: the processor feeds another policy than the one beside it.
@@ -142,11 +146,10 @@ def _resolve(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> tuple[Chec
 
 
 def _policy_class(checkpoint: Checkpoint) -> type[PolicyModel]:
-    layout = checkpoint.layout
-    if layout is None and checkpoint.base is not None and not checkpoint.has_config:
-        layout = checkpoint.base.layout
-    if layout is not None:
-        return layout.policy_class(checkpoint.config)
+    if checkpoint.layout is None and checkpoint.base is not None and not checkpoint.has_config:
+        checkpoint = checkpoint.base  # as peft itself saves an adapter
+    if checkpoint.layout is not None:
+        return checkpoint.layout.policy_class(checkpoint)
     model_type = checkpoint.config.get("model_type")
     if not isinstance(model_type, str):
         raise UnknownPolicyError(
@@ -159,7 +162,20 @@ def _processor_fields(policy_class: type[PolicyModel], kwargs: dict[str, Any]) -
     """Take the fields out of the arguments that the processor has and the policy's config has not."""
     config_class = policy_class.config_class
     names = set(processor_class(config_class).field_names()) - set(config_class.field_names())
-    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+    fields = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+    if isinstance(fields.get("statistics"), (str, os.PathLike)):
+        fields["statistics"] = _read_statistics(fields["statistics"])
+    return fields
+
+
+def _read_statistics(source: str | os.PathLike) -> Mapping[str, Any]:
+    """Return the statistics of a dataset, or those in a JSON file such as its meta/stats.json or a norm_stats.json."""
+    if not Path(source).is_file():
+        from .data.dataset import LeRobotDataset  # needs more than loading a policy does
+
+        return LeRobotDataset(source, features=[STATE, ACTION]).statistics
+    content = read_json(source)
+    return read_norm_stats(Path(source)) if "norm_stats" in content else content
 
 
 def _refuse_unknown(policy_class: type[PolicyModel], kwargs: Mapping[str, Any], own: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ class Layout:
     Args:
         name: of the project, for messages.
         matches: whether a parsed config.json is written in this layout.
-        policy_class: the class of policy that a parsed config.json describes.
+        policy_class: the class of policy that a checkpoint of it holds.
         read: `(checkpoint, *, loading, processor_fields, tokenizer, with_processor, **overrides)` → policy and
             processor; see `conversion.published_policy`.
         files: folder of the small files → patterns of what is downloaded beside them and the weights.
@@ -55,7 +55,7 @@ class Layout:
 
     name: str
     matches: Callable[[Mapping[str, Any]], bool]
-    policy_class: Callable[[Mapping[str, Any]], type]
+    policy_class: Callable[[Checkpoint], type]
     read: Callable[..., tuple[Any, Any]]
     files: Callable[[Path], Sequence[str]] | None = None
     arguments: tuple[str, ...] = ()

@@ -81,7 +81,8 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace, processes: Pro
     parser = build_parser()
     with nullcontext() if processes.is_main else _silence():
         _, rest = parser.parse_known_args(arguments, options)
-        may_override = options.command is train or (options.command is evaluate and rest[:1] and _is_field(rest[0]))
+        takes_fields = options.command in (evaluate, convert) and rest[:1] and _is_field(rest[0])
+        may_override = options.command is train or takes_fields
         if rest and not may_override:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest, options.arguments = rest, arguments
@@ -228,12 +229,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=benchmark)
 
     command = commands.add_parser(
-        "convert", parents=[shared], help="write another project's checkpoint in this library's format"
+        "convert",
+        parents=[shared],
+        help="write another project's checkpoint in this library's format",
+        description="Fields of config and processor can be overridden: --config.prompt_state_dim 0",
     )
     command.add_argument("source", help="published checkpoint: folder or Hub id")
     command.add_argument("output", type=Path, help="folder of the new checkpoint")
     command.add_argument("--tokenizer", help="folder or Hub id of the policy's tokenizer, where its own is gated")
     command.add_argument("--embodiment", help="the robot to convert for, where a checkpoint knows several")
+    command.add_argument("--statistics", help="of a checkpoint without: a dataset, or a JSON file such as stats.json")
+    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    command.add_argument("--subfolder", help="folder of the checkpoint in its repository")
     command.set_defaults(command=convert)
 
     command = commands.add_parser(
@@ -373,10 +380,10 @@ def convert(options: argparse.Namespace) -> None:
     from .auto import load_policy_and_processor
     from .hub_cards.checkpoint_card import write_checkpoint_card
 
+    names = ("tokenizer", "embodiment", "statistics", "revision", "subfolder")
+    loading = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     with new_folder(options.output, f"a conversion of {options.source}") as folder:
-        policy, processor = load_policy_and_processor(
-            options.source, tokenizer=options.tokenizer, embodiment=options.embodiment
-        )
+        policy, processor = load_policy_and_processor(options.source, **loading | _fields(options.rest))
         policy.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_checkpoint_card(folder, base=options.source)
@@ -478,15 +485,16 @@ def _fields(rest: Sequence[str]) -> dict[str, object]:
     """Read `--config.field value`; the value is YAML."""
     import yaml
 
+    from .configuration.typed_values import read_yaml
     from .errors import InvalidConfigError
 
     fields: dict[str, object] = {}
     for key, text in _overrides(rest):
         section, _, name = key.partition(".")
         if section != "config" or not name:
-            raise InvalidConfigError(f"--{key} is no option of eval; fields are written --config.{name or key} value")
+            raise InvalidConfigError(f"--{key} is no option here; fields are written --config.{name or key} value")
         try:
-            fields[name] = yaml.safe_load(text)
+            fields[name] = read_yaml(text)
         except yaml.YAMLError as error:
             raise InvalidConfigError(f"--{key}: {text!r} is not valid YAML: {error}") from error
     return fields

@@ -72,13 +72,13 @@ def features(cameras: Iterable[object], width: int = WIDTH, height: int = SIDE, 
     }
 
 
-def pi0_config(size: str, cameras: int) -> PI0PolicyConfig:
-    """Return π0's config."""
+def pi0_config(size: str, cameras: int, config_class: type[PI0PolicyConfig] = PI0PolicyConfig) -> PI0PolicyConfig:
+    """Return π0's config, or π0.5's."""
     robot = features(range(cameras), height=SIDES[size])
     if size == "published":
-        return PI0PolicyConfig(**robot)
+        return config_class(**robot)
     text = TEXTS[size]
-    return PI0PolicyConfig(
+    return config_class(
         **robot,
         image_resolution=(SIDES[size], SIDES[size]),
         paligemma_config={

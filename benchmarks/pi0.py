@@ -1,11 +1,12 @@
-"""π0 beside LeRobot's and transformers' own: the same weights, inputs and noise, measured in turn.
+"""π0 beside LeRobot's and transformers' own, π0.5 beside LeRobot's: the same weights, inputs and noise, in turn.
 
     python benchmarks/pi0.py --lerobot-python PATH --output outputs/benchmarks
+    python benchmarks/pi0.py --lerobot-python PATH --policy pi05
 
 A medium size that fits two CPU cores: PaliGemma of 6 layers and width 512, an expert of width 256, two cameras of
-224×224, 48 words, 50 actions, 10 denoising steps. LeRobot's π0 runs in an interpreter of its own (`pi0_lerobot.py`),
-because no version of transformers serves both; the processes wait for each other. `--only` chooses figures, `--rounds`
-how often each is repeated. benchmarks/README.md says what has to be installed and what the figures mean.
+224×224, 48 words (π0.5: 200), 50 actions, 10 denoising steps. LeRobot's runs in an interpreter of its own
+(`pi0_lerobot.py`), because no version of transformers serves both; the processes wait for each other. `--only` chooses
+figures, `--rounds` how often each is repeated. benchmarks/README.md says what has to be installed and what they mean.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ from roofline import roofline
 from safetensors.torch import load_file, save_file
 from timing import Comparison, compare, machine, report, require_equal, seconds_of, trainer_optimizer, write
 
-from manipulators import PI0Policy
+from manipulators import PI0Policy, PI0PolicyConfig, PI05Policy, PI05PolicyConfig
 from manipulators.conversion.published import load_published
 
 THREADS = 2
 CAMERAS, BATCH = 2, 2
 LEARNING_RATE, CLIP = 2.5e-5, 1.0
 PACKAGES = ["torch", "transformers"]
+POLICIES = {"pi0": (PI0PolicyConfig, PI0Policy), "pi05": (PI05PolicyConfig, PI05Policy)}
 
 
 class Ours:
-    """This library's π0."""
+    """This library's policy."""
 
-    def __init__(self, folder: Path, inputs: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]):
-        self.network = load_published(PI0Policy(pi0_config("medium", CAMERAS)), weights)
+    def __init__(
+        self, policy: PI0Policy, folder: Path, inputs: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
+    ):
+        self.network = load_published(policy, weights)
         self.sampler = self.network
         self.inputs, self.observation = inputs, {n: inputs[n][:1] for n in OBSERVED}
         self.optimizer = trainer_optimizer(self.network, folder, LEARNING_RATE)
@@ -81,14 +85,14 @@ class Native(Ours):
 
 
 class LeRobot:
-    """LeRobot's π0 in its own interpreter: asked in a line, it answers with its seconds."""
+    """LeRobot's policy in its own interpreter: asked in a line, it answers with its seconds."""
 
     def __init__(self, folder: Path, python: str):
         self.folder = folder
         command = [python, str(Path(__file__).with_name("pi0_lerobot.py")), str(folder)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self.process.stdout.readline().strip() != "ready":
-            raise SystemExit(f"LeRobot's π0 did not start: {' '.join(command)}")
+            raise SystemExit(f"LeRobot's policy did not start: {' '.join(command)}")
 
     def compile(self) -> None:
         """Compile the whole of sampling."""
@@ -128,6 +132,7 @@ def main() -> None:
     """Measure the chosen figures, print the table, write it with the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lerobot-python", required=True, help="interpreter that has lerobot with its transformers")
+    parser.add_argument("--policy", choices=POLICIES, default="pi0")
     parser.add_argument("--only", nargs="+", choices=[*FIGURES, "roofline"], default=[*FIGURES, "roofline"])
     parser.add_argument("--rounds", type=int, help="of every figure; by default enough for a steady median")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
@@ -137,30 +142,37 @@ def main() -> None:
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = pi0_inputs(pi0_config("medium", CAMERAS), BATCH, training=True)
-        sizes = {"text": TEXT, "expert": EXPERT, "vision": VISION, "threads": THREADS}
+        config_class, policy_class = POLICIES[arguments.policy]
+        config = pi0_config("medium", CAMERAS, config_class)
+        inputs = pi0_inputs(config, BATCH, training=True)
+        sizes = {"policy": arguments.policy, "text": TEXT, "expert": EXPERT, "vision": VISION, "threads": THREADS}
         (folder / "sizes.json").write_text(json.dumps(sizes))
         save_file(inputs, folder / "inputs.safetensors")
         lerobot = LeRobot(folder, arguments.lerobot_python)
         published = load_file(folder / "weights.safetensors")
-        ours = Ours(folder, inputs, {f"model.{name}": weight for name, weight in published.items()})
-        native = Native(folder, inputs, ours)
+        ours = Ours(
+            policy_class(config), folder, inputs, {f"model.{name}": weight for name, weight in published.items()}
+        )
+        natives = [Native(folder, inputs, ours)] if arguments.policy == "pi0" else []  # which has no π0.5
         for call in ("sample", "loss"):
-            for peer, theirs in (("LeRobot", lerobot.result(call)), ("transformers", getattr(native, call)())):
-                require_equal(f"{call} beside {peer}", getattr(ours, call)(), theirs, 1e-3)
+            require_equal(f"{call} beside LeRobot", getattr(ours, call)(), lerobot.result(call), 1e-3)
+            for native in natives:
+                require_equal(f"{call} beside transformers", getattr(ours, call)(), getattr(native, call)(), 1e-3)
         if "roofline" in arguments.only:
             print(roofline(ours.network.eval(), ours.sample, reads(ours.network)))
         for name in (name for name in FIGURES if name in arguments.only):
             title, call, rounds = FIGURES[name]
             if name == "compiled":
-                for side in (ours, native, lerobot):
+                for side in (ours, *natives, lerobot):
                     side.compile()
                 require_equal("compiled, beside LeRobot", ours.sample(), lerobot.result("sample"), 1e-3)
-                require_equal("compiled, beside transformers", ours.sample(), native.sample(), 1e-3)
+                for native in natives:
+                    require_equal("compiled, beside transformers", ours.sample(), native.sample(), 1e-3)
             peers: dict[str, Callable[[], float]] = {
                 "LeRobot": lambda call=call: lerobot.seconds(call),
-                "transformers": lambda call=call: seconds_of(getattr(native, call)),
             }
+            for native in natives:
+                peers["transformers"] = lambda call=call, native=native: seconds_of(getattr(native, call))
             for peer, theirs in peers.items():
                 comparison = compare(
                     f"{title}, beside {peer}",
@@ -170,7 +182,7 @@ def main() -> None:
                 )
                 print(comparison.row(), flush=True)
                 comparisons.append(comparison)
-    write(arguments.output, "pi0", comparisons, described, "the peer")
+    write(arguments.output, arguments.policy, comparisons, described, "the peer")
     print("\n" + report(comparisons, described, "the peer"))
 
 

@@ -1,4 +1,4 @@
-"""LeRobot's π0, served to pi0.py from an interpreter of its own: it needs transformers below 5.6, ours 5.20 or later.
+"""LeRobot's π0 or π0.5, served to pi0.py from an interpreter of its own: its transformers is below 5.6, ours above.
 
     python benchmarks/pi0_lerobot.py FOLDER
 
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi05 import modeling_pi05
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
@@ -63,28 +65,37 @@ def build(sizes: dict[str, Any], make: Callable[[], nn.Module], modeling: Module
     return made
 
 
-def calls(network: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
+# Policy → its module, how its network is built, and its config's class.
+POLICIES = {
+    "pi0": (modeling_pi0, "PI0Pytorch", PI0Config),
+    "pi05": (modeling_pi05, "PI05Pytorch", PI05Config),
+}
+
+
+def calls(
+    network: nn.Module, config_class: type, inputs: dict[str, torch.Tensor]
+) -> dict[str, Callable[[], torch.Tensor]]:
     """Return what can be asked for: a chunk of one observation, and a batch's loss and training step."""
 
-    def observation(batch: int) -> dict[str, Any]:
-        return {
-            "images": [picture[:batch] for picture in inputs["pixel_values"].unbind(1)],
-            "img_masks": [torch.ones(batch, dtype=torch.bool)] * inputs["pixel_values"].shape[1],
-            "lang_tokens": inputs["input_ids"][:batch],
-            "lang_masks": inputs["attention_mask"][:batch].bool(),
-            "state": inputs["state"][:batch],
-        }
+    def observation(batch: int) -> list[Any]:
+        return [
+            [picture[:batch] for picture in inputs["pixel_values"].unbind(1)],
+            [torch.ones(batch, dtype=torch.bool)] * inputs["pixel_values"].shape[1],
+            inputs["input_ids"][:batch],
+            inputs["attention_mask"][:batch].bool(),
+            *([inputs["state"][:batch]] if config_class is PI0Config else []),
+        ]
 
     batch = len(inputs["state"])
-    preset = PI0Config(device="cpu").get_optimizer_preset()
+    preset = config_class(device="cpu").get_optimizer_preset()
     optimizer = preset.build(network.parameters())
 
     def sample() -> torch.Tensor:
-        return network.eval().sample_actions(**observation(1), noise=inputs["noise"][:1].clone())
+        return network.eval().sample_actions(*observation(1), noise=inputs["noise"][:1].clone())
 
     def loss() -> torch.Tensor:
         return network.train()(
-            **observation(batch), actions=inputs["actions"], noise=inputs["noise"], time=inputs["time"]
+            *observation(batch), actions=inputs["actions"], noise=inputs["noise"], time=inputs["time"]
         ).mean()
 
     def train() -> None:
@@ -105,11 +116,12 @@ def main() -> None:
     sizes = json.loads((folder / "sizes.json").read_text())
     torch.set_num_threads(sizes["threads"])
     torch.manual_seed(0)
-    network = build(sizes, lambda: modeling_pi0.PI0Pytorch(PI0Config(device="cpu")))
+    modeling, network_class, config_class = POLICIES[sizes["policy"]]
+    network = build(sizes, lambda: getattr(modeling, network_class)(config_class(device="cpu")), modeling)
     save_file(
         {name: value.detach().clone() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
     )
-    known = calls(network, load_file(folder / "inputs.safetensors"))
+    known = calls(network, config_class, load_file(folder / "inputs.safetensors"))
     print("ready", flush=True)
     for line in sys.stdin:
         name = line.strip()

@@ -240,7 +240,7 @@ class PI0PolicyConfig(VisionLanguageActionConfig):
     def validate_widths(self) -> None:
         """Check that state and actions fit into the widths that the network has."""
         widths = {
-            "max_state_dim": self.state_dim or 1,
+            "max_state_dim": 1 if self.state_in_prompt else self.state_dim or 1,
             "max_action_dim": self.action_dim if self.output_features else 1,
         }
         for name, width in widths.items():

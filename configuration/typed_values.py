@@ -13,6 +13,24 @@ from ..errors import InvalidConfigError, nearest
 from .features import PolicyFeature
 
 
+class _Loader(yaml.SafeLoader):
+    """Read 1e-6 as the number it is in JSON and YAML 1.2; to PyYAML it is text without a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Return what YAML says, in plain values.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, _Loader)
+
+
 def to_field_type(value: Any, annotation: Any) -> Any:
     """Convert `value` losslessly to `annotation`: JSON lists to tuples, int to float, names to enum members.
 
@@ -105,7 +123,7 @@ def parse_text(text: str, annotation: Any) -> Any:
             return to_field_type(text, option)
         elif (get_origin(option) or option) is dict and text.lstrip().startswith("{"):
             try:
-                return yaml.safe_load(text)
+                return read_yaml(text)
             except yaml.YAMLError as error:
                 raise ValueError(f"{text!r} is not valid YAML: {error}") from error
     if str in options:

@@ -22,6 +22,8 @@ class VisionLanguageActionConfig(PolicyConfig):
     resizes_pictures: ClassVar[bool] = True
     pads_widths: ClassVar[bool] = True
 
+    needs_state: ClassVar[bool] = True
+
     empty_cameras: int = 0
 
     def __post_init__(self, **kwargs):
@@ -60,7 +62,7 @@ class VisionLanguageActionConfig(PolicyConfig):
                 f"{self.title} needs a camera; input_features holds no 'observation.images.<camera>'. For a policy "
                 f"that is blind on purpose: empty_cameras=1."
             )
-        if self.input_features and self.state_dim is None:
+        if self.input_features and self.state_dim is None and self.needs_state:
             raise InvalidConfigError(
                 f"{self.title} needs the robot's state; input_features holds no 'observation.state'."
             )

@@ -118,6 +118,7 @@ class Processors:
         folder: of the checkpoint.
 
     Attributes:
+        names: of all steps.
         normalizer, unnormalizer: their config, and `statistics` by feature.
         rename_map: name in an observation → name of the feature.
         relative: the config of the step that makes actions relative; None where they are absolute.
@@ -142,6 +143,7 @@ class Processors:
             _check_steps(folder / path, steps, known)
         self.normalizer, self.unnormalizer = (_normalizer(folder, step) for step in only)
         found = {step["registry_name"]: step["config"] for step in (*before, *after)}
+        self.names = tuple(found)
         self.rename_map: dict[str, str] = found.get(RENAME, {}).get("rename_map", {})
         relative, absolute = (found.get(name, {}).get("enabled", False) for name in (RELATIVE, ABSOLUTE))
         if relative != absolute:

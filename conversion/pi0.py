@@ -110,6 +110,13 @@ def variant_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _variant(config: Mapping[str, Any], field: str, default: str) -> dict[str, Any]:
     name = config.get(field, default)
+    if isinstance(name, str) and name.endswith("_lora"):
+        whole = name.removesuffix("_lora")
+        raise InvalidConfigError(
+            f"{field}={name!r}: openpi trained this checkpoint with LoRA, and its converter leaves LoRA's weights "
+            f"out. Merge them into the others before the conversion (w + lora_a · lora_b · alpha / rank), then write "
+            f"{whole!r} into config.json."
+        )
     if name not in VARIANTS:
         raise InvalidConfigError(f"{field}={name!r} is not known. {nearest(str(name), VARIANTS)}")
     return dict(VARIANTS[name])

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import UnknownPolicyError, nearest
 from ..modeling.loading import require_finite, require_same_tensors, require_weight_types
-from .published_policy import PublishedPolicy, published_policies
+from .published_policy import PublishedPolicy, published_policies, refuse_lora
 
 
 def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -25,9 +25,11 @@ def load_published(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) ->
     Raises:
         UnknownPolicyError: nobody publishes such a module.
         WeightsMismatchError: weights are missing, unexpected or of another shape.
+        CheckpointError: some are LoRA's.
         WeightsValueError: some are NaN, infinite, or no floating-point numbers.
     """
     kind, part = _published_policy(module)
+    refuse_lora("The state dict", state_dict)
     renamed = kind.trim(kind.rename(state_dict), module)
     if part:
         siblings = {name for name in renamed if name.startswith(tuple(kind.components))}

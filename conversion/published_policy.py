@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.utils import logging
 from ..checkpoint import Checkpoint
 from ..configuration.features import STATE, FeatureType, PolicyFeature
 from ..configuration.policy import PolicyConfig
-from ..errors import InvalidConfigError, nearest
+from ..errors import CheckpointError, InvalidConfigError, nearest
 from ..modeling.loading import load_weights
 from ..modeling.policy import PolicyModel
 
@@ -46,6 +47,7 @@ _HARMLESS = frozenset(
         "use_relative_actions",  # the steps beside it say so too
     )
 )
+_LORA = re.compile(r"(?:^|[._])lora_(?:a|b|embedding|magnitude)", re.IGNORECASE)
 _HARMLESS_BEGINNINGS = ("optimizer_", "scheduler_")
 
 
@@ -158,6 +160,22 @@ def known_fields(
     return fields
 
 
+def refuse_lora(source: object, names: Iterable[str]) -> None:
+    """Refuse weights among which LoRA's stand beside those that they change.
+
+    Raises:
+        CheckpointError: without them the policy would be another one.
+    """
+    found = sorted(name for name in names if _LORA.search(name))
+    if found:
+        raise CheckpointError(
+            f"{source} holds {len(found)} LoRA weights beside the others, {found[0]} among them: without them the "
+            f"policy would be another one. Merge them into the weights they belong to and save again. Of peft: "
+            f"model.merge_and_unload(). Of openpi: add lora_a · lora_b · alpha / rank to every weight before it is "
+            f"converted."
+        )
+
+
 def build_policy(
     policy_class: type[PolicyModel],
     config: PolicyConfig,
@@ -176,6 +194,7 @@ def build_policy(
         loading: what `modeling.loading.load_weights` takes, as the caller gave it.
         dtype: of the weights when `loading` names none; by default float32.
     """
+    refuse_lora(checkpoint.source, weights)
     chosen = loading.get("dtype") or loading.get("torch_dtype")
     chosen = dtype if chosen in (None, "auto") else chosen
     rest = {name: value for name, value in loading.items() if name not in ("dtype", "torch_dtype")}

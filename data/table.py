@@ -161,14 +161,18 @@ class FrameTable:
             low = max(start - int(self._batch_starts[batch]), 0)
             high = last + 1 - int(self._batch_starts[batch])
             parts.append(pa.Table.from_batches([self._batch(batch)[low:high]]))
-        whole = pa.concat_tables(part if part.schema == self._schema else cast_to(part, self._schema) for part in parts)
+        whole = pa.concat_tables(
+            part if part.schema == self._schema else cast_to(part, self._schema) for part in parts
+        )
         return whole.rename_columns(list(self._names))
 
     def kind(self, name: str) -> str:
         """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
         old = self._names[name]
         schemas = [self._copy(copy).schema for copy in range(len(self.cache_files))]
-        return " and ".join(dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names))
+        return " and ".join(
+            dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names)
+        )
 
     def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the least and the largest numbers in the column `name`, each (*shape,) float64."""

@@ -195,7 +195,7 @@ def load_policy(
 def _load_published(
     policy_class: type[PreTrainedModel], checkpoint: Checkpoint, loading: dict[str, Any], overrides: dict[str, Any]
 ) -> Any:
-    found = checkpoint.layout.policy_class(checkpoint.config)
+    found = checkpoint.layout.policy_class(checkpoint)
     if not issubclass(found, policy_class):
         raise UnknownPolicyError(
             f"{checkpoint.source} holds weights of {found.__name__}, not of {policy_class.__name__}. "

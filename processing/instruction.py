@@ -41,6 +41,7 @@ class Instruction(ProcessorPart):
     config_fields: ClassVar[tuple[str, ...]] = ("max_instruction_tokens",)
     written_marks: ClassVar[tuple[str, ...]] = ()  # special tokens that `prompt` writes
     padding_side: ClassVar[str] = "right"
+    written_words: ClassVar[tuple[str, ...]] = ()  # what else it writes, which a tokenizer of whole words must know
 
     def __post_init__(self):
         if self.tokenizer is None:

@@ -41,7 +41,7 @@ def load_processor(processor_class: type, source: str | os.PathLike | Checkpoint
     layout = find_layout(read_json(folder / CONFIG_FILE)) if (folder / CONFIG_FILE).is_file() else None
     if layout is not None:  # its statistics may be among the weights, and its fields follow from their shapes
         checkpoint = resolve(source, **location)
-        shared = layout.policy_class(checkpoint.config).config_class.field_names()
+        shared = layout.policy_class(checkpoint).config_class.field_names()
         own = {n: kwargs.pop(n) for n in list(kwargs) if n in processor_class.field_names() and n not in shared}
         processor = layout.read(checkpoint, loading={}, tokenizer=tokenizer, processor_fields=own, **kwargs)[1]
         if not isinstance(processor, processor_class):

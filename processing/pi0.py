@@ -10,6 +10,11 @@ from .processor import PolicyProcessor
 from .vectors import PaddedVectors
 
 
+def cleaned(task: str) -> str:
+    """Return an instruction as openpi writes it: trimmed, with spaces for underscores and line breaks."""
+    return task.strip().replace("_", " ").replace("\n", " ")
+
+
 @dataclass(kw_only=True)
 class PaliGemmaInstruction(Instruction):
     """Write instructions as PaliGemma was trained on them; see `Instruction`.
@@ -24,7 +29,7 @@ class PaliGemmaInstruction(Instruction):
     def prompt(self, task: str) -> str:
         """Return the instruction and a line break, which is PaliGemma's mark of its end."""
         if self.clean_instructions:
-            task = task.strip().replace("_", " ").replace("\n", " ")
+            task = cleaned(task)
         return task if task.endswith("\n") else f"{task}\n"
 
 

@@ -126,15 +126,20 @@ class PaddedVectors(Vectors):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, field in ((STATE, "max_state_dim"), (ACTION, "max_action_dim")):
-            width, limit = self.robots.model_width(name), getattr(self, field)
+        for name, limit in self.padded_widths.items():
+            width, field = self.robots.model_width(name), {STATE: "max_state_dim", ACTION: "max_action_dim"}[name]
             if width > limit:
                 raise InvalidConfigError(f"{name} is {width} wide, the network's {field} is {limit}.")
+
+    @property
+    def padded_widths(self) -> dict[str, int]:
+        """The widths that states and actions are padded to."""
+        return {STATE: self.max_state_dim, ACTION: self.max_action_dim}
 
     def encode(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return raw values (…, width) of a feature as the network sees them, padded."""
         x = super().encode(name, x)
-        widths = {STATE: self.max_state_dim, ACTION: self.max_action_dim}
+        widths = self.padded_widths
         return F.pad(x, (0, widths[name] - x.shape[-1])) if name in widths else x
 
     def encode_labels(self, actions: Any, action_is_pad: Any, observation: Observation) -> dict[str, torch.Tensor]:

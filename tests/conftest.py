@@ -69,6 +69,12 @@ def tiny_pi0():
 
 
 @pytest.fixture(scope="session")
+def tiny_pi05():
+    """Return the function that builds a tiny `PI05PolicyConfig`; see policy_cases.py."""
+    return POLICY_CASES["tiny_pi05"]
+
+
+@pytest.fixture(scope="session")
 def tiny_gr00t_n1_5():
     """Return the function that builds a tiny `GR00TN1_5Config`; see policy_cases.py."""
     return POLICY_CASES["tiny_gr00t_n1_5"]

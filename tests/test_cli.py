@@ -428,7 +428,7 @@ def test_the_cards_command_repeats_the_evaluation(trained, tmp_path, options):
         (["--config.n_action_stepz", "1"], "n_action_steps"),
         (["--config.n_action_steps"], "lacks its value"),
         (["--config.n_action_steps", "{"], "is not valid YAML"),
-        (["--config.n_action_steps", "1", "--training.max_steps", "2"], "--training.max_steps is no option of eval"),
+        (["--config.n_action_steps", "1", "--training.max_steps", "2"], "--training.max_steps is no option here"),
     ],
 )
 def test_eval_refuses_options_that_do_not_fit(trained, fails, options, message):

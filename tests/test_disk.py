@@ -49,6 +49,14 @@ def test_other_errors_and_other_places_pass(tmp_path):
         raise OSError(errno.ENOSPC, "full", "/elsewhere/cache")
 
 
+def test_errors_whose_causes_go_in_a_circle_pass(tmp_path):
+    """transformers raises errors that it has caught itself."""
+    first, second = ValueError("first"), TypeError("second")
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match="first"), naming_disk_errors(tmp_path):
+        raise first
+
+
 def test_a_named_error_stays_as_it_is(tmp_path):
     with (
         pytest.raises(DiskFullError, match="inner could not"),

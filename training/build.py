@@ -131,7 +131,7 @@ def _build_processor(
         fields["embodiments"] = {robot: completed(own, robot) for robot, own in fields["embodiments"].items()}
     else:
         fields["statistics"] = completed(fields["statistics"])
-    language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
+    language = {"tokenizer": _tokenizer(recipe, dataset, config)} if config.reads_instruction else {}
     return processor_class(config).from_config(config, **language, relative_to=relative_to, **fields)
 
 
@@ -178,5 +178,7 @@ def _relative_to(recipe: Recipe, dataset: Demonstrations) -> list[int | None]:
     return next(iter(found.values()))
 
 
-def _tokenizer(recipe: Recipe, dataset: Demonstrations) -> PreTrainedTokenizerBase | str | None:
-    return word_tokenizer(dataset.tasks) if recipe.tokenizer == "words" else recipe.tokenizer
+def _tokenizer(recipe: Recipe, dataset: Demonstrations, config: PolicyConfig) -> PreTrainedTokenizerBase | str | None:
+    if recipe.tokenizer != "words":
+        return recipe.tokenizer
+    return word_tokenizer([*dataset.tasks, *processor_class(config).instruction_class.written_words])

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from .. import auto  # noqa: F401  (registers the policies that a recipe can name)
-from ..configuration.typed_values import read_as
+from ..configuration.typed_values import read_as, read_yaml
 from ..errors import InvalidConfigError, InvalidRecipeError, nearest
 from ..modeling import registry
 from ..plugins import load_plugins
@@ -247,7 +247,7 @@ def load_recipe(source: str | os.PathLike, overrides: Sequence[tuple[str, str]] 
     if not path.is_file():
         raise InvalidRecipeError(f"There is no recipe {str(source)!r}. {nearest(str(source), available_recipes())}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -304,7 +304,7 @@ def _number(content: list, key: str, where: str) -> int:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise InvalidRecipeError(f"{where}: {text!r} is not valid YAML: {error}") from error
 

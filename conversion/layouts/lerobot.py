@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ...checkpoint import Checkpoint, Layout, register_layout
 from ...configuration.features import ACTION, FeatureType, NormalizationMode, PolicyFeature
@@ -23,9 +24,11 @@ from ...modeling.loading import read_weights
 from ...modeling.policy import PolicyModel
 from ...processing.processor import PolicyProcessor
 from ...processing.registry import processor_class
-from ..lerobot_steps import PREPROCESSOR, Processors, state_files
+from ..lerobot_steps import PREPROCESSOR, RELATIVE, STATE_TEXT, Processors, state_files
 from ..published_policy import PublishedPolicy, build_policy, published_policies, require_tokenizer_use
 from ..rename import COMPILED
+
+logger = logging.get_logger(__name__)
 
 # Where LeRobot 0.1 to 0.3 keep statistics: modules of the policy itself.
 OLD_NORMALIZERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
@@ -48,7 +51,8 @@ def read_checkpoint(
     """Load policy and processor from a folder as LeRobot publishes it.
 
     Args:
-        checkpoint: with config.json, weights and the two processors.
+        checkpoint: with config.json, weights and the two processors; without these, `processor_fields` must have
+            `statistics`.
         loading: how the policy is loaded; its dtype is by default the config's where it names one, else float32, in
             which LeRobot runs it whatever the file holds.
         processor_fields: fields of our processor to override.
@@ -64,13 +68,15 @@ def read_checkpoint(
     for features in ("input_features", "output_features"):
         if not isinstance(config.get(features), Mapping):
             raise InvalidConfigError(f"The config.json of {source} has no {features}; published ones list them all.")
-    processors = None
+    processors, with_given = None, bool((processor_fields or {}).get("statistics"))
     published = read_weights(folder, checkpoint.variant)
     published = {name.replace(COMPILED, ""): value for name, value in published.items()}
     statistics_inside = {name for name in published if name.startswith(OLD_NORMALIZERS)}
     if statistics_inside:
         normalizer = unnormalizer = _normalizer_inside(config, {n: published.pop(n) for n in statistics_inside})
-    elif not (folder / PREPROCESSOR).is_file() and _needs_no_statistics(config):
+    elif not (folder / PREPROCESSOR).is_file() and (
+        _needs_no_statistics(config) or (_names_modes(config) and (with_given or not with_processor))
+    ):
         normalizer = unnormalizer = {"norm_map": config["normalization_mapping"], "statistics": {}}
     else:
         processors = Processors(folder)
@@ -93,6 +99,12 @@ def read_checkpoint(
     if processors is not None:
         steps = kind.text_steps if policy_config.reads_instruction else ()
         processors.check_agreement(fields["input_features"], fields["output_features"], steps)
+        if STATE_TEXT in steps and RELATIVE not in processors.names and "prompt_state_dim" not in overrides:
+            logger.warning(
+                f"{source} was written by a LeRobot from before {RELATIVE}. Some of those padded the state with zeros "
+                f"before they wrote it into the prompt, which no file says: if the policy was trained so, "
+                f"prompt_state_dim=32. If it was not: prompt_state_dim=None."
+            )
         general["rename_map"] = processors.rename_map
         general["relative_to"] = processors.relative_to(policy_config.robot_action_dim)
     if policy_config.reads_instruction:
@@ -111,8 +123,14 @@ def _published(config: Mapping[str, Any]) -> PublishedPolicy:
     return kinds[config["type"]]
 
 
-def _policy_class(config: Mapping[str, Any]) -> type[PolicyModel]:
-    return _published(config).policy_class
+def _policy_class(checkpoint: Checkpoint) -> type[PolicyModel]:
+    return _published(checkpoint.config).policy_class
+
+
+def _names_modes(config: Mapping[str, Any]) -> bool:
+    """Return whether config.json itself says how each type of feature is normalised."""
+    modes = config.get("normalization_mapping")
+    return isinstance(modes, Mapping) and {"STATE", "ACTION"} <= modes.keys()
 
 
 def _needs_no_statistics(config: Mapping[str, Any]) -> bool:
@@ -168,10 +186,22 @@ def _build_processor(
     overrides: dict[str, Any],
     source: str,
 ) -> PolicyProcessor:
-    statistics = normalizer["statistics"]
-    actions = unnormalizer["statistics"].get(ACTION, {})
-    mode = config.normalization_mode(config.output_features[ACTION])
-    for which in NormalizationMode(mode).statistics:
+    fields = completed({"normalization_eps": normalizer.get("eps", 1e-8), **general}, overrides)
+    statistics = fields.pop("statistics", None) or _statistics(config, normalizer, unnormalizer, source)
+    return processor_class(config).from_config(config, statistics, **fields)
+
+
+def _statistics(config: PolicyConfig, normalizer: dict, unnormalizer: dict, source: str) -> dict[str, dict]:
+    """Return the statistics of a checkpoint, whose two processors must agree on those of actions."""
+    statistics, actions = normalizer["statistics"], unnormalizer["statistics"].get(ACTION, {})
+    needed = NormalizationMode(config.normalization_mode(config.output_features[ACTION])).statistics
+    if needed and not statistics and not actions:
+        raise MissingStatisticsError(
+            f"{source} holds no statistics, as one that was not tuned for a robot: its actions have no scale. Pass "
+            f"those of your robot's data: statistics=LeRobotDataset('org/name').statistics, or "
+            f"manipulators convert --statistics org/name. Training on a dataset takes the dataset's."
+        )
+    for which in needed:
         before, after = statistics.get(ACTION, {}).get(which), actions.get(which)
         absent = before is None or after is None
         if absent or not torch.equal(before, after):
@@ -179,9 +209,7 @@ def _build_processor(
             raise (MissingStatisticsError if absent else CheckpointError)(
                 f"{source} normalises and un-normalises actions with different {which}: {shown[0]} against {shown[1]}."
             )
-    fields = completed({"normalization_eps": normalizer.get("eps", 1e-8), **general}, overrides)
-    statistics = fields.pop("statistics", None) or statistics | {ACTION: actions}
-    return processor_class(config).from_config(config, statistics, **fields)
+    return statistics | {ACTION: actions}
 
 
 register_layout(

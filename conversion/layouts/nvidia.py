@@ -106,8 +106,8 @@ def read_checkpoint(
     return policy, processor_class(policy_config).from_config(policy_config, tokenizer=tokenizer, **own)
 
 
-def _policy_class(config: Mapping[str, Any]) -> type[GR00TPolicy]:
-    return kind_of(config).policy_class
+def _policy_class(checkpoint: Checkpoint) -> type[GR00TPolicy]:
+    return kind_of(checkpoint.config).policy_class
 
 
 def _files(folder: Path) -> list[str]:

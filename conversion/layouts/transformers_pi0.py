@@ -84,7 +84,7 @@ def read_checkpoint(
     return policy, PI0PolicyProcessor.from_config(policy_config, tokenizer=tokenizer, **own)
 
 
-def _policy_class(config: Mapping[str, Any]) -> type[PI0Policy]:
+def _policy_class(checkpoint: Checkpoint) -> type[PI0Policy]:
     return PI0Policy
 
 

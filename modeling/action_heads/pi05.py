@@ -29,6 +29,13 @@ class PI05FlowMatching(PI0FlowMatching):
     """
 
     heads = modules_to_save = HEADS
+    # Through its norms the flow time steers the expert: they are adapted like its other layers.
+    lora_targets = PI0FlowMatching.lora_targets | {
+        "tune_diffusion_model": (
+            *PI0FlowMatching.lora_targets["tune_diffusion_model"],
+            *("input_layernorm", "post_attention_layernorm", "expert_modulation.norm"),
+        )
+    }
     expert_norms = "expert_modulation"
     state_tokens = 0
 

@@ -1,6 +1,6 @@
 """What JSON, YAML and the command line can say becomes what a typed field holds."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -93,3 +93,10 @@ def test_text(text, annotation, expected):
 def test_text_that_cannot_be_read(text, annotation):
     with pytest.raises(ValueError, match="cannot be read as"):
         parse_text(text, annotation)
+
+
+def test_numbers_without_a_dot_are_numbers_in_mappings_too():
+    """As in JSON, which a mapping on the command line is often copied from."""
+    text = '{"eps": 1e-06, "lr": 2.5E5, "name": "1e-06", "id": e10, "hex": 0x1e5}'
+    found = parse_text(text, dict[str, Any])
+    assert found == {"eps": 1e-06, "lr": 2.5e5, "name": "1e-06", "id": "e10", "hex": 0x1E5}

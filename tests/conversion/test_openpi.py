@@ -1,15 +1,23 @@
 """A folder as openpi's converter writes it: weights, statistics, and how its processor differs from LeRobot's."""
 
 import json
+import logging
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from manipulators import AutoPolicy, PolicyPipeline
+from manipulators import AutoPolicy, PI05Policy, PolicyPipeline
 from manipulators.checkpoint import find_layout
-from manipulators.errors import CheckpointError, CorruptFileError, InvalidConfigError, MissingFileError
+from manipulators.errors import (
+    CheckpointError,
+    CorruptFileError,
+    InvalidConfigError,
+    MissingFileError,
+    MissingStatisticsError,
+)
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 CONFIG = {
@@ -128,6 +136,70 @@ def test_no_statistics(checkpoint):
 def test_broken_statistics(checkpoint, statistics):
     (checkpoint / "assets" / "lab" / "franka" / "norm_stats.json").write_text(json.dumps(statistics))
     with pytest.raises(CorruptFileError, match="norm_stats must hold state and actions"):
+        AutoPolicy.from_pretrained(checkpoint, **LOADING)
+
+
+@pytest.fixture
+def pi05(checkpoint, shared):
+    """π0.5's weights in the same folder: nothing else tells the two apart."""
+    shutil.copy(shared / "golden" / "pi05_core" / "weights.safetensors", checkpoint / "model.safetensors")
+    return checkpoint
+
+
+def test_pi05_is_told_by_its_weights(pi05, tokenizer, shared):
+    policy = AutoPolicy.from_pretrained(pi05, **LOADING)
+    assert isinstance(policy, PI05Policy)
+    folder = shared / "golden" / "pi05_core"
+    inputs, outputs = (load_file(folder / f"{kind}.safetensors") for kind in ("inputs", "outputs"))
+    found = policy.predict_action_chunk(
+        pixel_values=torch.stack([inputs[f"images.{i}"] for i in range(3)], dim=1),
+        pixel_mask=torch.stack([inputs[f"camera_and_lang_masked.img_masks.{i}"] for i in range(3)], dim=1),
+        input_ids=inputs["lang_tokens"],
+        attention_mask=inputs["camera_and_lang_masked.lang_masks"],
+        state=torch.zeros(len(inputs["noise"]), 8),
+        noise=inputs["noise"],
+    )
+    torch.testing.assert_close(found, outputs["camera_and_lang_masked.sampled_10"], atol=2e-5, rtol=1e-4)
+
+
+def test_pi05_takes_quantiles_where_they_are(pi05, tokenizer, caplog, monkeypatch):
+    """openpi adds 1e-6 to every range; without quantiles mean and deviation serve. The prompt is asked about."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    load = partial(PolicyPipeline.from_pretrained, pi05, device="cpu", tokenizer=tokenizer, **LOADING)
+    processor = load().processor
+    assert "pi05_libero: prompt_state_dim=0" in caplog.text
+    assert processor.normalization_mapping["STATE"] == "MEAN_STD" and processor.normalization_eps == 1e-6
+    ranges = {"q01": [0.0, 1.0, 5.0], "q99": [1.0, 3.0, 5.0]}
+    both = {
+        "state": STATISTICS["norm_stats"]["state"] | ranges,
+        "actions": STATISTICS["norm_stats"]["actions"] | {"q01": [0.0, 2.0], "q99": [4.0, 2.0]},
+    }
+    (pi05 / "assets" / "lab/franka" / "norm_stats.json").write_text(json.dumps({"norm_stats": both}))
+    caplog.clear()
+    processor = load(prompt_state_dim=None).processor
+    assert not caplog.text
+    state = processor.encode("observation.state", torch.tensor([[0.25, 2.0, 5.0]]))[:, :3]
+    torch.testing.assert_close(state, torch.tensor([[-0.5 - 0.25e-6, 0.0, -1.0]]))
+    actions = processor.decode_actions(torch.tensor([[0.5, 1.0, *[0.0] * 6]]))
+    torch.testing.assert_close(actions, torch.tensor([[3.0, 2.000001]]))
+
+
+def test_statistics_may_be_given(pi05, tokenizer):
+    """In place of assets that nobody copied, and of some that are there."""
+    given = {"observation.state": {"q01": [0.0] * 4, "q99": [1.0] * 4}, "action": {"q01": [0.0], "q99": [1.0]}}
+    shutil.rmtree(pi05 / "assets")
+    pipeline = PolicyPipeline.from_pretrained(pi05, device="cpu", tokenizer=tokenizer, statistics=given, **LOADING)
+    assert (pipeline.policy.config.state_dim, pipeline.policy.config.action_dim) == (4, 1)
+    with pytest.raises(MissingStatisticsError, match="needs those of action"):
+        PolicyPipeline.from_pretrained(
+            pi05, device="cpu", tokenizer=tokenizer, statistics={"observation.state": {"mean": [0.0]}}, **LOADING
+        )
+
+
+def test_weights_of_a_lora_training_are_refused(checkpoint):
+    """openpi's converter leaves LoRA's weights out; the names of the variants are all that is left of them."""
+    (checkpoint / "config.json").write_text(json.dumps(CONFIG | {"paligemma_variant": "gemma_2b_lora"}))
+    with pytest.raises(InvalidConfigError, match=r"gemma_2b_lora.*leaves LoRA's weights out.*write 'gemma_2b'"):
         AutoPolicy.from_pretrained(checkpoint, **LOADING)
 
 

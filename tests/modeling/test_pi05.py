@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from manipulators import PI05Policy
+from manipulators.training.tuning import lora_modules
 
 TESTS = Path(__file__).parents[1]
 tiny_pi05 = runpy.run_path(str(TESTS / "policy_cases.py"))["tiny_pi05"]
@@ -48,3 +49,16 @@ def test_bfloat16_keeps_what_must_be_exact(tmp_path):
     found = loaded.predict_action_chunk(**inputs, **given)
     assert found.dtype == torch.float32
     assert 0 < (found - policy.predict_action_chunk(**inputs, **given)).abs().max() < 0.1
+
+
+def test_adapters_reach_the_layers_that_the_time_modulates():
+    """LeRobot's pattern misses them; the layers of the time itself are trained whole."""
+    policy = PI05Policy(tiny_pi05())
+    adapted = lora_modules(policy, "tune_diffusion_model")
+    modulation = "model.paligemma_with_expert.expert_modulation."
+    norms = [f"layers.{i}.{kind}_layernorm" for i in range(2) for kind in ("input", "post_attention")]
+    assert {name for name in adapted if name.startswith(modulation)} == {modulation + n for n in (*norms, "norm")}
+    assert len(adapted) == 2 * 7 + 5
+    assert policy.modules_to_save == tuple(
+        f"model.{name}" for name in ("action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
+    )

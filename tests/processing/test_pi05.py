@@ -60,12 +60,11 @@ def test_mean_and_deviation():
 
 
 def test_what_is_cut_off_is_said(processor, caplog, monkeypatch):
-    """Of 24 tokens the state and the prompt's own words take their part."""
+    """The instruction stands first, so a long one costs the end of the state."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    rest = processor.instruction.special_tokens
-    assert rest == len(processor.tokenizer("Task: , State: 128 128 128;\nAction: ")["input_ids"])
+    rest = len(processor.tokenizer("Task: , State: 128 128 128;\nAction: ")["input_ids"])
     state = {"state": torch.zeros(1, 6)}
     processor.instruction.tokens("push " * (24 - rest), 1, state)
     assert "it is cut" not in caplog.text
     processor.instruction.tokens("push " * (25 - rest), 1, state)
-    assert "it is cut to max_instruction_tokens=24" in caplog.text
+    assert "it is cut to max_instruction_tokens=24, so the policy does not see its end" in caplog.text

@@ -87,6 +87,21 @@ def test_a_base_keeps_its_horizon_and_its_empty_cameras(recipe, tiny_pi0, statis
     assert pipeline.predict_chunk(observation, task="push").shape == (7, 2)
 
 
+def test_a_tokenizer_of_words_knows_those_that_a_prompt_adds(recipe, tiny_pi05, tmp_path):
+    """π0.5 writes the state's numbers; a tokenizer without them would lose the state."""
+    config = tiny_pi05({"wrist": (3, 32, 32)}, state=2)
+    config.set_vocabulary_size(300)
+    AutoPolicy.from_config(config).save_pretrained(tmp_path / "base")
+    (tmp_path / "tune.yaml").write_text(PI0.format(folder=tmp_path).replace("pi0_policy", "pi05_policy"))
+    pipeline = PolicyPipeline.from_pretrained(run_recipe(load_recipe(tmp_path / "tune.yaml")), device="cpu")
+    observation = {CAMERA: np.zeros((32, 48, 3), dtype=np.uint8), "observation.state": np.array([4.0, -9.0])}
+    tokens = pipeline.processor(observation, task="push")["input_ids"][0]
+    assert pipeline.processor.tokenizer.decode(tokens, skip_special_tokens=True) == (
+        "task : push , state : 255 - 1 ; action :"
+    )
+    assert pipeline.processor.tokenizer.unk_token_id not in tokens
+
+
 def test_a_base_of_another_project_is_tuned_and_saved_as_what_loads(recipe, tiny_pi0, tmp_path, monkeypatch):
     """transformers' π0, with an empty camera; the recipe's part of a field only fits the base, not the class."""
     sizes = tiny_pi0().backbone_config()
