@@ -20,7 +20,7 @@ from ..layouts.json_files import recompute
 from ..layouts.writer import plain_statistics, write_summary
 from ..recording.data_files import DataFiles
 from ..statistics import QUANTILES, compute_statistics, pool_statistics
-from ..table import as_numpy
+from ..columns import as_numpy
 from .episode_table import EpisodeTable
 from .origin import copy_documents, record_origin
 from .source import Source

@@ -22,7 +22,7 @@ from ..layouts.v3 import FORMAT_VERSION
 from ..remedies import LEAVE_OUT_FEATURE
 from ..selection import check_known
 from ..source import fetch_files, fetch_metadata
-from ..table import as_numpy
+from ..columns import as_numpy
 
 EPISODE_FILES = "meta/episodes/*/*.parquet"
 AT_ONCE = 512  # rows of meta/episodes in memory
