@@ -60,6 +60,7 @@ _EXPORTS = {
     "EvaluationResult": "evaluation.rollout",
     "LeRobotDataset": "data.dataset",
     "LeRobotWriter": "data.writer",
+    "StreamingLeRobotDataset": "data.streaming",
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",

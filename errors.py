@@ -590,6 +590,10 @@ class UnknownDatasetFeatureError(DatasetError, KeyError):
         return self.args[0]
 
 
+class StreamError(DatasetError, TypeError):
+    """Something that a stream of samples does not have, such as a length or a sample by its number."""
+
+
 class TimeWindowError(DatasetError, ValueError):
     """A horizon, history or list of timestamps that does not fall on recorded frames."""
 

@@ -106,14 +106,7 @@ class FrameTable:
 
     def kind(self, name: str) -> str:
         """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
-        kind = _stored(self._column(name).data.type)
-        while any(is_kind(kind) for is_kind in _LISTS):
-            kind = _stored(kind.value_type)
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-            return "number"
-        if any(is_kind(kind) for is_kind in _TEXTS):
-            return "text"
-        return "picture" if any(is_kind(kind) for is_kind in _BYTES) else str(kind)
+        return kind_of(self._column(name).data.type)
 
     def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the least and the largest numbers in the column `name`, each (*shape,) float64."""
@@ -215,6 +208,18 @@ def open_table(
         return FrameTable([metadata.root / path for path in every], rename_map=rename_map)
     starts = [metadata.first_row(path) for path in needed]
     return FrameTable([metadata.root / path for path in needed], starts, rename_map)
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """Return what a column of a type holds: `number`, `text`, `picture`, or its Arrow type."""
+    kind = _stored(kind)
+    while any(is_kind(kind) for is_kind in _LISTS):
+        kind = _stored(kind.value_type)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return "number"
+    if any(is_kind(kind) for is_kind in _TEXTS):
+        return "text"
+    return "picture" if any(is_kind(kind) for is_kind in _BYTES) else str(kind)
 
 
 def as_numpy(name: str, array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:

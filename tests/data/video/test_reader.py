@@ -4,8 +4,8 @@ import resource
 import numpy as np
 import pytest
 
-from manipulators.data.video.encoder import VideoEncoder
 import manipulators.data.video.reader as reader_module
+from manipulators.data.video.encoder import VideoEncoder
 from manipulators.data.video.reader import VideoReader
 from manipulators.errors import FrameNotFoundError, MissingVideoError, VideoError
 
@@ -115,7 +115,9 @@ def test_damaged_frames_are_refused(tmp_path):
 
 
 def test_as_many_files_stay_open_as_the_process_may_open(tmp_path, monkeypatch):
-    paths = [video(tmp_path / f"{level}.mp4", [level]) for level in range(0, 240, 12)]  # 20, more than were kept before
+    paths = [
+        video(tmp_path / f"{level}.mp4", [level]) for level in range(0, 240, 12)
+    ]  # 20, more than were kept before
     reader = VideoReader()
     for path in paths:
         reader.frames(path, [0.0])
