@@ -20,6 +20,7 @@ from .recording.place import count_kept_episodes, recording_folder
 logger = logging.getLogger(__name__)
 
 _WAITS = (1, 4, 16)  # before a download is tried again [s]
+_HUB_URL = "hf://datasets/"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,6 +31,7 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
         DatasetNotFoundError: `source` is neither a folder nor a repository that can be reached or is cached.
         RecordingError: its recording has not been finished.
     """
+    source, revision = _plain(source, revision)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve(), False
@@ -48,6 +50,7 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
 
 def fetch_files(source: str, metadata: DatasetMetadata, paths: Iterable[str]) -> None:
     """Download `paths` of the same commit as the snapshot folder of `metadata`, except those it has already."""
+    source, _ = _plain(source)
     wanted = set(paths)
     if all((metadata.root / path).is_file() for path in wanted):
         return
@@ -67,6 +70,7 @@ def download_file(source: str, commit: str, path: str, target: Path) -> None:
     Raises:
         DatasetNotFoundError: it cannot be downloaded.
     """
+    source, _ = _plain(source)
     folder = target.with_name(f"{target.name}.download")
     try:
         for wait in (*_WAITS, None):
@@ -82,6 +86,14 @@ def download_file(source: str, commit: str, path: str, target: Path) -> None:
                 time.sleep(wait)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plain(source: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
+    """Return id and revision of a repository that is named as fsspec does, `hf://datasets/org/name@revision`."""
+    if not isinstance(source, str) or not source.startswith(_HUB_URL):
+        return source, revision
+    name, _, named = source.removeprefix(_HUB_URL).rstrip("/").partition("@")
+    return name, revision or named or None
 
 
 def _may_pass(error: BaseException | None) -> bool:

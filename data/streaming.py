@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import InvalidConfigError, StreamError
 from .checks import check_size
 from .dataset import LeRobotDataset
 from .file_cache import FileCache
 from .files_on_demand import FilesOnDemand, TableOnDemand
+from .fingerprint import fingerprint
 from .stream_order import StreamOrder
 
 _TOGETHER = 16  # samples that are decoded with one call, and that one worker reads before the next does
@@ -78,6 +79,7 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
         super().__init__(source, **kwargs)
 
     def _open_files(self, source: str | Path, downloaded: bool, rename_map: Mapping[str, str] | None) -> None:
+        self._is_remote = downloaded
         old = {new: old for old, new in (rename_map or {}).items()}
         columns = [old.get(name, name) for name, feature in self._features.items() if feature["dtype"] != "video"]
         self._files = FilesOnDemand(source, self._metadata, downloaded, columns, self._cache)
@@ -122,6 +124,16 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
             )
         self._epoch, self._skipped = state["epoch"], state["samples"]
         self._taken = self._skipped
+
+    @property
+    def version_and_order(self) -> dict[str, Any]:
+        """What decides which samples come when, beside episodes and features: for a training that goes on."""
+        version = self.root.name if self._is_remote else fingerprint(sorted((self.root / "meta").rglob("*.*")))
+        return {"version": version, "shuffle_buffer": self.shuffle_buffer, "stream_seed": self.seed}
+
+    def random_access(self) -> Dataset:
+        """Return the same samples by their positions in the dataset, for what is computed of a few or in order."""
+        return _ByPosition(self)
 
     def _changed(self, **changes: Any) -> StreamingLeRobotDataset:
         other = copy.copy(self)
@@ -209,3 +221,14 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_coming": None}
+
+
+class _ByPosition(Dataset):
+    def __init__(self, stream: StreamingLeRobotDataset):
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return self._stream.num_samples
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        return self._stream.samples_at(indices)

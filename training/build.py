@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import is_bitsandbytes_available
@@ -12,6 +13,7 @@ from ..configuration.features import ACTION, STATE
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
 from ..data.policy_features import PolicyFeatures
+from ..data.streaming import StreamingLeRobotDataset
 from ..errors import InvalidRecipeError, UnknownDatasetFeatureError
 from ..modeling import registry
 from ..modeling.parts import PARTS
@@ -21,7 +23,7 @@ from ..processing.processor import PolicyProcessor
 from ..processing.registry import processor_class
 from ..processing.relative_actions import match_dimensions
 from ..processing.word_tokenizer import word_tokenizer
-from .recipe import Recipe
+from .recipe import DataSection, Recipe
 from .relative_statistics import relative_action_statistics
 
 
@@ -40,7 +42,8 @@ def open_dataset(
         from ..evaluation.demonstrations import record_demonstrations
 
         record_demonstrations(record.environment, record.episodes, recipe.data.dataset, seed=record.seed)
-    dataset = LeRobotDataset(
+    kind, options = _stream(recipe.data)
+    dataset = kind(
         recipe.data.dataset,
         features=features,
         episodes=recipe.data.episodes,
@@ -48,6 +51,7 @@ def open_dataset(
         tolerance_s=recipe.data.tolerance_s,
         rename_map=recipe.data.rename_map,
         decoded_cache=recipe.data.decoded_cache,
+        **options,
         **({} if config is None else _windows(config)),
     )
     if record is not None and recipe.data.episodes is None and dataset.num_episodes != record.total_episodes:
@@ -57,6 +61,17 @@ def open_dataset(
             f"it."
         )
     return dataset
+
+
+def _stream(data: DataSection) -> tuple[type[LeRobotDataset], dict[str, Any]]:
+    """Return the class of dataset that is asked for, and the arguments that a stream has beside."""
+    options = {name: getattr(data, name) for name in ("shuffle_buffer", "cache_gb", "cache_folder")}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and not data.streaming:
+        raise InvalidRecipeError(
+            f"data: {', '.join(options)} belong to a stream. Set streaming: true, or leave them out."
+        )
+    return (StreamingLeRobotDataset, options) if data.streaming else (LeRobotDataset, {})
 
 
 def _windows(config: PolicyConfig) -> dict[str, int]:
@@ -127,6 +142,7 @@ def _build_processor(
     if recipe.relative_actions is not False:
         relative_to = _relative_to(recipe, dataset)
         vectors = open_dataset(recipe, config, features=[STATE, ACTION])  # no cameras: no video is decoded
+        vectors = vectors.random_access() if isinstance(vectors, StreamingLeRobotDataset) else vectors
         statistics[ACTION] = relative_action_statistics(vectors, relative_to)
     language = {"tokenizer": _tokenizer(recipe, dataset)} if config.reads_instruction else {}
     used = (*features.inputs, *features.outputs)

@@ -51,6 +51,8 @@ class DataSection:
         episodes: the numbers of the episodes to use; all by default.
         features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
         revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
+        streaming: download files when their turn comes, and keep them for a while only; `max_steps` is needed.
+        shuffle_buffer, cache_gb, cache_folder: of a stream; see `StreamingLeRobotDataset`.
     """
 
     dataset: str
@@ -61,6 +63,10 @@ class DataSection:
     tolerance_s: float = 1e-4
     rename_map: dict[str, str] | None = None
     decoded_cache: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int | None = None
+    cache_gb: float | None = None
+    cache_folder: str | None = None
 
 
 @dataclass

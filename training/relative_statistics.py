@@ -21,10 +21,10 @@ def relative_action_statistics(
         relative_to: see `PolicyProcessor`.
         limit: largest number of samples; from a longer dataset they are taken at even intervals.
     """
-    indices = np.unique(np.linspace(0, dataset.num_samples - 1, min(dataset.num_samples, limit)).astype(int)).tolist()
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)).tolist()
     differences = []
     for start in range(0, len(indices), 1024):
-        samples = dataset.samples_at(indices[start : start + 1024])
+        samples = dataset.__getitems__(indices[start : start + 1024])
         actions = torch.stack([sample[ACTION] for sample in samples])  # (b, h, a)
         state = torch.stack([sample[STATE].reshape(-1, sample[STATE].shape[-1])[-1] for sample in samples])  # (b, s)
         real = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (b, h)

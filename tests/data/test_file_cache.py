@@ -1,5 +1,4 @@
 import gc
-import os
 import subprocess
 import sys
 import tempfile
@@ -82,7 +81,7 @@ def test_temporary_folders_are_removed(tmp_path, monkeypatch):
         subprocess.run([sys.executable, "-c", code, end], check=end == "ended")
         assert len(list(tmp_path.iterdir())) == left
     cache = FileCache(None, 1)
-    assert [path for path in tmp_path.iterdir()] == [cache.folder]  # the killed program's is gone
+    assert list(tmp_path.iterdir()) == [cache.folder]  # the killed program's is gone
     FileCache(None, 1)
     assert cache.folder.is_dir()
     del cache
