@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 from manipulators.data.dataset import LeRobotDataset
 from manipulators.data.streaming import StreamingLeRobotDataset
-from manipulators.errors import InvalidConfigError, StreamError
+from manipulators.errors import DatasetFormatError, DatasetNotFoundError, InvalidConfigError, StreamError, VideoError
 
-from .conftest import assert_same_samples, record, record_v2
+from .conftest import assert_same_samples, edit_rows, record, record_v2
 
 LENGTHS = (3, 4, 5, 40)
 
@@ -124,3 +124,27 @@ def test_what_a_stream_does_not_have(many):
             StreamingLeRobotDataset(many, **wrong)
     with pytest.raises(InvalidConfigError, match=r"split\(2, 2\)"):
         stream.split(2, 2)
+
+
+def test_files_that_are_gone_or_broken_are_named(tmp_path):
+    root = record_in_files(tmp_path / "tiny", LENGTHS)
+    samples = iter(StreamingLeRobotDataset(root, shuffle_buffer=0))
+    assert indices(itertools.islice(samples, 16)) == list(range(16))
+    root.rename(tmp_path / "moved")
+    with pytest.raises(DatasetNotFoundError, match=r"file-003\.mp4 is not there any more.*--resume"):
+        next(samples)
+    (tmp_path / "moved").rename(root)
+
+    video = root / "videos/observation.images.top/chunk-000/file-001.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(VideoError, match=r"file-001\.mp4 cannot be decoded.*cut short"):
+        list(StreamingLeRobotDataset(root, shuffle_buffer=0))
+    video.write_bytes(whole)
+
+    edit_rows(root / "data/chunk-000/file-002.parquet", lambda rows: rows[:-1])
+    with pytest.raises(DatasetFormatError, match=r"file-002\.parquet has 4 rows, and its episodes 5"):
+        list(StreamingLeRobotDataset(root, shuffle_buffer=0, features=["action"]))
+    (root / "data/chunk-000/file-002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetFormatError, match=r"file-002\.parquet cannot be read as a parquet file"):
+        list(StreamingLeRobotDataset(root, shuffle_buffer=0, features=["action"]))
