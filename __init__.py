@@ -62,6 +62,7 @@ _EXPORTS = {
     "LeRobotWriter": "data.writer",
     "check_statistics": "data.editing.recomputing",
     "MixtureDataset": "data.mixture",
+    "StreamingLeRobotDataset": "data.streaming",
     "convert_dataset": "data.convert",
     "evaluate": "evaluation.rollout",
     "load_published": "conversion.published",

@@ -614,6 +614,10 @@ class StaleStatisticsError(DatasetError, ValueError):
     """Recorded statistics that are not those of the data."""
 
 
+class StreamError(DatasetError, TypeError):
+    """Something that a stream of samples does not have, such as a length or a sample by its number."""
+
+
 class TimeWindowError(DatasetError, ValueError):
     """A horizon, history or list of timestamps that does not fall on recorded frames."""
 

@@ -122,7 +122,17 @@ class LeRobotDataset(Dataset):
             self._features, self.fps, action_horizon, n_obs_steps, delta_timestamps, tolerance_s
         )
         self._tolerance_s = tolerance_s
+        self._open_files(source, downloaded, rename_map)
+        self._reader = VideoReader(fps=self.fps)
+        self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
 
+        # Position among the kept episodes' samples where each of them starts.
+        starts = samples_per_episode(self._lengths, drop_n_last_frames)
+        self._positions = np.concatenate([[0], np.cumsum(starts)])
+
+    def _open_files(self, source: str | Path, downloaded: bool, rename_map: Mapping[str, str] | None) -> None:
+        """Check that every file is here, downloaded first from the Hub, and open those with numbers."""
+        root = self.root
         needed = list(self._metadata.data_paths.of(self._episodes))
         videos = self._video_paths()
         if downloaded:
@@ -137,13 +147,7 @@ class LeRobotDataset(Dataset):
                 f"{LEAVE_OUT_FEATURE_OR_EPISODE}."
             )
         self._table = open_table(self._metadata, needed, rename_map)
-        check_table(self._metadata, self._table, self._features, tolerance_s)
-        self._reader = VideoReader(fps=self.fps)
-        self._caches = {} if decoded_cache is None else self._open_caches(Path(decoded_cache).expanduser())
-
-        # Position among the kept episodes' samples where each of them starts.
-        starts = samples_per_episode(self._lengths, drop_n_last_frames)
-        self._positions = np.concatenate([[0], np.cumsum(starts)])
+        check_table(self._metadata, self._table, self._features, self._tolerance_s)
 
     # --- what the dataset is -----------------------------------------------------------------------------
 
@@ -250,6 +254,11 @@ class LeRobotDataset(Dataset):
         return int(self._lengths.sum())
 
     @property
+    def num_samples(self) -> int:
+        """Number of frames at which a sample starts: all but those that `drop_n_last_frames` leaves out."""
+        return int(self._positions[-1])
+
+    @property
     def frame_rows(self) -> np.ndarray:
         """The rows of the kept episodes' frames (frames,), in the whole dataset."""
         return np.concatenate(list(self.row_blocks()))
@@ -275,7 +284,7 @@ class LeRobotDataset(Dataset):
     # --- samples -----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return int(self._positions[-1])
+        return self.num_samples
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> dict:
         """Return one sample, or of a slice or list a batch of them; negative positions count from the end."""
@@ -295,6 +304,10 @@ class LeRobotDataset(Dataset):
 
         Samples with the same frame may share its memory, so do not change frames in place.
         """
+        return self.samples_at(indices)
+
+    def samples_at(self, indices: Sequence[int]) -> list[dict]:
+        """Return the samples at positions 0 … num_samples - 1."""
         rows, episodes = self._locate(indices)
         first = self._metadata.episode_starts[episodes]
         last = self._metadata.episode_ends[episodes] - 1
@@ -323,10 +336,12 @@ class LeRobotDataset(Dataset):
                 f"A sample is chosen by a whole number, several by a slice or a list of them; got {indices!r:.200}."
             )
         positions = positions.astype(np.int64).reshape(-1)
-        outside = positions[(positions < -len(self)) | (positions >= len(self))]
+        outside = positions[(positions < -self.num_samples) | (positions >= self.num_samples)]
         if outside.size:
-            raise DatasetIndexError(f"There is no frame {outside[0]}: the dataset has frames 0 … {len(self) - 1}.")
-        positions = np.where(positions < 0, positions + len(self), positions)
+            raise DatasetIndexError(
+                f"There is no frame {outside[0]}: the dataset has frames 0 … {self.num_samples - 1}."
+            )
+        positions = np.where(positions < 0, positions + self.num_samples, positions)
         kept = np.searchsorted(self._positions, positions, side="right") - 1
         episodes = self._episodes[kept]
         return self._metadata.episode_starts[episodes] + positions - self._positions[kept], episodes

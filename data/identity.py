@@ -14,6 +14,7 @@ from ..configuration.features import ACTION
 from .dataset import LeRobotDataset
 from .features import CAMERAS
 from .mixture import MixtureDataset
+from .streaming import StreamingLeRobotDataset
 from .windows import OBSERVATION_PREFIX
 
 _ROWS = 65_536  # digested together: the digest depends on it
@@ -23,8 +24,9 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
     """Return what tells a dataset from another, as plain values; pictures are not looked at.
 
     Of a `LeRobotDataset`: its episodes, frames, samples, rate and features, and digests of its instructions and of
-    every number that a policy reads; a million frames take about a second. Of a `MixtureDataset`: what each of its
-    datasets has, and how much of an epoch. Of other datasets only the number of samples is known.
+    every number that a policy reads; a million frames take about a second. A stream's numbers are not read for this;
+    its commit or folder stands for them, and its order is part of it. Of a `MixtureDataset`: what each of its datasets
+    has, and how much of an epoch. Of other datasets only the number of samples is known.
     """
     if isinstance(dataset, ConcatDataset):
         return {"datasets": [identity_of(part) for part in dataset.datasets]}
@@ -43,16 +45,17 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
         }
     if not isinstance(dataset, LeRobotDataset):
         return {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
+    streams = isinstance(dataset, StreamingLeRobotDataset)
     used = [name for name in dataset.features if name == ACTION or name.startswith(OBSERVATION_PREFIX)]
     rate = {} if dataset.control_rate == dataset.fps else {"control_rate": dataset.control_rate}
     return rate | {
         "episodes": _runs(dataset.episodes),
         "frames": dataset.num_frames,
-        "samples": len(dataset),
+        "samples": dataset.num_samples,
         "fps": dataset.fps,
         "features": {name: f"{dataset.features[name]['dtype']} {dataset.features[name]['shape']}" for name in used},
         "instructions": _digest(task.encode() for task in dataset.tasks),
-        "values": _digest(_numbers(dataset, used)),
+        **(dataset.version_and_order if streams else {"values": _digest(_numbers(dataset, used))}),
     }
 
 

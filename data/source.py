@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..errors import DatasetNotFoundError, RecordingError
 from .layouts.metadata import DatasetMetadata
 from .recording.place import count_kept_episodes, recording_folder
 
+logger = logging.getLogger(__name__)
+
+_WAITS = (1, 4, 16)  # before a download is tried again [s]
+_HUB_URL = "hf://datasets/"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -23,6 +31,7 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
         DatasetNotFoundError: `source` is neither a folder nor a repository that can be reached or is cached.
         RecordingError: its recording has not been finished.
     """
+    source, revision = _plain(source, revision)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve(), False
@@ -41,6 +50,7 @@ def fetch_metadata(source: str | Path, revision: str | None = None) -> tuple[Pat
 
 def fetch_files(source: str, metadata: DatasetMetadata, paths: Iterable[str]) -> None:
     """Download `paths` of the same commit as the snapshot folder of `metadata`, except those it has already."""
+    source, _ = _plain(source)
     wanted = set(paths)
     if all((metadata.root / path).is_file() for path in wanted):
         return
@@ -54,9 +64,55 @@ def fetch_files(source: str, metadata: DatasetMetadata, paths: Iterable[str]) ->
     _download(source, metadata.root.name, patterns)  # a snapshot folder bears the name of its commit
 
 
-def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
+def download_file(source: str, commit: str, path: str, target: Path) -> None:
+    """Download one file of a repository to `target`; a network that fails is tried again.
+
+    Raises:
+        DatasetNotFoundError: it cannot be downloaded.
+    """
+    source, _ = _plain(source)
+    folder = target.with_name(f"{target.name}.download")
     try:
+        for wait in (*_WAITS, None):
+            try:
+                with _naming_the_hub(source, None):
+                    found = hf_hub_download(source, path, repo_type="dataset", revision=commit, local_dir=folder)
+                Path(found).replace(target)
+                return
+            except DatasetNotFoundError as error:
+                if wait is None or not _may_pass(error.__cause__):
+                    raise
+                logger.warning("%s of %s is downloaded again in %d s: %s", path, source, wait, error.__cause__)
+                time.sleep(wait)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plain(source: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
+    """Return id and revision of a repository that is named as fsspec does, `hf://datasets/org/name@revision`."""
+    if not isinstance(source, str) or not source.startswith(_HUB_URL):
+        return source, revision
+    name, _, named = source.removeprefix(_HUB_URL).rstrip("/").partition("@")
+    return name, revision or named or None
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Tell whether a download that failed may succeed later: nobody answered, or the Hub itself failed."""
+    if isinstance(error, HFValidationError):
+        return False
+    response = getattr(error, "response", None)
+    return response is None or response.status_code == 429 or response.status_code >= 500
+
+
+def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
+    with _naming_the_hub(source, revision):
         return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _naming_the_hub(source: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DatasetNotFoundError(
             f"{source!r} is neither a local folder nor a dataset that can be read from the Hub"

@@ -33,7 +33,7 @@ def html_summary(dataset: Any) -> str:
 
 def _counts(dataset: Any) -> str:
     robot = f", robot {dataset.robot_type}" if dataset.robot_type else ""
-    samples = "" if len(dataset) == dataset.num_frames else f", {len(dataset)} samples"
+    samples = "" if dataset.num_samples == dataset.num_frames else f", {dataset.num_samples} samples"
     return f"{dataset.num_episodes} episodes, {dataset.num_frames} frames{samples} at {dataset.fps:g} Hz{robot}"
 
 

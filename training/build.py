@@ -15,6 +15,7 @@ from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import MixtureDataset
 from ..data.policy_features import PolicyFeatures
+from ..data.streaming import StreamingLeRobotDataset
 from ..errors import InvalidRecipeError, UnknownDatasetFeatureError
 from ..modeling import registry
 from ..modeling.parts import PARTS
@@ -115,7 +116,8 @@ def _build_processor(
         }
     relative_to = None if recipe.relative_actions is False else _relative_to(recipe, dataset)
     # No cameras: no video is decoded.
-    vectors = None if relative_to is None else _parts(open_dataset(recipe, config, features=[STATE, ACTION]))
+    vectors = [] if relative_to is None else _parts(open_dataset(recipe, config, features=[STATE, ACTION]))
+    vectors = [(d.random_access() if isinstance(d, StreamingLeRobotDataset) else d, robot) for d, robot in vectors]
 
     def completed(statistics: Mapping[str, Any], robot: str | None = None) -> dict[str, Any]:
         statistics = dict(statistics)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..configuration.features import ACTION
@@ -14,9 +15,10 @@ from ..data.dataset import LeRobotDataset
 from ..data.layouts.reader import load_metadata
 from ..data.mixture import MixtureDataset
 from ..data.source import fetch_metadata
+from ..data.streaming import StreamingLeRobotDataset
 from ..data.windows import OBSERVATION_PREFIX
 from ..errors import InvalidRecipeError, UnknownDatasetFeatureError, nearest
-from .recipe import MixtureEntry, Recipe
+from .recipe import DataSection, MixtureEntry, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def open_dataset(
     for entry in recipe.data.entries:
         _record(entry)
     if not recipe.data.mixture:
-        return _open(recipe, recipe.data.entries[0], config, _chosen(recipe, recipe.data.entries[0], features))
+        (only,) = recipe.data.entries
+        return _open(recipe, only, config, _chosen(recipe, only, features), *_stream(recipe.data))
     entries = recipe.data.entries
     chosen = [_chosen(recipe, entry, features) for entry in entries]
     chosen = _those_that_exist(entries, chosen)
@@ -99,10 +102,26 @@ def _metadata(entry: MixtureEntry) -> Any:
     return load_metadata(fetch_metadata(entry.dataset, entry.revision)[0], entry.rename_map)
 
 
+def _stream(data: DataSection) -> tuple[type[LeRobotDataset], dict[str, Any]]:
+    """Return the class of dataset that is asked for, and the arguments that a stream has beside."""
+    options = {name: getattr(data, name) for name in ("shuffle_buffer", "cache_gb", "cache_folder")}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and not data.streaming:
+        raise InvalidRecipeError(
+            f"data: {', '.join(options)} belong to a stream. Set streaming: true, or leave them out."
+        )
+    return (StreamingLeRobotDataset, options) if data.streaming else (LeRobotDataset, {})
+
+
 def _open(
-    recipe: Recipe, entry: MixtureEntry, config: PolicyConfig | None, features: list[str] | None
+    recipe: Recipe,
+    entry: MixtureEntry,
+    config: PolicyConfig | None,
+    features: list[str] | None,
+    kind: type[LeRobotDataset] = LeRobotDataset,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> LeRobotDataset:
-    dataset = LeRobotDataset(
+    dataset = kind(
         entry.dataset,
         features=features,
         episodes=entry.episodes,
@@ -110,6 +129,7 @@ def _open(
         tolerance_s=entry.tolerance_s,
         rename_map=entry.rename_map,
         decoded_cache=entry.decoded_cache,
+        **options,
         **_windows(recipe, entry, config, features),
     )
     record = entry.record

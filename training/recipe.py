@@ -55,6 +55,8 @@ class MixtureEntry:
         episodes: the numbers of the episodes to use; all by default.
         features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
         revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
+        streaming: download files when their turn comes, and keep them for a while only; `max_steps` is needed.
+        shuffle_buffer, cache_gb, cache_folder: of a stream; see `StreamingLeRobotDataset`.
     """
 
     dataset: str
@@ -85,6 +87,8 @@ class DataSection:
         weights_by: what the weights of a mixture are of. `frames`: every sample of a dataset has its weight;
             `dataset`: the dataset as a whole has, however long it is.
         mixture: several datasets, each with its weight and its robot, in place of `dataset`.
+        streaming: download files when their turn comes, and keep them for a while only; `max_steps` is needed.
+        shuffle_buffer, cache_gb, cache_folder: of a stream; see `StreamingLeRobotDataset`.
     """
 
     dataset: str | None = None
@@ -98,6 +102,10 @@ class DataSection:
     fps: float | None = None
     weights_by: Literal["frames", "dataset"] = "frames"
     mixture: list[MixtureEntry] | None = None
+    streaming: bool = False
+    shuffle_buffer: int | None = None
+    cache_gb: float | None = None
+    cache_folder: str | None = None
 
     def __post_init__(self):
         own = ("dataset", "record", "episodes", "features", "revision", "rename_map", "decoded_cache")
@@ -106,6 +114,8 @@ class DataSection:
             raise InvalidConfigError(
                 f"{given[0]} and mixture exclude each other: each dataset of a mixture has its own {given[0]}"
             )
+        if self.mixture is not None and self.streaming:
+            raise InvalidConfigError("streaming and mixture exclude each other: samples of a mixture are read by number")
         if not self.mixture and self.dataset is None:
             raise InvalidConfigError("it lacks dataset, or several datasets as mixture")
         if self.fps is not None and not self.fps > 0:

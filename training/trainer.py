@@ -40,6 +40,7 @@ from .global_mean import GlobalMean
 from .predicting import Predicting
 from .processes import require_honoured, seed_process
 from .publishing import Publishing, require_card
+from .streaming import require_steps, stream_batches
 from .tuning import apply_tuning, parameter_table
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
     ):
         processor = processing_class if processor is None else processor
         _require(args, processor)
+        require_steps(train_dataset, args)
         # Not as `processing_class`: Trainer would copy a tokenizer's special tokens into the policy's config.
         self.args, self.processor = args, processor
         if model is not None or kwargs.get("model_init") is None:
@@ -168,7 +170,8 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
         if self._augmentation is not None or own:
             self.data_collator = PolicyCollator(self.processor, self._augmentation, with_datasets=own)
         try:
-            return super().get_train_dataloader()
+            batches = stream_batches(self)
+            return super().get_train_dataloader() if batches is None else batches
         finally:
             self.data_collator = plain
 

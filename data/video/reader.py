@@ -5,7 +5,9 @@ Notation: n frames, c channels, h height, w width; times in seconds from the sta
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,24 +24,27 @@ from ..remedies import LARGER_TOLERANCE, LEAVE_OUT_FEATURE
 
 # Conversion to RGB starts a thread per core from PyAV 18 on; DataLoader workers already use every core.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
+_SHARE_OF_FILES = 4  # decoders take at most a quarter of the files that the process may open
+_MEMORY = 512 * 2**20  # bytes of all decoders together, about; 180 of 480×640
 RATE_TOLERANCE = 0.1  # relative; a container's average rate is not exact, a wrong rate is far off
 
 
 class VideoReader:
     """Decode single frames out of many video files, keeping the last used ones open.
 
-    Opening costs about as much as decoding two frames, so the decoders of `max_open` files stay open. Frames that lie
-    apart do not need each other, so several decoders of one file work side by side. Nothing open is pickled or used
-    across a fork: every process opens its own.
+    Opening costs about as much as decoding two frames, so decoders stay open. Frames that lie apart do not need each
+    other, so several decoders of one file work side by side. Nothing open is pickled or used across a fork: every
+    process opens its own.
 
     Args:
-        max_open (`int`, *optional*, defaults to 16): open files, least recently used closed first.
+        max_open (`int`, *optional*): open files, least recently used closed first; by default as many as the process
+            may open, and about half a gigabyte of memory holds.
         decoders (`int`, *optional*): decoders per file that work side by side, each in one thread; by default as many
             as torch uses threads in the process: every core in a program, one in a DataLoader's worker.
         fps (`float`, *optional*): refuse a file that was recorded at another rate.
     """
 
-    def __init__(self, max_open: int = 16, decoders: int | None = None, fps: float | None = None):
+    def __init__(self, max_open: int | None = None, decoders: int | None = None, fps: float | None = None):
         self.max_open, self.decoders, self.fps = max_open, decoders, fps
         self._open: OrderedDict[Path, list[_OpenVideo]] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
@@ -69,7 +74,8 @@ class VideoReader:
         order = np.argsort(seconds, kind="stable")  # forwards through the file: fewer seeks
         count = videos[0].useful_decoders(np.asarray(seconds)[order], self._decoders_here())
         while len(videos) < count:
-            videos.append(_OpenVideo(Path(path), self.fps))
+            videos.append(self._opened(Path(path)))
+        self._close_unused()
         frames = np.empty((len(seconds), 3, *videos[0].size), dtype=np.uint8)
 
         def decode(video: _OpenVideo, positions: np.ndarray) -> None:
@@ -93,6 +99,11 @@ class VideoReader:
                 _close_all(videos)
         self._open = OrderedDict()
 
+    def close_removed(self) -> None:
+        """Close the files that are not in their folder any more, so that the disk gets their space back."""
+        for path in [path for path in self.open_files if not path.exists()]:
+            _close_all(self._open.pop(path))
+
     def _videos(self, path: Path) -> list[_OpenVideo]:
         """Return the open decoders of a file, at least one; the caller may add to the list."""
         if self._process != os.getpid():
@@ -103,10 +114,32 @@ class VideoReader:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
-        self._open[path] = [_OpenVideo(path, self.fps)]
-        while len(self._open) > self.max_open:
-            _close_all(self._open.popitem(last=False)[1])
+        self._open[path] = [self._opened(path)]
         return self._open[path]
+
+    def _opened(self, path: Path) -> _OpenVideo:
+        """Open a file, others closed first where the process may open no more."""
+        while True:
+            try:
+                return _OpenVideo(path, self.fps)
+            except VideoError as error:
+                unused = [other for other in self._open if other != path]
+                if getattr(error.__cause__, "errno", None) != errno.EMFILE or not unused:
+                    raise
+                for other in unused[: (len(unused) + 1) // 2]:
+                    _close_all(self._open.pop(other))
+
+    def _close_unused(self) -> None:
+        """Close the files that were used longest ago until the others are few enough; that used last stays."""
+        decoders = [video for videos in self._open.values() for video in videos]
+        count, memory = len(decoders), sum(video.memory for video in decoders)
+        most = _most_decoders() if self.max_open is None else count
+        while len(self._open) > 1 and (
+            count > most or memory > _MEMORY or len(self._open) > (self.max_open or len(self._open))
+        ):
+            videos = self._open.popitem(last=False)[1]
+            count, memory = count - len(videos), memory - sum(video.memory for video in videos)
+            _close_all(videos)
 
     def _decoders_here(self) -> int:
         return torch.get_num_threads() if self.decoders is None else self.decoders
@@ -121,6 +154,11 @@ class VideoReader:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
+
+
+def _most_decoders() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(limit // _SHARE_OF_FILES, 1) if limit != resource.RLIM_INFINITY else 2**16
 
 
 def _close_all(videos: list[_OpenVideo]) -> None:
@@ -165,6 +203,12 @@ class _OpenVideo:
     def size(self) -> tuple[int, int]:
         """Height and width of its frames."""
         return self._stream.codec_context.height, self._stream.codec_context.width
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes while it is open, about: the container's index, and four frames."""
+        height, width = self.size
+        return 2**20 + 6 * height * width
 
     def useful_decoders(self, seconds: np.ndarray, available: int) -> int:
         """Return how many decoders should share frames at these ascending times.

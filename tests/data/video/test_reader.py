@@ -1,8 +1,10 @@
 import os
+import resource
 
 import numpy as np
 import pytest
 
+import manipulators.data.video.reader as reader_module
 from manipulators.data.video.encoder import VideoEncoder
 from manipulators.data.video.reader import VideoReader
 from manipulators.errors import FrameNotFoundError, MissingVideoError, VideoError
@@ -110,3 +112,31 @@ def test_damaged_frames_are_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(VideoError, match="cannot be decoded"):
         VideoReader().frames(tmp_path / "a.mp4", np.arange(6) / 10)
+
+
+def test_as_many_files_stay_open_as_the_process_may_open(tmp_path, monkeypatch):
+    paths = [
+        video(tmp_path / f"{level}.mp4", [level]) for level in range(0, 240, 12)
+    ]  # 20, more than were kept before
+    reader = VideoReader()
+    for path in paths:
+        reader.frames(path, [0.0])
+    assert reader.open_files == paths
+    monkeypatch.setattr(reader_module, "_MEMORY", 3 * (2**20 + 6 * 64 * 64))
+    reader.frames(paths[0], [0.0])
+    assert reader.open_files == [*paths[-2:], paths[0]]
+    reader.close()
+    monkeypatch.undo()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # the least numbers that are free
+    for descriptor in free:
+        os.close(descriptor)
+    reader = VideoReader(max_open=100)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+        for path in paths[:7]:
+            assert reader.frames(path, [0.0]).shape == (1, 3, 64, 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert reader.open_files == paths[4:7]
