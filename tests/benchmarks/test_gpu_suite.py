@@ -43,6 +43,19 @@ def test_every_kind_of_row_runs_at_tiny_size(tmp_path, shared, monkeypatch):
     assert expected <= set(names)
 
 
+def test_the_recipes_run_on_recorded_episodes(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu_suite.py"), "--recipes", "--size", "tiny", "--device", "cpu"]
+    command += ["--output", str(tmp_path), "--steps", "2"]
+    environment = os.environ | {"NO_COLOR": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    _, *records = (json.loads(line) for line in (tmp_path / "gpu_suite.jsonl").read_text().splitlines())
+    recipes = ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi0_lora_24gb")
+    assert [record["row"] for record in records] == [f"recipe {name}" for name in recipes]
+    for record in records:
+        assert record["numbers"]["steps"] == 2 and record["numbers"]["samples/s"] > 0
+
+
 @pytest.fixture
 def gpu_rows(monkeypatch):
     """The module that runs rows, with no time kept back."""
