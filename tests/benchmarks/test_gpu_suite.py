@@ -43,19 +43,6 @@ def test_every_kind_of_row_runs_at_tiny_size(tmp_path, shared, monkeypatch):
     assert expected <= set(names)
 
 
-def test_the_recipes_run_on_recorded_episodes(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "gpu_suite.py"), "--recipes", "--size", "tiny", "--device", "cpu"]
-    command += ["--output", str(tmp_path), "--steps", "2"]
-    environment = os.environ | {"NO_COLOR": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
-    _, *records = (json.loads(line) for line in (tmp_path / "gpu_suite.jsonl").read_text().splitlines())
-    recipes = ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi0_lora_24gb")
-    assert [record["row"] for record in records] == [f"recipe {name}" for name in recipes]
-    for record in records:
-        assert record["numbers"]["steps"] == 2 and record["numbers"]["samples/s"] > 0
-
-
 @pytest.fixture
 def gpu_rows(monkeypatch):
     """The module that runs rows, with no time kept back."""
@@ -86,6 +73,20 @@ def run(gpu_rows, tmp_path):
         return {record["row"]: record for record in gpu_rows.run_rows(suite, rows, 0)}
 
     return run_rows
+
+
+def test_the_recipes_run_on_recorded_episodes(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    import gpu_suite
+
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--recipes", "--list", "--device", "cpu"])
+    gpu_suite.main()
+    names = [f"recipe {name}" for name in ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi0_lora_24gb")]
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == names
+    rows = {row.name: row.run for row in gpu_suite.recorded_recipe_rows()}
+    for record in run(600, **rows).values():
+        assert record["result"] == "ok", record
+        assert record["numbers"]["steps"] == 1 and record["numbers"]["samples/s"] > 0
 
 
 def test_a_row_that_fails_leaves_its_traceback_and_the_next_one_runs(run, tmp_path):
