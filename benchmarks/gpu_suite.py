@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_suite.py --minutes 8 --golden ../shared/golden --output outputs/benchmarks
     python benchmarks/gpu_suite.py --only 'π0, 3 cameras*' --rounds 200
+    python benchmarks/gpu_suite.py --recipes                                       # those for one GPU of 24 GB
     python benchmarks/gpu_suite.py --size tiny --device cpu --dtype float32        # tries every row but CUDA graphs
 
 A row is printed as soon as it is measured, and added to `gpu_suite.md`, a table, and to `gpu_suite.jsonl`, which also
@@ -25,7 +26,7 @@ import torch
 from gpu_equality import compiled_rows, equality_rows, golden_rows
 from gpu_rows import TOLERANCE, Row, Suite, run_rows
 from gpu_speed import further_speed_rows, profile_rows, speed_rows
-from gpu_training import further_training_rows, training_rows
+from gpu_training import further_training_rows, recorded_recipe_rows, training_rows
 from networks import SIZES
 from timing import machine
 
@@ -67,6 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8, help="that all may take, imports left out")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help="names of rows, * for any text")
+    parser.add_argument(
+        "--recipes", action="store_true", help="only the recipes for 24 GB, from random weights on recorded episodes"
+    )
     parser.add_argument("--list", action="store_true", help="show the rows and the seconds each is expected to take")
     parser.add_argument("--size", choices=SIZES, default="published")
     parser.add_argument("--device", default="cuda")
@@ -82,7 +86,8 @@ def main() -> None:
     deadline = time.monotonic() + seconds
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
-    rows = [row for row in all_rows(on_gpu) if any(fnmatch.fnmatchcase(row.name, p) for p in arguments.only)]
+    every = recorded_recipe_rows() if arguments.recipes else all_rows(on_gpu)
+    rows = [row for row in every if any(fnmatch.fnmatchcase(row.name, p) for p in arguments.only)]
     if arguments.list:
         print("\n".join(f"{row.seconds:5.0f}  {row.name}" for row in rows))
         return

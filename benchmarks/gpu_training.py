@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from gpu_equality import TASK, moved, processor_of
 from gpu_rows import Row, Suite
@@ -16,12 +19,13 @@ from timing import seconds_of, trainer_optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from manipulators import PolicyTrainer, PolicyTrainingArguments
+from manipulators import LeRobotDataset, LeRobotWriter, PolicyTrainer, PolicyTrainingArguments
 from manipulators.modeling.policy import PolicyModel
-from manipulators.training.recipe import load_recipe
+from manipulators.training.recipe import available_recipes, load_recipe
 from manipulators.training.tuning import parameter_table
 
 CAMERAS = 3
+EPISODES, FRAMES = 8, 40  # of recorded demonstrations, at published size
 DISTINCT = 8  # samples; more would only fill the host's memory
 UNTIMED = 2  # steps in which kernels are chosen and the optimizer's moments come into being
 CONFIGS = {"pi0_policy": pi0_config, "gr00t_n1_5": gr00t_config, "gr00t_n1": gr00t_n1_config}
@@ -61,6 +65,38 @@ class Samples(Dataset):
         return self.samples[index % DISTINCT]
 
 
+def demonstrations(suite: Suite, config: Any) -> LeRobotDataset:
+    """Return recorded episodes of noise, on video as demonstrations are, read as a training reads them."""
+    cameras = list(config.image_features)
+    features = {
+        name: {"dtype": "video", "shape": [*feature.shape[1:], 3]}
+        if name in cameras
+        else {"dtype": "float32", "shape": list(feature.shape)}
+        for name, feature in config.input_features.items()
+    } | {"action": {"dtype": "float32", "shape": [config.robot_action_dim]}}
+    folder = suite.folder / hashlib.sha256(json.dumps(features).encode()).hexdigest()[:8]
+    if not folder.exists():
+        generator, frames = np.random.default_rng(0), FRAMES if suite.is_real else 4
+        with LeRobotWriter(folder, 10, features) as writer:
+            for _ in range(EPISODES):
+                for _ in range(frames):
+                    frame = {
+                        name: coarse_noise(generator, *feature["shape"][:2])
+                        if name in cameras
+                        else generator.normal(size=feature["shape"]).astype(np.float32)
+                        for name, feature in features.items()
+                    }
+                    writer.add_frame(frame, task=TASK)
+                writer.end_episode()
+    return LeRobotDataset(folder, action_horizon=config.action_horizon)
+
+
+def coarse_noise(generator: np.random.Generator, height: int, width: int, block: int = 14) -> np.ndarray:
+    """Return a picture (h, w, 3) of coloured blocks: a video of independent pixels would be larger than real ones."""
+    colours = generator.integers(0, 256, (-(-height // block), -(-width // block), 3), dtype=np.uint8)
+    return colours.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
+
+
 class Clock(TrainerCallback):
     """Note when each optimizer step ended, the device waited for, and end training when the time is used up.
 
@@ -80,10 +116,18 @@ class Clock(TrainerCallback):
         control.should_training_stop |= time.monotonic() + 1.5 * longest > self.ends
 
 
-def recipe(suite: Suite, name: str) -> dict[str, Any]:
-    """Train by a recipe for some steps, from random weights on random samples, and say what it took."""
+def recipe(suite: Suite, name: str, recorded: bool = False) -> dict[str, Any]:
+    """Train by a recipe for some steps, from random weights, and say what it took.
+
+    Args:
+        suite: where and how.
+        name: of the recipe.
+        recorded: whether samples are read from recorded episodes, by the recipe's workers, and not random in memory.
+    """
     chosen, before = load_recipe(name), memory_of(suite)
-    own: dict[str, Any] = {"max_steps": suite.steps, "save_strategy": "no", "dataloader_num_workers": 0}
+    own: dict[str, Any] = {"max_steps": suite.steps, "save_strategy": "no"}
+    if not (recorded and suite.is_real):
+        own["dataloader_num_workers"] = 0
     if not suite.is_real:
         own |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "use_cpu": not suite.on_gpu}
     arguments = PolicyTrainingArguments(
@@ -98,11 +142,12 @@ def recipe(suite: Suite, name: str) -> dict[str, Any]:
     policy.config._name_or_path = chosen.base  # of an adapter's base; nothing is read from there
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     clock = Clock(torch.cuda.synchronize if suite.on_gpu else lambda: None, suite.row_ends)
-    samples = Samples(config, batch * suite.steps)
+    samples = demonstrations(suite, config) if recorded else Samples(config, batch * suite.steps)
     trainer = PolicyTrainer(policy, arguments, processor_of(config), train_dataset=samples, callbacks=[clock])
     table = parameter_table(policy)
     result = trainer.train()
     times = clock.times[UNTIMED if len(clock.times) > UNTIMED + 1 else 0 :]
+    waits = [entry["data_wait"] for entry in trainer.state.log_history if "data_wait" in entry]
     numbers = {"samples/s": batch * (len(times) - 1) / (times[-1] - times[0]), "samples a step": batch}
     return (
         numbers
@@ -113,6 +158,7 @@ def recipe(suite: Suite, name: str) -> dict[str, Any]:
             "step ends [s]": clock.times,
             "trained": {"table": table},
         }
+        | ({"data wait": waits[-1]} if recorded and waits else {})
         | peak_beyond(suite, before)
     )
 
@@ -163,6 +209,12 @@ def recipe_row(name: str, seconds: float) -> Row:
 def training_rows() -> list[Row]:
     """Return the recipes for 24 GB."""
     return [recipe_row("pi0_lora_24gb", 50), recipe_row("gr00t_n1_5_lora_24gb", 40)]
+
+
+def recorded_recipe_rows() -> list[Row]:
+    """Return all recipes for 24 GB on recorded demonstrations."""
+    names = [name for name in available_recipes() if name.endswith("_24gb")]
+    return [Row(f"recipe {name}", 70, partial(recipe, name=name, recorded=True)) for name in names]
 
 
 def further_training_rows() -> list[Row]:

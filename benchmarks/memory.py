@@ -1,12 +1,12 @@
 """A policy of published size on a CPU: what loading a checkpoint and predicting a chunk take, in bytes and seconds.
 
     python benchmarks/memory.py pi0 --folder /tmp/pi0 --output outputs/benchmarks
+    python benchmarks/memory.py pi05 --folder /tmp/pi05 --chunks 1
     python benchmarks/memory.py gr00t_n1_5 --folder /tmp/gr00t --output outputs/benchmarks
 
-The checkpoint holds billions of random numbers in bfloat16: π0's in our layout, GR00T's in NVIDIA's, with all that is
-in it and nothing reads. It is written shard by shard, so that writing needs the memory of one shard only, and removed
-afterwards. Loading and predicting run in a fresh process of their own. Weights that keep their type stay mapped from
-the file, and are read when they are first used: the first chunk pays for that.
+The checkpoint holds billions of random numbers in bfloat16: those of π0 and π0.5 in our layout, GR00T's in NVIDIA's,
+with all that is in it and nothing reads. It is written shard by shard, so that writing needs the memory of one shard
+only, and removed afterwards. Loading and predicting run in a fresh process of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,15 +34,19 @@ from manipulators import (
     GR00TN1Policy,
     PI0Policy,
     PI0PolicyConfig,
+    PI05Policy,
+    PI05PolicyConfig,
     PolicyPipeline,
 )
 from manipulators.processing.pi0 import PI0PolicyProcessor
+from manipulators.processing.pi05 import PI05PolicyProcessor
 from manipulators.processing.word_tokenizer import word_tokenizer
 
 THREADS = 2
 SHARD = 2**30
 CAMERAS = ("base", "left_wrist", "right_wrist")
 TASK = "fold the towel"
+CHUNKS = ("first chunk", "second chunk")
 WIDTH = 14
 IMAGE_TOKEN = 4
 PACKAGES = ["torch", "transformers", "safetensors"]
@@ -77,19 +80,22 @@ def write_shards(folder: Path, shapes: Shapes) -> int:
     return total
 
 
-def write_pi0(folder: Path) -> int:
-    """Write π0 in our layout and return the weights' bytes."""
-    config = PI0PolicyConfig(
-        **features(CAMERAS, WIDTH),
-        dtype="bfloat16",
-    )
+def write_pi0(folder: Path, model_type: str) -> int:
+    """Write π0 or π0.5 in our layout and return the weights' bytes."""
+    config_class, policy_class, processor_class = {
+        "pi0": (PI0PolicyConfig, PI0Policy, PI0PolicyProcessor),
+        "pi05": (PI05PolicyConfig, PI05Policy, PI05PolicyProcessor),
+    }[model_type]
+    config = config_class(**features(CAMERAS, WIDTH), dtype="bfloat16")
     with torch.device("meta"):
-        weights = PI0Policy(config).state_dict()
+        weights = policy_class(config).state_dict()
     config.save_pretrained(folder)
     # Statistics that leave every number as it is.
     named = config.input_features | config.output_features
-    statistics = {name: {"mean": [0.0] * f.shape[0], "std": [1.0] * f.shape[0]} for name, f in named.items()}
-    PI0PolicyProcessor.from_config(config, statistics, tokenizer=word_tokenizer([TASK])).save_pretrained(folder)
+    same = {"mean": 0.0, "std": 1.0, "q01": -1.0, "q99": 1.0}
+    statistics = {name: {key: [x] * f.shape[0] for key, x in same.items()} for name, f in named.items()}
+    tokenizer = word_tokenizer([TASK, "Task State Action", *map(str, range(256))])
+    processor_class.from_config(config, statistics, tokenizer=tokenizer).save_pretrained(folder)
     return write_shards(folder, {name: weight.shape for name, weight in weights.items()})
 
 
@@ -159,8 +165,8 @@ def measured(results: dict, name: str) -> Iterator[None]:
     results[name] = {"seconds": time.perf_counter() - start, "memory": memory()}
 
 
-def measure(folder: Path) -> dict:
-    """Load the checkpoint and predict a chunk twice; return what each took."""
+def measure(folder: Path, chunks: int) -> dict:
+    """Load the checkpoint and predict some chunks; return what each took."""
     torch.set_num_threads(THREADS)
     results = {"before": memory()}
     # NVIDIA's folders hold no tokenizer.
@@ -172,7 +178,7 @@ def measure(folder: Path) -> dict:
     results["parameters"] = policy.num_parameters()
     observation = {f"observation.images.{camera}": torch.rand(3, 224, 224) for camera in CAMERAS}
     observation["observation.state"] = torch.zeros(WIDTH)
-    for name in ("first chunk", "second chunk"):
+    for name in CHUNKS[:chunks]:
         with measured(results, name):
             chunk = pipeline.predict_chunk(observation, task=TASK)
         results["finite"] = bool(torch.isfinite(chunk).all())
@@ -190,7 +196,7 @@ def report(results: dict, file_bytes: int) -> str:
         "| up to here | seconds | resident at most, GB | × the weights in memory | × the file | mapped files, GB |",
         "|---|---|---|---|---|---|",
     ]
-    for name in ("load", "first chunk", "second chunk"):
+    for name in ("load", *(name for name in CHUNKS if name in results)):
         highest = results[name]["memory"]["highest"] - base
         rows.append(
             f"| {name} | {results[name]['seconds']:.1f} | {highest / 1e9:.2f} | {highest / weights:.3f} | "
@@ -203,19 +209,21 @@ def report(results: dict, file_bytes: int) -> str:
 def main() -> None:
     """Write the checkpoint, measure it in a fresh process, print and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", choices=["pi0", "gr00t_n1_5", "gr00t_n1"])
+    parser.add_argument("policy", choices=["pi0", "pi05", "gr00t_n1_5", "gr00t_n1"])
     parser.add_argument("--folder", type=Path, required=True, help="for the checkpoint; 7 GB, removed afterwards")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--chunks", type=int, choices=(1, 2), default=2, help="how many are predicted (default: 2)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.folder)))
+        print(json.dumps(measure(arguments.folder, arguments.chunks)))
         return
     arguments.folder.mkdir(parents=True)
     try:
-        write = write_pi0 if arguments.policy == "pi0" else partial(write_gr00t, model_type=arguments.policy)
-        file_bytes = write(arguments.folder)
+        write = write_pi0 if arguments.policy in ("pi0", "pi05") else write_gr00t
+        file_bytes = write(arguments.folder, arguments.policy)
         command = [sys.executable, __file__, arguments.policy, "--folder", str(arguments.folder), "--measure"]
+        command += ["--chunks", str(arguments.chunks)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results = json.loads(output.splitlines()[-1])
     finally:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from manipulators import ACTConfig, DiffusionConfig, GR00TN1_5Config, GR00TN1Config, PI0Policy, PI0PolicyConfig
+from manipulators import (
+    ACTConfig,
+    DiffusionConfig,
+    GR00TN1_5Config,
+    GR00TN1Config,
+    PI0Policy,
+    PI0PolicyConfig,
+    PI05PolicyConfig,
+)
 from manipulators.conversion.pi0 import rename_pi0_weights
 
 SIZES = ("tiny", "medium", "published")
@@ -73,7 +81,7 @@ def features(cameras: Iterable[object], width: int = WIDTH, height: int = SIDE, 
 
 
 def pi0_config(size: str, cameras: int, config_class: type[PI0PolicyConfig] = PI0PolicyConfig) -> PI0PolicyConfig:
-    """Return π0's config, or π0.5's."""
+    """Return π0's config, or that of a policy with its fields."""
     robot = features(range(cameras), height=SIDES[size])
     if size == "published":
         return config_class(**robot)
@@ -88,6 +96,11 @@ def pi0_config(size: str, cameras: int, config_class: type[PI0PolicyConfig] = PI
         },
         gemma_expert_config=EXPERTS[size],
     )
+
+
+def pi05_config(size: str, cameras: int) -> PI05PolicyConfig:
+    """Return π0.5's config."""
+    return pi0_config(size, cameras, PI05PolicyConfig)
 
 
 def pi0_inputs(config: PI0PolicyConfig, batch: int, training: bool = False) -> dict[str, torch.Tensor]:

@@ -17,9 +17,10 @@ from ..errors import VideoError
 from .checks import check_size, check_table, instruction, is_for_policies, not_finite, picture
 from .columns import stored_type
 from .features import CAMERAS, INDEX_FEATURES
+from .layouts.episodes import EpisodesFiles
 from .layouts.metadata import DatasetMetadata
 from .layouts.reader import load_metadata
-from .layouts.writer import EpisodesFiles, statistics_columns, write_summary
+from .layouts.writer import statistics_columns, write_summary
 from .recording.data_files import DataFiles
 from .selection import ROWS_AT_ONCE, choose_episodes, choose_features, row_blocks
 from .source import fetch_files, fetch_metadata

@@ -14,6 +14,7 @@ from ..configuration.features import ACTION
 from .dataset import LeRobotDataset
 from .features import CAMERAS
 from .mixture import MixtureDataset
+from .selection import runs
 from .streaming import StreamingLeRobotDataset
 from .windows import OBSERVATION_PREFIX
 
@@ -49,7 +50,7 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
     used = [name for name in dataset.features if name == ACTION or name.startswith(OBSERVATION_PREFIX)]
     rate = {} if dataset.control_rate == dataset.fps else {"control_rate": dataset.control_rate}
     return rate | {
-        "episodes": _runs(dataset.episodes),
+        "episodes": runs(dataset.episodes),
         "frames": dataset.num_frames,
         "samples": dataset.num_samples,
         "fps": dataset.fps,
@@ -67,12 +68,6 @@ def _numbers(dataset: LeRobotDataset, names: Iterable[str]) -> Iterable[bytes]:
         yield name.encode()
         for rows in dataset.row_blocks(_ROWS):
             yield np.ascontiguousarray(dataset.numbers(name, rows)).tobytes()
-
-
-def _runs(episodes: list[int]) -> str:
-    """Return ascending numbers with consecutive ones joined: [0, 1, 2, 7] → 0-2, 7."""
-    breaks = np.flatnonzero(np.diff(episodes) != 1) + 1
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in np.split(np.asarray(episodes), breaks))
 
 
 def _digest(parts: Iterable[bytes]) -> str:

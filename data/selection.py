@@ -171,3 +171,10 @@ def _unreadable(feature: Mapping) -> str | None:
     if feature["dtype"] not in {*_READABLE, *CAMERAS, "string"}:
         return f"has dtype {feature['dtype']!r}, which has no tensor form"
     return None
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Return ascending numbers with consecutive ones joined: [0, 1, 2, 7] → 0-2, 7."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    parts = np.split(np.asarray(numbers), breaks)
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)

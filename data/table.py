@@ -24,10 +24,9 @@ from .arrow_cache import (
     resident_pages,
 )
 from .columns import is_view, kind_of, numbers_of
-from .layouts.metadata import DatasetMetadata
 from .layouts.files import FilesAt
+from .layouts.metadata import DatasetMetadata
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
-
 
 # Whoever reads at random is given many neighbouring pages too. A process keeps about so many bytes of them, and looks
 # after so many rows; the pages stay in the cache of the operating system, from which they come back within microseconds.

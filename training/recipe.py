@@ -115,7 +115,9 @@ class DataSection:
                 f"{given[0]} and mixture exclude each other: each dataset of a mixture has its own {given[0]}"
             )
         if self.mixture is not None and self.streaming:
-            raise InvalidConfigError("streaming and mixture exclude each other: samples of a mixture are read by number")
+            raise InvalidConfigError(
+                "streaming and mixture exclude each other: samples of a mixture are read by number"
+            )
         if not self.mixture and self.dataset is None:
             raise InvalidConfigError("it lacks dataset, or several datasets as mixture")
         if self.fps is not None and not self.fps > 0:

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from ...errors import DatasetFormatError
 from ..checks import instruction
+from ..columns import as_numpy
 from ..convert import SIZES_IN_MB
 from ..features import CAMERAS
+from ..layouts.episodes import EpisodeRows
 from ..layouts.json_files import recompute
 from ..layouts.writer import plain_statistics, write_summary
 from ..recording.data_files import DataFiles
-from ..statistics import QUANTILES, compute_statistics, pool_statistics
-from ..columns import as_numpy
-from .episode_table import EpisodeTable
+from ..statistics import QUANTILES, compute_statistics, pool_statistics, statistics_of_blocks
 from .origin import copy_documents, record_origin
 from .source import Source
 from .videos import Piece, VideoColumn, write_videos
@@ -88,7 +88,7 @@ class _Composition:
         """Write data files and meta/episodes; return how many episodes and frames, and the files."""
         (self._folder / "meta").mkdir(exist_ok=True)
         size = self._info["data_files_size_in_mb"]
-        files, episodes = DataFiles(self._folder, size), EpisodeTable(self._folder, size)
+        files, episodes = DataFiles(self._folder, size), EpisodeRows(self._folder, size)
         number = first = 0
         schema = None
         further = self._further_columns()
@@ -193,11 +193,16 @@ class _Composition:
 
 
 def column_statistics(paths: Sequence[Path], name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Return the statistics of a column of numbers over all files; only that column is in memory."""
-    chunks = [
-        as_numpy(name, chunk, shape) for path in paths for chunk in pq.ParquetFile(path).read([name])[name].chunks
-    ]
-    return compute_statistics(np.concatenate(chunks))
+    """Return the statistics of a column of numbers over all files, of which a row group is in memory."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for number in range(file.num_row_groups):
+                    for chunk in file.read_row_group(number, [name])[name].chunks:
+                        yield as_numpy(name, chunk, shape)
+
+    return statistics_of_blocks(blocks)
 
 
 def _statistics_of_indices(numbers: np.ndarray) -> dict[str, list]:

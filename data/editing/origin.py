@@ -14,6 +14,7 @@ import yaml
 
 from ..._files import read_json
 from ...errors import CorruptFileError
+from ..selection import runs
 from .source import Source
 from .videos import Piece
 
@@ -64,13 +65,6 @@ def license_of(root: Path) -> str | None:
         return None
     name = fields.get("license") if isinstance(fields, Mapping) else None
     return str(name) if name else None
-
-
-def runs(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with consecutive ones joined: [0, 1, 2, 7] → 0-2, 7."""
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    parts = np.split(np.asarray(numbers), breaks)
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
 
 
 def _origin(root: Path) -> dict | None:

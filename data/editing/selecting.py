@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DatasetIndexError
-from ..selection import choose_episodes
+from ..selection import choose_episodes, runs
 from .agreement import common_info
 from .compose import write_dataset
-from .origin import runs
 from .output import new_dataset
 from .source import Source, open_source
 from .videos import Piece

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .episodes import EpisodeRows
 from .json_files import STATISTICS_PATH
 from .metadata import INFO_PATH, cameras_on_video
-from .v3 import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, FORMAT_VERSION, TASKS_PATH, VIDEO_PATH, FileNumbering
-
-_ROWS_AT_ONCE = 1000
+from .v3 import CHUNK_SIZE, DATA_PATH, FORMAT_VERSION, TASKS_PATH, VIDEO_PATH
 
 _OPTIONAL = ("tools",)  # what LeRobot may add to info.json: the functions that a language model may call
 
@@ -35,12 +34,10 @@ def write_metadata(
         episodes (`Sequence[Mapping]`): one row per episode, as `EPISODES_PATH` holds them.
         statistics (`Mapping`): feature → statistic → array, over the whole dataset.
     """
-    files, schema = EpisodesFiles(folder, info["data_files_size_in_mb"]), None
-    for first in range(0, len(episodes), _ROWS_AT_ONCE):
-        table = pa.Table.from_pylist([dict(row) for row in episodes[first : first + _ROWS_AT_ONCE]], schema=schema)
-        schema = table.schema
-        files.append(table)
-    files.close()
+    rows = EpisodeRows(folder, info["data_files_size_in_mb"])
+    for row in episodes:
+        rows.append(row)
+    rows.close()
     write_summary(folder, info, tasks, len(episodes), sum(row["length"] for row in episodes), statistics)
 
 
@@ -81,36 +78,6 @@ def write_tasks(folder: Path, tasks: Mapping[int, str]) -> None:
 def write_statistics(folder: Path, statistics: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Write `meta/stats.json`."""
     _write_json(folder / STATISTICS_PATH, {name: plain_statistics(values) for name, values in statistics.items()})
-
-
-class EpisodesFiles:
-    """The table of the episodes in `meta/episodes`, written a block at a time and divided at a size."""
-
-    def __init__(self, folder: Path, size_in_mb: float):
-        self._folder, self._limit = folder, size_in_mb * 2**20
-        self._numbering, self._writer, self._sink = FileNumbering(), None, None
-
-    def append(self, table: pa.Table) -> None:
-        """Write the rows of some episodes, without the columns that say in which of these files they are."""
-        if self._writer is not None and self._sink.tell() >= self._limit:
-            self.close()
-        if self._writer is None:
-            self._numbering.next()
-            path = self._folder / EPISODES_PATH.format(**self._numbering.place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink = pa.OSFile(str(path), "wb")
-        for name, number in self._numbering.place.items():
-            table = table.append_column(f"meta/episodes/{name}", pa.array(np.full(len(table), number)))
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._sink, table.schema)
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """Finish the last file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = self._sink = None
 
 
 def statistics_columns(name: str, statistics: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:

@@ -75,6 +75,20 @@ def run(gpu_rows, tmp_path):
     return run_rows
 
 
+def test_the_recipes_run_on_recorded_episodes(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    import gpu_suite
+
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--recipes", "--list", "--device", "cpu"])
+    gpu_suite.main()
+    names = [f"recipe {name}" for name in ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi0_lora_24gb")]
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == names
+    rows = {row.name: row.run for row in gpu_suite.recorded_recipe_rows()}
+    for record in run(600, **rows).values():
+        assert record["result"] == "ok", record
+        assert record["numbers"]["steps"] == 1 and record["numbers"]["samples/s"] > 0
+
+
 def test_a_row_that_fails_leaves_its_traceback_and_the_next_one_runs(run, tmp_path):
     def fails(suite):
         raise ValueError("no such\nthing")
