@@ -214,7 +214,7 @@ def test_licences_and_cards(recorded, tmp_path):
 def test_only_some_rows_of_episodes_are_in_memory(recorded, monkeypatch, tmp_path):
     """The statistics of episodes are read, and the table is written, in parts."""
     monkeypatch.setattr("manipulators.data.editing.source.AT_ONCE", 2)
-    monkeypatch.setattr("manipulators.data.editing.episode_table.AT_ONCE", 2)
+    monkeypatch.setattr("manipulators.data.layouts.episodes._ROWS_AT_ONCE", 2)
     a, b = recorded
     edited = record_two_cameras(tmp_path / "small", (2, 2, 2))
     edit_json(edited / "meta/info.json", data_files_size_in_mb=1e-6)
