@@ -94,9 +94,7 @@ def write(root: Path, recording: Recording) -> None:
     coarse = torch.from_numpy(random.random((CAMERAS, 3, height // 8, width // 4), dtype=np.float32))
     scenes = torch.nn.functional.interpolate(coarse, size=(height, 2 * width), mode="bicubic")
     scenes = (scenes.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()  # (cameras, h, 2w, 3)
-    with LeRobotWriter(
-        root, FPS, features, codec=recording.codec, video_files_size_in_mb=recording.file_mb
-    ) as writer:
+    with LeRobotWriter(root, FPS, features, codec=recording.codec, video_files_size_in_mb=recording.file_mb) as writer:
         for episode in range(EPISODES):
             for step in range(FRAMES):
                 joints = random.standard_normal(JOINTS).astype(np.float32)
@@ -164,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [recording.name for recording in RECORDINGS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2, 4])
+    parser.add_argument("--workers", nargs="+", type=int, default=[2, 4, 0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=160, help="of a round")
     parser.add_argument("--folder", type=Path, help="where the datasets are, or are written; by default temporary")
@@ -189,7 +187,9 @@ def main() -> None:
                 lines.append(row.line())
                 print(lines[-1], flush=True)
             lines.append("")
-            print(f"{recording.name}: {bytes_of['video']:.0f} + {bytes_of['numbers']:.0f} bytes per sample", flush=True)
+            print(
+                f"{recording.name}: {bytes_of['video']:.0f} + {bytes_of['numbers']:.0f} bytes per sample", flush=True
+            )
             rows[-1]["bytes_per_sample"] = bytes_of
     lines = [line for line in lines if line] + ["", " · ".join(f"{name} {value}" for name, value in described.items())]
     arguments.output.mkdir(parents=True, exist_ok=True)
