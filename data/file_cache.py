@@ -58,8 +58,7 @@ class FileCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     make(part)
-                    self._make_room(name, part.stat().st_size)
-                    os.replace(part, path)
+                    self._admit(name, part, path)
                 finally:
                     part.unlink(missing_ok=True)
         return path
@@ -68,21 +67,23 @@ class FileCache:
         """Return the bytes of all files."""
         return sum(size for _, size, _ in self._files())
 
-    def _make_room(self, name: str, size: int) -> None:
-        """Remove the files not used for longest until another one fits."""
+    def _admit(self, name: str, part: Path, path: Path) -> None:
+        """Remove the files not used for longest until a new one fits, and give it its name."""
+        size = part.stat().st_size
         if size > self._limit:
             raise InvalidConfigError(
                 f"cache_gb={self._limit / _GB:g} is less than the one file {name} takes, {size / _GB:.3g} GB. Allow "
                 f"several such files: cache_gb= (train: --data.cache_gb)."
             )
-        with self._locked(""):
+        with self._locked(""):  # until it has its name, so that others count it
             files = sorted(self._files())
             total = size + sum(size for _, size, _ in files)
-            for _, freed, path in files:
+            for _, freed, unused in files:
                 if total <= self._limit:
                     break
-                path.unlink(missing_ok=True)
+                unused.unlink(missing_ok=True)
                 total -= freed
+            os.replace(part, path)
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
         """Yield last use, size and path of every finished file."""
