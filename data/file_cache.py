@@ -58,31 +58,31 @@ class FileCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     make(part)
-                    self._place(part, path)
+                    self._admit(name, part, path)
                 finally:
                     part.unlink(missing_ok=True)
         return path
 
     def size(self) -> int:
         """Return the bytes of all files."""
-        with self._locked(""):
+        with self._locked(""):  # while no file takes another's place
             return sum(size for _, size, _ in self._files())
 
-    def _place(self, part: Path, path: Path) -> None:
-        """Rename a finished file to `path`, once those not used for longest have made room for it."""
+    def _admit(self, name: str, part: Path, path: Path) -> None:
+        """Remove the files not used for longest until a new one fits, and give it its name."""
         size = part.stat().st_size
         if size > self._limit:
             raise InvalidConfigError(
-                f"cache_gb={self._limit / _GB:g} is less than the one file {path.relative_to(self.folder)} takes, "
-                f"{size / _GB:.3g} GB. Allow several such files: cache_gb= (train: --data.cache_gb)."
+                f"cache_gb={self._limit / _GB:g} is less than the one file {name} takes, {size / _GB:.3g} GB. Allow "
+                f"several such files: cache_gb= (train: --data.cache_gb)."
             )
-        with self._locked(""):
+        with self._locked(""):  # until it has its name, so that others count it
             files = sorted(self._files())
             total = size + sum(size for _, size, _ in files)
-            for _, freed, old in files:
+            for _, freed, unused in files:
                 if total <= self._limit:
                     break
-                old.unlink(missing_ok=True)
+                unused.unlink(missing_ok=True)
                 total -= freed
             os.replace(part, path)
 

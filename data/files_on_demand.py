@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,7 @@ from .file_cache import FileCache
 from .file_table import FileTable, write_copy
 from .layouts.metadata import DatasetMetadata
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE
+from .selection import warn_once
 from .source import download_file
 
 _OPEN_TABLES = 128
@@ -49,13 +50,14 @@ class FilesOnDemand:
         self._columns = sorted(columns)
         place = repr((self._source if is_remote else "", str(metadata.root), self._columns))
         self._prefix = hashlib.sha256(place.encode()).hexdigest()[:16]
+        self._made: set[str] = set()  # by this process, for the block that is read and the next
 
     def video(self, path: str) -> Path:
         """Return where a video file is now, fetched if need be."""
         local = self._metadata.root / path
         if self._is_here(local):
             return local
-        return self._cache.get(f"{self._prefix}/{path}", lambda target: self._fetch(path, target))
+        return self._get(path, lambda target: self._fetch(path, target))
 
     def data(self, path: str) -> Path:
         """Return where the copy of a data file is now, made if need be."""
@@ -75,15 +77,29 @@ class FilesOnDemand:
                 if not is_here:
                     fetched.unlink(missing_ok=True)
 
-        return self._cache.get(f"{self._prefix}/{path}{version}.arrow", make)
+        return self._get(f"{path}{version}.arrow", make)
 
     def prefetch(self, data: Iterable[str], videos: Iterable[str]) -> None:
         """Begin to fetch files that will be needed; what cannot be fetched raises when it is read."""
+        self._made.clear()
         waiting: SimpleQueue = SimpleQueue()
         for task in [(self.data, path) for path in data] + [(self.video, path) for path in videos]:
             waiting.put(task)
         for _ in range(min(_DOWNLOADS, waiting.qsize())):  # daemons: the program does not wait for them at its end
             Thread(target=_work, args=(waiting,), name="prefetch", daemon=True).start()
+
+    def _get(self, name: str, make: Callable[[Path], object]) -> Path:
+        def noting(target: Path) -> None:
+            if name in self._made:
+                warn_once(
+                    f"{name} of {self._source} has left the cache and is fetched again: cache_gb is too small for the "
+                    f"files of shuffle_buffer samples and of those after them. Change one of them (train: "
+                    f"--data.cache_gb, --data.shuffle_buffer)."
+                )
+            make(target)
+            self._made.add(name)
+
+        return self._cache.get(f"{self._prefix}/{name}", noting)
 
     def _is_here(self, local: Path) -> bool:
         if local.is_file():

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
 
 from ..errors import DatasetNotFoundError, RecordingError
 from .layouts.metadata import DatasetMetadata
@@ -98,8 +98,10 @@ def _plain(source: str | Path, revision: str | None = None) -> tuple[str | Path,
 
 def _may_pass(error: BaseException | None) -> bool:
     """Tell whether a download that failed may succeed later: nobody answered, or the Hub itself failed."""
-    if isinstance(error, HFValidationError):
+    if isinstance(error, HFValidationError) or constants.HF_HUB_OFFLINE:
         return False
+    if getattr(error, "errno", None) is not None and not isinstance(error, ConnectionError):
+        return False  # the disk here
     response = getattr(error, "response", None)
     return response is None or response.status_code == 429 or response.status_code >= 500
 
@@ -113,7 +115,9 @@ def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
 def _naming_the_hub(source: str, revision: str | None) -> Iterator[None]:
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        if not (isinstance(error, (OSError, HFValidationError)) or type(error).__module__.startswith("httpx")):
+            raise
         raise DatasetNotFoundError(
             f"{source!r} is neither a local folder nor a dataset that can be read from the Hub"
             f"{f' at revision {revision!r}' if revision else ''}: {error} Check the spelling, log in with "

@@ -75,7 +75,8 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
         self._cache = FileCache(None if cache_folder is None else Path(cache_folder), cache_gb)
         self._share, self._endless = (0, 1), False
-        self._epoch, self._taken, self._skipped = 0, 0, 0
+        self._epoch = _shared(0)  # seen by workers that are kept from pass to pass
+        self._taken, self._skipped = 0, 0
         super().__init__(source, **kwargs)
 
     def _open_files(self, source: str | Path, downloaded: bool, rename_map: Mapping[str, str] | None) -> None:
@@ -109,11 +110,11 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the pass that is read next."""
-        self._epoch = epoch
+        self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the stream is, in this process or DataLoader worker."""
-        return {"epoch": self._epoch, "samples": self._taken, "seed": self.seed or 0}
+        return {"epoch": int(self._epoch), "samples": self._taken, "seed": self.seed or 0}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on behind the samples that a stream of the same order, split and workers has returned."""
@@ -122,8 +123,8 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
                 f"The stream's seed is {self.seed or 0}, and that of the state is {state['seed']}: their samples come "
                 f"in different orders."
             )
-        self._epoch, self._skipped = state["epoch"], state["samples"]
-        self._taken = self._skipped
+        self.set_epoch(state["epoch"])
+        self._skipped = self._taken = state["samples"]
 
     @property
     def version_and_order(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
     def _changed(self, **changes: Any) -> StreamingLeRobotDataset:
         other = copy.copy(self)
         other.__dict__.pop("_order", None)
-        other.__dict__ |= {"_ready": None, "_coming": None, **changes}
+        other.__dict__ |= {"_epoch": _shared(int(self._epoch)), **changes}
         return other
 
     @cached_property
@@ -158,7 +159,7 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
         turns, within = divmod(own, _TOGETHER)
         start = (turns * workers + number) * _TOGETHER  # of the samples that this worker reads next
         end = None if self._endless else len(self._order)
-        first = self._epoch * len(self._order)
+        first = int(self._epoch) * len(self._order)
         while end is None or start < end:
             stop = start + _TOGETHER if end is None else min(start + _TOGETHER, end)
             for sample in self.run(first + start + within, first + stop):
@@ -221,6 +222,10 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_coming": None}
+
+
+def _shared(number: int) -> torch.Tensor:
+    return torch.tensor(number).share_memory_()
 
 
 class _ByPosition(Dataset):

@@ -1,4 +1,5 @@
 import gc
+import os
 import subprocess
 import sys
 import tempfile
@@ -93,3 +94,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReadOnlyError, match="cache_folder"):
         FileCache(Path(tmp_path / "file"), 1).get("a", of_size(1))
+
+
+def test_files_made_at_the_same_time_fit_together(tmp_path, monkeypatch):
+    cache, replace = FileCache(tmp_path, 250e-9), os.replace
+
+    def slowly(*paths):
+        time.sleep(0.05)
+        replace(*paths)
+
+    monkeypatch.setattr("manipulators.data.file_cache.os.replace", slowly)
+    threads = [threading.Thread(target=cache.get, args=(name, of_size(100))) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.size() == 200

@@ -126,6 +126,25 @@ def test_what_a_stream_does_not_have(many):
         stream.split(2, 2)
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_that_stay_read_the_pass_that_is_set(many, start):
+    stream = StreamingLeRobotDataset(many, shuffle_buffer=8, features=["action"], episodes=[0, 1])
+    workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": start}
+    loader = DataLoader(stream, batch_size=None, **workers)
+    passes = []
+    for epoch in (0, 3):
+        stream.set_epoch(epoch)
+        passes.append(indices(loader))
+    assert passes == [indices(_at(stream, 0)), indices(_at(stream, 3))] and passes[0] != passes[1]
+
+
+def test_a_cache_that_is_too_small_is_said(tmp_path, caplog):
+    stream = StreamingLeRobotDataset(record_in_files(tmp_path / "tiny"), features=["action"], cache_gb=5e-6)
+    assert sorted(indices(stream)) == list(range(52))
+    assert "cache_gb is too small for the files of shuffle_buffer samples" in caplog.text
+    assert stream._cache.size() <= 5000
+
+
 def test_files_that_are_gone_or_broken_are_named(tmp_path):
     root = record_in_files(tmp_path / "tiny", LENGTHS)
     samples = iter(StreamingLeRobotDataset(root, shuffle_buffer=0))
