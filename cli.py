@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with clean_interrupts(options), processes.ending_together(lambda: say_what_is_kept(options, "")):
         try:
             return _run(arguments, options, processes)
+        except SystemExit as end:
+            if processes.count > 1:
+                processes.leave(end.code or 0)
+            raise
         except KeyboardInterrupt as interrupt:
             note = " ".join(notes(interrupt))
             return _ended(processes, INTERRUPTED, lambda: say_what_is_kept(options, note))
