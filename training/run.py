@@ -155,7 +155,7 @@ def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any],
     processes, weights = launched(), trainer.whole_weights()  # which every process gathers
     if processes.is_main:
         _finish(recipe, trainer, training, command, weights)
-    processes.wait_for_main()
+    processes.wait_for_all()
 
 
 def _finish(
