@@ -1,4 +1,4 @@
-"""What an interrupted command keeps, and the command that goes on."""
+"""How a command ends: what an interrupted one keeps, and the command that goes on; in one process of several."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ._processes import INTERRUPTED, SIGNALS, launched
+from ._processes import INTERRUPTED, SIGNALS, Processes, is_lost_contact, launched
+from .errors import LostProcessError, ManipulatorsError
 
 
 @contextmanager
@@ -56,6 +58,34 @@ def say_what_is_kept(options: argparse.Namespace, note: str) -> None:
     again = f"\nLaunch it in {count} processes, as before." if count > 1 else ""
     sys.stderr.write(f"\nStopped. {kept} {shlex.join(['manipulators', *command])}{again}\n")
     sys.stderr.flush()
+
+
+def ended(processes: Processes, status: int, say: Callable[[], None], patience: float = 0.0) -> int:
+    """Say why a command ended, in one process, and return its exit status."""
+    if processes.count > 1:
+        processes.leave(status, say, patience)
+    say()
+    return status
+
+
+def say_error(error: ManipulatorsError) -> None:
+    """Print the error that ended a command."""
+    lines = [f"\n{type(error).__name__}: {error}", *notes(error)]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+
+
+def say_unexpected(error: Exception, options: argparse.Namespace) -> None:
+    """Show the error of one process of several, or what the loss of another one leaves."""
+    if is_lost_contact(error):
+        say_error(
+            LostProcessError(
+                "Another process of the run has ended without a word, as when it is killed or its computer is short "
+                "of memory."
+            )
+        )
+    else:
+        traceback.print_exception(error)
+    say_what_is_kept(options, "")
 
 
 def notes(error: BaseException) -> Sequence[str]:

@@ -111,6 +111,15 @@ class Processes:
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
+    def wait_for_all(self) -> None:
+        """Wait for the main process, which may hold the store and goes on once the others know that it is here."""
+        self.wait_for_main()
+        if self.count > 1:
+            name = f"all-{self._meetings}"
+            self._store.add(name, 1)
+            while self.is_main and self._store.add(name, 0) < self.count and not self._store.check([_OVER]):
+                time.sleep(0.02)
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the block in the main process, then in the others."""

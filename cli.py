@@ -11,25 +11,27 @@ import logging
 import os
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from ._dataset_commands import add_dataset_commands, add_push_arguments
 from ._interrupts import (
     clean_interrupts,
+    ended,
     kept_by_any,
     kept_by_evaluation,
     kept_by_recording,
     kept_by_training,
     notes,
+    say_error,
+    say_unexpected,
     say_what_is_kept,
 )
 from ._options import pairs
 from ._processes import INTERRUPTED, Processes, is_lost_contact, launched
 from ._version import __version__
-from .errors import LaunchError, LostProcessError, ManipulatorsError
+from .errors import LaunchError, ManipulatorsError
 from .plugins import load_plugins
 
 ENVIRONMENT_HELP = "such as metaworld/pick-place-v3, or 'metaworld/pick-place-v3?camera=corner2' with a camera"
@@ -49,9 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with clean_interrupts(options), processes.ending_together(lambda: say_what_is_kept(options, "")):
         try:
             return _run(arguments, options, processes)
+        except SystemExit as end:
+            if processes.count > 1:
+                processes.leave(end.code or 0)
+            raise
         except KeyboardInterrupt as interrupt:
             note = " ".join(notes(interrupt))
-            return _ended(processes, INTERRUPTED, lambda: say_what_is_kept(options, note))
+            return ended(processes, INTERRUPTED, lambda: say_what_is_kept(options, note))
 
 
 def _run(arguments: Sequence[str], options: argparse.Namespace, processes: Processes) -> int:
@@ -63,12 +69,12 @@ def _run(arguments: Sequence[str], options: argparse.Namespace, processes: Proce
             load_plugins(options.plugins)
         options.command(options)
     except ManipulatorsError as error:
-        return _ended(processes, 1, functools.partial(_say_error, error))
+        return ended(processes, 1, functools.partial(say_error, error))
     except Exception as error:
         if processes.count == 1:
             raise
         patience = 0.5 if is_lost_contact(error) else 0.0  # of which another process may know more
-        return _ended(processes, 1, functools.partial(_say_unexpected, error, options), patience)
+        return ended(processes, 1, functools.partial(say_unexpected, error, options), patience)
     return 0
 
 
@@ -79,7 +85,8 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace, processes: Pro
         LaunchError: several processes were launched for a command that runs in one.
     """
     parser = build_parser()
-    with nullcontext() if processes.is_main else _silence():
+    shown = (sys.stdout, sys.stderr) if processes.is_main else (None, None)
+    with redirect_stdout(shown[0]), redirect_stderr(shown[1]):
         _, rest = parser.parse_known_args(arguments, options)
         takes_fields = options.command in (evaluate, convert) and rest[:1] and _is_field(rest[0])
         may_override = options.command is train or takes_fields
@@ -91,38 +98,6 @@ def _parse(arguments: Sequence[str], options: argparse.Namespace, processes: Pro
             f"manipulators {arguments[0]} runs in one process, and this is one of {processes.count}. Start it without "
             f"the launcher: {shlex.join(['manipulators', *arguments])}"
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    with redirect_stdout(None), redirect_stderr(None):
-        yield
-
-
-def _ended(processes: Processes, status: int, say: Callable[[], None], patience: float = 0.0) -> int:
-    """Say why a command ended, in one process, and return its exit status."""
-    if processes.count > 1:
-        processes.leave(status, say, patience)
-    say()
-    return status
-
-
-def _say_error(error: ManipulatorsError) -> None:
-    print(f"\n{type(error).__name__}: {error}", *notes(error), sep="\n", file=sys.stderr)
-
-
-def _say_unexpected(error: Exception, options: argparse.Namespace) -> None:
-    """Show the error of one process of several, or what the loss of another one leaves."""
-    if is_lost_contact(error):
-        _say_error(
-            LostProcessError(
-                "Another process of the run has ended without a word, as when it is killed or its computer is short "
-                "of memory."
-            )
-        )
-    else:
-        traceback.print_exception(error)
-    say_what_is_kept(options, "")
 
 
 def build_parser() -> argparse.ArgumentParser:

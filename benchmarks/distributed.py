@@ -8,16 +8,17 @@ noise, time and latent are given with the samples, and nothing is dropped out. O
 by torch alone, with all samples of a step in one batch. A cell is the largest difference of a trained weight, in
 shares of the largest change that the training made to any; above 1e-3, or not finite, it ends the run with status 1.
 
-ddp         `PolicyTrainer` in two processes, each with half of every batch
-accumulate  the same, in two batches that are accumulated
-lora        the same as ddp, of LoRA layers in the action head, on a checkpoint that was saved before
-unused      the same as ddp, of a policy with a parameter that no step reaches
-fsdp2       `fully_shard` on the modules that the policy names, one step; besides the share of the weights that the
-            fuller of both processes holds, and the difference of what is saved and one process loads (must be 0)
-trainer     `PolicyTrainer` with FSDP2 of accelerate, which is made to use it on a CPU, with averaged weights; then a
-            checkpoint in the middle, from which another trainer goes on (to the same bits)
-resume      `PolicyTrainer` in two processes with dropout and draws of its own; from a checkpoint in the middle on,
-            against the run that was not interrupted (must be 0)
+ddp           `PolicyTrainer` in two processes, each with half of every batch
+accumulate    the same, in two batches that are accumulated
+lora          the same as ddp, of LoRA layers in the action head, on a checkpoint that was saved before
+unused        the same as ddp, of a policy with a parameter that no step reaches
+fsdp2         `fully_shard` on the modules that the policy names, one step; besides the share of the weights that the
+              fuller of both processes holds, and the difference of what is saved and one process loads (must be 0)
+trainer       `PolicyTrainer` with FSDP2 of accelerate, which is made to use it on a CPU, with averaged weights; then a
+              checkpoint in the middle, from which another trainer goes on (to the same bits)
+trainer_lora  the same, of LoRA layers
+resume        `PolicyTrainer` in two processes with dropout and draws of its own; from a checkpoint in the middle on,
+              against the run that was not interrupted (must be 0)
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ POLICIES = (
     *("act_two_cameras", "diffusion_two_cameras", "pi0", "pi05", "gr00t_n1_5", "gr00t_n1"),
     "composed_act_flow_matching",
 )
-CELLS = ("ddp", "accumulate", "lora", "unused", "fsdp2", "trainer", "resume")
+CELLS = ("ddp", "accumulate", "lora", "unused", "fsdp2", "trainer", "trainer_lora", "resume")
 STEPS, SAMPLES = 2, 4  # samples of a step, in both processes together
+LORA = {"tune_diffusion_model": "lora", "lora_rank": 2}
 OF_A_BATCH = {"crop_offsets"}  # draws that all samples of a batch share
 ARGUMENTS = {
     "optim": "sgd",
@@ -147,20 +149,19 @@ class Worker:
         return self.ddp(case, output, **sizes)
 
     def lora(self, case: str, output: Path):
+        loaded = self.loaded(case)
+        return self.ddp(case, output, lambda _: loaded(), **LORA)
+
+    def loaded(self, case: str) -> Callable[[], Any]:
+        """Return what loads the policy from a checkpoint, as an adapter needs it."""
         from torch.distributed import barrier
 
         from manipulators import AutoPolicy
 
         base = self.folder / f"{case}-base"
         self.build(case).save_pretrained(base)
-        barrier()
-        return self.ddp(
-            case,
-            output,
-            lambda _: without_dropout(AutoPolicy.from_pretrained(base)),
-            tune_diffusion_model="lora",
-            lora_rank=2,
-        )
+        barrier()  # the first process writes
+        return lambda: without_dropout(AutoPolicy.from_pretrained(base))
 
     def unused(self, case: str, output: Path):
         def with_unused(policy: Any) -> Any:
@@ -212,24 +213,34 @@ class Worker:
         }
 
     def trainer(self, case: str, output: Path):
-        from safetensors.torch import load_file
+        return self.sharded(lambda: self.build(case), output)
+
+    def trainer_lora(self, case: str, output: Path):
+        return self.sharded(self.loaded(case), output, **LORA)
+
+    def sharded(self, build: Callable[[], Any], output: Path, **arguments: Any):
+        import torch
         from torch.distributed import barrier
 
-        policy = self.build(case)
-        before, expected = copy.deepcopy(policy), copy.deepcopy(policy)
-        samples = samples_of(policy.config)
-        averaged = {"ema_decay": 0.5, "ema_power": 1.0}
-        losses = train_alone(expected, samples, averaged)
-        saving = {"save_steps": 1, "save_strategy": "steps"} | averaged
+        from manipulators import AutoPolicy
+
+        def new() -> Any:
+            torch.manual_seed(0)  # for the layers of an adapter
+            return self.new_trainer(build(), output, samples, use_cpu=False, **values)
+
+        values = {"save_steps": 1, "save_strategy": "steps", "ema_decay": 0.5, "ema_power": 1.0} | arguments
+        samples = samples_of(build().config)
         with fsdp2_on_a_cpu():
-            trainer = self.new_trainer(policy, output, samples, use_cpu=False, **saving)
+            trainer = new()
+            before, expected = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
+            losses = train_alone(expected, samples, averaged=values)
             trainer.train()
             trainer.save_model(str(output / "final"))
-            again = self.new_trainer(self.build(case), output, samples, use_cpu=False, **saving)
+            again = new()
             again.train(resume_from_checkpoint=str(output / "checkpoint-1"))
             again.save_model(str(output / "again"))
-        barrier()  # the first process writes
-        saved, resumed = (load_file(output / name / "model.safetensors") for name in ("final", "again"))
+        barrier()
+        saved, resumed = (AutoPolicy.from_pretrained(output / name) for name in ("final", "again"))
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return {
             "weights": relative_difference(saved, expected, before),

@@ -39,6 +39,7 @@ def blocks(language):
 def command_lines():
     """Every `manipulators …` line, from shell blocks (continued lines joined) and from code spans."""
     shell = "\n".join(blocks("bash")).replace("\\\n", " ")
+    shell = re.sub(r"^(?:torchrun|accelerate launch) .*? -m (?=manipulators )", "", shell, flags=re.MULTILINE)
     lines = [line.partition(" # ")[0].strip() for line in shell.splitlines() if line.startswith("manipulators ")]
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     return lines + [span for span in re.findall(r"`([^`\n]+)`", prose) if span.startswith("manipulators ")]

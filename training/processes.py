@@ -87,8 +87,8 @@ def require_company(arguments: TrainingArguments) -> None:
 
 def seed_process(arguments: TrainingArguments, checkpoint: str | None, step: int) -> None:
     """Give each process noise, times and augmentations of its own, where no checkpoint holds its random state."""
-    own = None if checkpoint is None else Path(checkpoint, f"rng_state_{arguments.process_index}.pth")
-    if own is None or not own.is_file():
+    name = f"rng_state_{arguments.process_index}.pth" if arguments.world_size > 1 else "rng_state.pth"
+    if checkpoint is None or not Path(checkpoint, name).is_file():
         set_seed((arguments.seed + 1_000_003 * step + arguments.process_index) % 2**32)
 
 

@@ -112,7 +112,8 @@ def _train_and_finish(
     used = [name for name in policy.config.input_features if name in dataset.features]
     dataset = open_dataset(recipe, policy.config, [*used, ACTION])
     if processes.is_main:
-        with torch.random.fork_rng():  # the others draw the same weights of an adapter
+        devices = [policy.device] if policy.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the others draw the same weights of an adapter
             rehearse_evaluation(recipe, policy, processor, dataset)
     processes.wait_for_main()
 
@@ -163,7 +164,7 @@ def finish_run(recipe: Recipe, trainer: PolicyTrainer, training: dict[str, Any],
     processes, weights = launched(), trainer.whole_weights()  # which every process gathers
     if processes.is_main:
         _finish(recipe, trainer, training, command, weights)
-    processes.wait_for_main()
+    processes.wait_for_all()
 
 
 def _finish(

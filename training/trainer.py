@@ -208,7 +208,7 @@ class PolicyTrainer(Predicting, Publishing, Checkpointing, Trainer):
     def _begin(self) -> None:
         """Restore what a checkpoint holds beyond transformers' own state."""
         folder = self._resumed_from
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 or folder is not None:
             seed_process(self.args, folder, self.state.global_step)
         self._seconds_before, self._began = 0.0, time.perf_counter()
         self._loss_parts, self._steps, self._must_end_epoch = {}, 0, False

@@ -21,7 +21,7 @@ def figures(distributed, tmp_path_factory):
     cells = [
         f"{case}/{cell}" for case in distributed["POLICIES"] for cell in ("accumulate", "lora", "fsdp2", "trainer")
     ]
-    cells += ["act_two_cameras/unused", "diffusion_two_cameras/resume", "gr00t_n1_5/resume"]
+    cells += ["act_two_cameras/unused", "diffusion_two_cameras/resume", "gr00t_n1_5/resume", "pi0/trainer_lora"]
     return distributed["measure"](tmp_path_factory.mktemp("processes"), cells)
 
 
@@ -32,12 +32,14 @@ def test_every_policy_in_two_processes_equals_one_process(distributed, figures):
             assert cells[cell]["weights"] < 2e-5, (case, cell)
             assert cells[cell]["loss"] < 2e-5, (case, cell)
     assert figures["act_two_cameras"]["unused"]["weights"] < 2e-5
+    assert figures["pi0"]["trainer_lora"]["weights"] < 2e-5
 
 
 def test_fsdp2_halves_the_weights_and_saves_them_whole(figures):
     for case, cells in figures.items():
         assert 0.5 <= cells["fsdp2"]["share"] < 0.55, case
         assert (cells["fsdp2"]["loaded"], cells["trainer"]["loaded"]) == (0.0, 0.0), case
+    assert figures["pi0"]["trainer_lora"]["loaded"] == 0.0
 
 
 def test_a_resumed_run_draws_what_the_uninterrupted_one_drew(figures):

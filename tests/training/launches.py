@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -62,8 +63,8 @@ def command(arguments, fault):
     sys.exit(main(arguments))
 
 
-def launch(name, arguments, fault=None, stopped=False):
-    """Return the exit status of a launch and what its processes printed."""
+def launch(name, arguments, fault=None, stopped=False, static=False):
+    """Return the exit status of a launch and what its processes printed; `static` is how accelerate launches."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -73,8 +74,9 @@ def launch(name, arguments, fault=None, stopped=False):
         max_nodes=1,
         nproc_per_node=2,
         run_id=name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend="static" if static else "c10d",
+        rdzv_endpoint=f"localhost:{free_port() if static else 0}",
+        rdzv_configs={"rank": 0} if static else {},
         max_restarts=0,
         monitor_interval=0.1,
         start_method="forkserver",
@@ -94,6 +96,12 @@ def launch(name, arguments, fault=None, stopped=False):
     return {"status": status, "seconds": time.monotonic() - began} | printed
 
 
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return listening.getsockname()[1]
+
+
 def stop_once_stalled():
     while not Path("stalled").exists():
         time.sleep(0.05)
@@ -111,8 +119,8 @@ def main(folder):
     def record(name, *args, **kwargs):
         results[name] = launch(name, *args, **kwargs)
 
-    record("whole", TRAIN)
-    record("again", TRAIN)
+    record("whole", TRAIN, static=True)
+    record("again", TRAIN, static=True)
     record("broken", ["train", "broken.yaml", "--output", "broken"])
     record("eval", ["eval", "whole", "--plugin", "toy_line", "--env", "toy_line/right"])
     record("error", [*TRAIN, "--output", "error"], (1, "error"))
