@@ -177,6 +177,11 @@ class ComposedConfig(PolicyConfig):
         return self.backbone_config is not None and self.backbone_config.reads_instruction
 
     @property
+    def network_resizes_to(self) -> tuple[int, int] | None:
+        """The size to which the backbone resizes pictures, if it does."""
+        return self.backbone_config.network_resizes_to if self.backbone_config is not None else None
+
+    @property
     def resizes_pictures(self) -> bool:
         """Whether the backbone resizes every picture."""
         return self.backbone_config is not None and self.backbone_config.resizes_pictures

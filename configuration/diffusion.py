@@ -180,6 +180,11 @@ class DiffusionConfig(PolicyConfig):
         return self.use_language_conditioning
 
     @property
+    def network_resizes_to(self) -> tuple[int, int] | None:
+        """`resize_shape`."""
+        return self.resize_shape
+
+    @property
     def resizes_pictures(self) -> bool:
         """Whether the network resizes every picture, to `resize_shape`."""
         return self.resize_shape is not None

@@ -63,7 +63,6 @@ def joined_features(members: Sequence[Member]) -> tuple[dict[str, PolicyFeature]
                 f"{'has' if having.count(',') == 0 else 'have'}: only cameras may be absent from some datasets",
                 "Leave it out of all",
             )
-    # Cameras stand before and after vectors as in the first dataset that has them; the policy orders them itself.
     return inputs, outputs
 
 

@@ -313,6 +313,11 @@ class PolicyConfig(StrictConfig):
         return {}
 
     @property
+    def network_resizes_to(self) -> tuple[int, int] | None:
+        """Height and width to which the network itself resizes pictures, if it does; a batch of several needs one."""
+        return None
+
+    @property
     def frames_without_start(self) -> int:
         """Frames at an episode's end from which training does not start: too little follows them."""
         return 0

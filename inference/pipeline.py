@@ -83,6 +83,7 @@ class PolicyPipeline(Displayed, Pipeline):
     ):
         if processor is None and getattr(model, "loaded_for_pipeline", False):
             processor = load_processor(model, tokenizer, embodiment, camera_map)
+            processor.normalizer(ACTION)  # as in from_pretrained
         if processor is None and not isinstance(model, PolicyModel):
             raise CheckpointError(
                 f"{type(model).__name__} is no policy of this library: transformers.pipeline loads its own model of "

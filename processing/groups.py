@@ -14,10 +14,15 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 from ..errors import FeatureShapeError
 
 TOKENS = ("input_ids", "attention_mask")
+PICTURES = "pixel_values"
 
 
 def joined(
-    batches: Sequence[Mapping[str, Any]], places: Sequence[Sequence[int]], pad_token: int = 0, side: str = "right"
+    batches: Sequence[Mapping[str, Any]],
+    places: Sequence[Sequence[int]],
+    pad_token: int = 0,
+    side: str = "right",
+    picture_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Return model inputs (b, …) of several groups as one batch.
 
@@ -26,6 +31,7 @@ def joined(
         places: where the samples of each group stand in the whole batch.
         pad_token: id of the token that fills shorter prompts up.
         side: on which it stands.
+        picture_size: height and width to which the network resizes pictures; where sizes differ they are resized here.
 
     Raises:
         FeatureShapeError: an input has different shapes in two groups, or is in one alone.
@@ -41,6 +47,8 @@ def joined(
             raise FeatureShapeError(name, (), "something in all samples of a batch, or in none")
         if name in TOKENS:
             pieces = _padded(pieces, pad_token if name == "input_ids" else 0, side)
+        if name == PICTURES and picture_size is not None and not _alike(pieces):
+            pieces = [_resized(piece, picture_size) for piece in pieces]
         whole[name] = _concatenated(name, pieces, order)
     return whole
 
@@ -53,6 +61,22 @@ def _concatenated(name: str, pieces: Sequence[Any], order: torch.Tensor) -> Any:
         first, other = [*shapes, ()][:2]
         raise FeatureShapeError(name, other, f"{first}, as another sample of the batch has: a batch has one shape")
     return torch.cat(list(pieces))[order]
+
+
+def _alike(pieces: Sequence[Any]) -> bool:
+    """Return whether pictures of all groups have the same sizes."""
+    sizes = [tuple(x.shape[1:] for x in (piece if isinstance(piece, list) else [piece])) for piece in pieces]
+    return len(set(sizes)) == 1
+
+
+def _resized(pictures: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Return pictures (b, …, v, c, height, width) as the network would resize them, bilinear and with smoothing."""
+    views = pictures if isinstance(pictures, list) else pictures.unbind(-4)
+    resized = [
+        F.interpolate(x.flatten(0, -4), size, mode="bilinear", antialias=True).unflatten(0, x.shape[:-3])
+        for x in views
+    ]
+    return torch.stack(resized, dim=-4)
 
 
 def _padded(pieces: Sequence[torch.Tensor], value: int, side: str) -> list[torch.Tensor]:

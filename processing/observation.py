@@ -121,10 +121,12 @@ class ObservationReader(ProcessorPart):
         optional_cameras (`list[str]`, *optional*): cameras that an observation may lack.
         robots: whose state may come in parts.
         resizes_pictures: whether pictures may have any size, because the processor or the policy resizes them all.
+        network_resizes_to: the size to which the policy does.
     """
 
     robots: Any
     resizes_pictures: bool = False
+    network_resizes_to: tuple[int, int] | None = None
     n_obs_steps: int = 1
     rename_map: dict[str, str] = field(default_factory=dict)
     optional_cameras: list[str] = field(default_factory=list)

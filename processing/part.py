@@ -10,7 +10,7 @@ from ..configuration.features import PolicyFeature
 from ..errors import InvalidConfigError
 
 # Fields that a part is given and that are not its own: they are saved once, or in files of their own.
-_GIVEN = ("inputs", "outputs", "robots", "tokenizer", "resizes_pictures")
+_GIVEN = ("inputs", "outputs", "robots", "tokenizer", "resizes_pictures", "network_resizes_to")
 
 
 @dataclass(kw_only=True)

@@ -162,8 +162,7 @@ class PolicyProcessor(PartHolder):
         Raises:
             CheckpointError: features, their order, or another field that both have differ, or tokens have other ids.
         """
-        # Not saved, as it follows from the policy.
-        self.reader.resizes_pictures = config.resizes_pictures or self.pictures.resizes
+        self._take_pictures_as(config)
         remedy = f"Build it from the policy's config: {type(self).__name__}.from_config(config, statistics)."
         for name in self.config_fields():
             mine, theirs = self.of_all_robots(name), getattr(config, name)
@@ -202,5 +201,10 @@ class PolicyProcessor(PartHolder):
             tokenizer = load_tokenizer(config.tokenizer_name if tokenizer is None else tokenizer)
         from_config = {name: getattr(config, name) for name in (*cls.config_fields(), "normalization_mapping")}
         processor = cls(**from_config | {"statistics": statistics, "tokenizer": tokenizer} | fields)
-        processor.reader.resizes_pictures = config.resizes_pictures or processor.pictures.resizes
+        processor._take_pictures_as(config)
         return processor
+
+    def _take_pictures_as(self, config: PolicyConfig) -> None:
+        """Note what follows from the policy about the size of pictures, and is not saved."""
+        self.reader.resizes_pictures = config.resizes_pictures or self.pictures.resizes
+        self.reader.network_resizes_to = config.network_resizes_to

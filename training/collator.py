@@ -72,7 +72,8 @@ class PolicyCollator:
             self._processed([samples[i] for i in places], names, tasks and [tasks[i] for i in places])
             for places in groups.values()
         ]
-        batch = joined(batches, list(groups.values()), **self._padding)
+        size = self.processor.reader.network_resizes_to
+        batch = joined(batches, list(groups.values()), picture_size=size, **self._padding)
         if self.with_datasets and all("dataset_index" in sample for sample in samples):
             batch[DATASET_INDEX] = torch.stack([torch.as_tensor(sample["dataset_index"]) for sample in samples])
         return batch

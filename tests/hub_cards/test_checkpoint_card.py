@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from manipulators import ACTConfig, ACTPolicy, PolicyProcessor
 from manipulators.configuration.contract import Dimension
@@ -280,3 +281,29 @@ def test_robot_and_cameras_that_may_be_absent(folder):
     contract = section(render_card(describe_policy(config, processor, 1)), "What it expects and returns")
     assert "| `observation.images.top` | camera image, may be absent | 4 × 6 pixels, 3 channels |" in contract
     assert "\nRobot: `gr1`, of those that the policy knows.\n" in contract
+
+
+def test_the_datasets_of_a_mixture_are_all_named(folder):
+    path = folder / "training.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    parts = [
+        {
+            "name": "lab/first",
+            "episodes": 20,
+            "frames": 1000,
+            "tasks": 1,
+            "weight": 2,
+            "share": 0.8,
+            "embodiment": "a",
+        },
+        {"name": "/home/me/second", "episodes": 5, "frames": 250, "tasks": 1, "weight": 1, "share": 0.2},
+    ]
+    whole = {"name": "lab/first, /home/me/second", "episodes": 25, "frames": 1250, "tasks": 2, "mixture": parts}
+    path.write_text(json.dumps(record | {"dataset": whole}))
+    text = write_checkpoint_card(folder).read_text(encoding="utf-8")
+    link = "[lab/first](https://huggingface.co/datasets/lab/first)"
+    assert ModelCard(text).data.to_dict()["datasets"] == ["lab/first"]
+    assert f"| {link} | `a` | 2 | 80 % | 20 | 1,000 |" in text
+    assert "| second |  | 1 | 20 % | 5 | 250 |" in text
+    assert f"| Dataset | {link}, second |" in text
+    assert lint_card(text) == []

@@ -69,6 +69,22 @@ def test_a_batch_of_different_pictures_is_that_of_its_samples(name, processor_of
     require_equal(collator(samples), [collator([sample]) for sample in samples])
 
 
+def test_pictures_that_the_network_resizes_are_resized_where_they_differ(processor_of, tiny_diffusion):
+    cameras = {"wrist": (3, 32, 32), "above": (3, 24, 48)}
+    config = tiny_diffusion(cameras, resize_shape=(20, 20), crop_shape=None, noise_scheduler_type="DDIM")
+    torch.manual_seed(0)
+    policy = registry.policy_class(config.model_type)(config).eval()
+    collator = PolicyCollator(processor_of(config))
+    samples = [sample_of(config, number) for number in (0, 1)]
+    together, alone = collator(samples), [collator([sample]) for sample in samples]
+    assert together["pixel_values"].shape[-2:] == (20, 20)
+    noise = torch.randn(2, config.action_horizon, config.action_dim)
+    predicted = policy.predict_action_chunk(**together, noise=noise)
+    for i, batch in enumerate(alone):
+        own = policy.predict_action_chunk(**batch, noise=noise[i : i + 1])
+        torch.testing.assert_close(predicted[i : i + 1], own, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture(params=OF_ROBOTS)
 def of_robots(request, statistics_of):
     """The config of a policy, and its processor for two robots of different widths."""

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 
 from manipulators import (
     ACTConfig,
@@ -147,19 +147,21 @@ def test_the_log_has_the_loss_of_every_dataset(trained):
 
 
 def test_one_of_the_robots_is_loaded(trained):
-    pipeline = PolicyPipeline.from_pretrained(trained, embodiment="three_joints")
+    three = PolicyPipeline.from_pretrained(trained, embodiment="three_joints")
     picture = np.zeros((32, 32, 3), np.uint8)
     observation = {STATE: np.zeros(3, np.float32), "observation.images.top": picture}
-    assert pipeline(observation, task="pull it").shape == (3,)
-    assert pipeline.policy.config.embodiment_ids["three_joints"] == 1
-    assert pipeline.processor(observation, task="pull it")["embodiment_id"].tolist() == [1]
-    assert [d.name for d in pipeline.processor.contract().outputs[0].dimensions] == ["j0", "j1", "j2"]
+    assert three(observation, task="pull it").shape == (3,)
+    assert three.policy.config.embodiment_ids["three_joints"] == 1
+    assert three.processor(observation, task="pull it")["embodiment_id"].tolist() == [1]
+    assert [d.name for d in three.processor.contract().outputs[0].dimensions] == ["j0", "j1", "j2"]
     other = PolicyPipeline.from_pretrained(trained, embodiment="two_joints")
     observation = {STATE: np.zeros(2, np.float32), "observation.images.top": picture}
     assert other(observation | {"observation.images.wrist": picture}, task="push it").shape == (2,)
     for given, message in ((None, "No embodiment is chosen"), ("arm", "no embodiment 'arm'")):
         with pytest.raises(Exception, match=rf"{message}.*three_joints, two_joints"):
             PolicyPipeline.from_pretrained(trained, embodiment=given)
+        with pytest.raises(Exception, match=rf"{message}.*three_joints, two_joints"):
+            pipeline("robotics", model=str(trained), embodiment=given)
 
 
 def test_saved_again_it_still_knows_all_robots(trained, tmp_path):
