@@ -5,10 +5,10 @@
 
 FOLDER holds the other version as the package `manipulators` (a link to a checkout will do). The datasets are written
 into the output folder, about 3 GB of them and twice as much of what is made of them, and removed afterwards. Episodes
-have 300 frames of a state and an action of 7 numbers, in files of about 100 MB with a row group per episode, as LeRobot
-writes them. Every figure is of a fresh process that has imported the library. RSS and its peak count the pages of mapped files that
-are in memory, which all processes share and the operating system takes back when it needs them. USS is what no other
-process shares, such pages included where no other process reads them.
+have 300 frames of a state and an action of 7 numbers, in files of about 100 MB with a row group per episode, as
+LeRobot writes them. Every figure is of a fresh process that has imported the library. RSS and its peak count the pages
+of mapped files that are in memory, which all processes share and the operating system takes back when it needs them.
+USS is what no other process shares, such pages included where no other process reads them.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def frames(first: int, count: int, generator: np.random.Generator) -> pa.Table:
 
 def info(version: str, episodes: int, cameras: Sequence[str], **paths: str) -> dict:
     """Return `meta/info.json`."""
-    vectors = {
-        name: {"dtype": "float32", "shape": [WIDTH], "names": None} for name in ("observation.state", "action")
+    vectors = {name: {"dtype": "float32", "shape": [WIDTH], "names": None} for name in ("observation.state", "action")}
+    index = {
+        name: {"dtype": "int64", "shape": [1], "names": None} for name in ("frame_index", "episode_index", "index")
     }
-    index = {name: {"dtype": "int64", "shape": [1], "names": None} for name in ("frame_index", "episode_index", "index")}
     index |= {"task_index": index["index"], "timestamp": {"dtype": "float32", "shape": [1], "names": None}}
     videos = {name: {"dtype": "video", "shape": [480, 640, 3], "names": None} for name in cameras}
     totals = {"total_episodes": episodes, "total_frames": episodes * FRAMES, "total_tasks": TASKS}
@@ -105,7 +105,9 @@ def write_v3(folder: Path, episodes: int, cameras: Sequence[str] = ()) -> None:
     for camera in cameras:
         files, within = numbers // PER_VIDEO, numbers % PER_VIDEO
         table |= {f"videos/{camera}/chunk_index": np.zeros(episodes, np.int64), f"videos/{camera}/file_index": files}
-        table |= {f"videos/{camera}/{end}_timestamp": (within + i) * FRAMES / FPS for i, end in enumerate(("from", "to"))}
+        table |= {
+            f"videos/{camera}/{end}_timestamp": (within + i) * FRAMES / FPS for i, end in enumerate(("from", "to"))
+        }
         for file in range(int(files[-1]) + 1):
             path = folder / f"videos/{camera}/chunk-000/file-{file:03d}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +138,7 @@ def write_v2(folder: Path, episodes: int) -> None:
         for i in range(count):
             pq.write_table(table.slice(i * FRAMES, FRAMES), path / f"episode_{chunk + i:06d}.parquet")
     lines = {
-        "episodes": [
-            {"episode_index": i, "tasks": [f"task {i % TASKS}"], "length": FRAMES} for i in range(episodes)
-        ],
+        "episodes": [{"episode_index": i, "tasks": [f"task {i % TASKS}"], "length": FRAMES} for i in range(episodes)],
         "episodes_stats": [{"episode_index": i, "stats": statistics()} for i in range(episodes)],
         "tasks": [{"task_index": i, "task": f"task {i}"} for i in range(TASKS)],
     }
@@ -254,7 +254,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/scale"))
     parser.add_argument("--before", type=Path, help="a folder that holds another version as `manipulators`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--skip", nargs="*", default=["before:convert:v3.0:100000"], help="version:probe:layout:episodes")
+    parser.add_argument(
+        "--skip", nargs="*", default=["before:convert:v3.0:100000"], help="version:probe:layout:episodes"
+    )
     parser.add_argument("--probe", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -82,9 +82,8 @@ def copies(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> list[tuple
             absent = [i for i, place in enumerate(places) if not _is_there(place)]
             if absent:
                 folder.mkdir(parents=True, exist_ok=True)
-                with _bar(sum(len(paths[groups[i]]) for i in absent)) as bar:
-                    for i in absent:
-                        _make(places[i], paths[groups[i]], bar.update)
+                for i in _shown(absent):
+                    _make(places[i], paths[groups[i]])
             return [(place, load_outline(place)) for place in places]
     except DiskError:
         raise
@@ -138,11 +137,10 @@ def _groups(sizes: Sequence[int]) -> list[slice]:
     return [*groups, slice(first, len(sizes))]
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(
-        total=total, desc="preparing data files", unit="file", delay=_MENTIONED_AFTER, leave=False,
-        disable=are_progress_bars_disabled() or None,
-    )  # fmt: skip
+def _shown(absent: Iterable[int]) -> Iterable[int]:
+    """Show how many copies are made, if it takes a while."""
+    off = are_progress_bars_disabled() or None  # None: where there is no terminal
+    return tqdm(absent, "preparing data files", delay=_MENTIONED_AFTER, leave=False, disable=off)
 
 
 def _is_there(place: Path) -> bool:
@@ -161,38 +159,35 @@ def load_outline(place: Path) -> Outline:
 # --- making a copy --------------------------------------------------------------------------------------------
 
 
-def _make(place: Path, paths: Sequence[Path], advance: Callable[[int], object]) -> None:
+def _make(place: Path, paths: Sequence[Path]) -> None:
     """Write the copy of `paths` and its outline; both appear complete or not at all."""
-    with WeakFileLock(place.with_suffix(".lock")):
-        if _is_there(place):  # another process has made it meanwhile
-            advance(len(paths))
-            return
-        part = place.with_suffix(f".{os.getpid()}.part")
-        part_outline = part.with_suffix(".npz")
-        try:
-            outline = _write(part, paths, advance)
-            with part_outline.open("wb") as file:
-                np.savez(file, **asdict(outline))
-            part_outline.replace(_outline_file(place))
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
-            part_outline.unlink(missing_ok=True)
-    place.with_suffix(".lock").unlink(missing_ok=True)
+    lock = place.with_suffix(".lock")
+    with WeakFileLock(lock):
+        if not _is_there(place):  # otherwise another process has made it meanwhile
+            part = place.with_suffix(f".{os.getpid()}.part")
+            part_outline = part.with_suffix(".npz")
+            try:
+                outline = _write(part, paths)
+                with part_outline.open("wb") as file:
+                    np.savez(file, **asdict(outline))
+                part_outline.replace(_outline_file(place))
+                part.replace(place)
+            finally:
+                part.unlink(missing_ok=True)
+                part_outline.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
 
 
-def _write(part: Path, paths: Sequence[Path], advance: Callable[[int], object]) -> Outline:
+def _write(part: Path, paths: Sequence[Path]) -> Outline:
     schema, notes = common_schema([pq.read_schema(path) for path in paths]), _Notes()
     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in _large(_read(paths, schema, notes, advance)):
+        for batch in _large(_read(paths, schema, notes)):
             writer.write_batch(batch)
             notes.add_batch(batch)
     return notes.outline()
 
 
-def _read(
-    paths: Sequence[Path], schema: pa.Schema, notes: _Notes, advance: Callable[[int], object]
-) -> Iterator[pa.Table]:
+def _read(paths: Sequence[Path], schema: pa.Schema, notes: _Notes) -> Iterator[pa.Table]:
     """Yield the rows of all files with the columns and types of `schema`."""
     for path in paths:
         rows = 0
@@ -201,7 +196,6 @@ def _read(
                 rows += len(batch)
                 yield cast_to(pa.Table.from_batches([batch]), schema)
         notes.file_rows.append(rows)
-        advance(1)
 
 
 def _large(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

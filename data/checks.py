@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+
 from ..configuration.features import ACTION
 from ..errors import DatasetFormatError, VideoError
 from .features import CAMERAS

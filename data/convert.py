@@ -208,7 +208,9 @@ class _Conversion:
             for first, end in self._blocks:
                 block = {name: pa.array(column[first:end]) for name, column in columns.items()}
                 found = {name: self._values(name, first, end) for name in numbers}
-                found = {name: statistics_of_episodes(values, self._lengths[first:end]) for name, values in found.items()}
+                found = {
+                    name: statistics_of_episodes(values, self._lengths[first:end]) for name, values in found.items()
+                }
                 for name, whole in images.items():
                     of_episodes = [self._images(name, number, columns) for number in range(first, end)]
                     whole.merge(of_episodes)

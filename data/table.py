@@ -24,13 +24,12 @@ from .arrow_cache import (
     resident_pages,
 )
 from .columns import is_view, kind_of, numbers_of
-from .layouts.metadata import DatasetMetadata
 from .layouts.files import FilesAt
+from .layouts.metadata import DatasetMetadata
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 
-
 # Whoever reads at random is given many neighbouring pages too. A process keeps about so many bytes of them, and looks
-# after so many rows; the pages stay in the cache of the operating system, from which they come back within microseconds.
+# after so many rows; the pages stay in the operating system's cache, from which they come back within microseconds.
 _KEPT, _ROWS = 2**28, 2**8
 
 
@@ -161,14 +160,18 @@ class FrameTable:
             low = max(start - int(self._batch_starts[batch]), 0)
             high = last + 1 - int(self._batch_starts[batch])
             parts.append(pa.Table.from_batches([self._batch(batch)[low:high]]))
-        whole = pa.concat_tables(part if part.schema == self._schema else cast_to(part, self._schema) for part in parts)
+        whole = pa.concat_tables(
+            part if part.schema == self._schema else cast_to(part, self._schema) for part in parts
+        )
         return whole.rename_columns(list(self._names))
 
     def kind(self, name: str) -> str:
         """Return what the column `name` holds: `number`, `text`, `picture`, or its Arrow type."""
         old = self._names[name]
         schemas = [self._copy(copy).schema for copy in range(len(self.cache_files))]
-        return " and ".join(dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names))
+        return " and ".join(
+            dict.fromkeys(kind_of(schema.field(old).type) for schema in schemas if old in schema.names)
+        )
 
     def extremes(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the least and the largest numbers in the column `name`, each (*shape,) float64."""

@@ -25,6 +25,7 @@ from ..errors import (
     add_note,
     nearest,
 )
+from .columns import as_numpy
 from .features import CAMERAS
 from .layouts.writer import plain_statistics, write_metadata
 from .recording.data_files import DataFiles
@@ -33,7 +34,6 @@ from .recording.frames import checked_frame, parquet_features, recorded_features
 from .recording.kept import KeptEpisode, KeptEpisodes, clear_published
 from .recording.place import recording_folder
 from .statistics import ImageStatistics, compute_statistics
-from .columns import as_numpy
 from .video.encoder import ENCODERS, KEYFRAME_INTERVAL, PIXEL_FORMAT, check_size
 from .video.joining import VideoFiles, video_columns
 

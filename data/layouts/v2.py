@@ -61,9 +61,7 @@ def load_pooled_statistics(root: Path) -> Statistics:
         if lacking.size:
             raise DatasetFormatError(f"{path} lacks {len(lacking)} episode(s), the first of them {lacking[0]}.")
     pooled = _pooled(root, parts)
-    return {
-        name: {key: value.astype(np.float32) for key, value in values.items()} for name, values in pooled.items()
-    }
+    return {name: {key: value.astype(np.float32) for key, value in values.items()} for name, values in pooled.items()}
 
 
 def _pooled_blocks(root: Path, numbers: list[int]) -> Iterator[dict[str, dict[str, np.ndarray]]]:
