@@ -176,6 +176,27 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     assert LeRobotDataset(root)[9]["action"].tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("suffix", [".arrow", ".npz"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_copy_that_a_power_cut_has_left_is_made_again(tmp_path, suffix, kept):
+    root = numeric(tmp_path / "set", 8)
+    LeRobotDataset(root)
+    (file,) = (datasets.config.HF_DATASETS_CACHE / "manipulators").glob(f"*{suffix}")
+    file.write_bytes(file.read_bytes()[:kept])
+    assert LeRobotDataset(root)[9]["action"].tolist() == [[4.5, 4.5]]
+
+
+def test_few_rows_with_pictures_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow_cache, "_BATCH_BYTES", 1000)
+    root = numeric(tmp_path / "set", 8)
+    path = root / "data/chunk-000/file-000.parquet"
+    pictures = pa.array([os.urandom(300) for _ in range(20)])
+    pq.write_table(pq.read_table(path).append_column("picture", pictures), path)
+    read = []
+    monkeypatch.setattr(arrow_cache, "cast_to", lambda table, schema: read.append(len(table)) or table)
+    assert LeRobotDataset(root).num_frames == sum(read) == 20 and max(read) <= 3
+
+
 def open_with_others(root, barrier, found):
     barrier.wait()
     found.put(LeRobotDataset(root)[7]["index"].item())
