@@ -5,10 +5,10 @@
 
 FOLDER holds the other version as the package `manipulators` (a link to a checkout will do). The datasets are written
 into the output folder, about 3 GB of them and twice as much of what is made of them, and removed afterwards. Episodes
-have 300 frames of a state and an action of 7 numbers, in files of about 100 MB with a row group per episode, as LeRobot
-writes them. Every figure is of a fresh process that has imported the library. RSS and its peak count the pages of mapped files that
-are in memory, which all processes share and the operating system takes back when it needs them. USS is what no other
-process shares, such pages included where no other process reads them.
+have 300 frames of a state and an action of 7 numbers, in files of about 100 MB with a row group per episode, as
+LeRobot writes them. Every figure is of a fresh process that has imported the library. RSS and its peak count the pages
+of mapped files that are in memory, which all processes share and the operating system takes back when it needs them.
+USS is what no other process shares, such pages included where no other process reads them.
 """
 
 from __future__ import annotations

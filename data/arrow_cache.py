@@ -10,10 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -79,13 +80,13 @@ def copies(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> list[tuple
             memory = folder / "fingerprints"
             names = [remembered_fingerprint(paths[group], stats[group], _FORM, memory) for group in groups]
             places = [folder / f"{name}.arrow" for name in names]
-            absent = [i for i, place in enumerate(places) if not _is_there(place)]
+            outlines = [_outline_of_whole(place) for place in places]
+            absent = [i for i, outline in enumerate(outlines) if outline is None]
             if absent:
                 folder.mkdir(parents=True, exist_ok=True)
-                with _bar(sum(len(paths[groups[i]]) for i in absent)) as bar:
-                    for i in absent:
-                        _make(places[i], paths[groups[i]], bar.update)
-            return [(place, load_outline(place)) for place in places]
+            for i in _shown(absent):
+                outlines[i] = _make(places[i], paths[groups[i]])
+            return list(zip(places, outlines, strict=True))
     except DiskError:
         raise
     except (pa.ArrowException, ValueError, TypeError, KeyError, OSError) as error:
@@ -138,15 +139,19 @@ def _groups(sizes: Sequence[int]) -> list[slice]:
     return [*groups, slice(first, len(sizes))]
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(
-        total=total, desc="preparing data files", unit="file", delay=_MENTIONED_AFTER, leave=False,
-        disable=are_progress_bars_disabled() or None,
-    )  # fmt: skip
+def _shown(absent: Iterable[int]) -> Iterable[int]:
+    """Show how many copies are made, if it takes a while."""
+    off = are_progress_bars_disabled() or None  # None: where there is no terminal
+    return tqdm(absent, "preparing data files", delay=_MENTIONED_AFTER, leave=False, disable=off)
 
 
-def _is_there(place: Path) -> bool:
-    return place.is_file() and _outline_file(place).is_file()
+def _outline_of_whole(place: Path) -> Outline | None:
+    """Return the outline of a copy; None if there is none, or what a power cut has left of it."""
+    try:
+        MappedCopy(place)  # its end is read, which is written last
+        return load_outline(place)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, pa.ArrowException):
+        return None
 
 
 def _outline_file(place: Path) -> Path:
@@ -154,6 +159,7 @@ def _outline_file(place: Path) -> Path:
 
 
 def load_outline(place: Path) -> Outline:
+    """Read the outline of a copy."""
     with np.load(_outline_file(place)) as arrays:
         return Outline(**{field.name: arrays[field.name] for field in fields(Outline)})
 
@@ -161,47 +167,51 @@ def load_outline(place: Path) -> Outline:
 # --- making a copy --------------------------------------------------------------------------------------------
 
 
-def _make(place: Path, paths: Sequence[Path], advance: Callable[[int], object]) -> None:
-    """Write the copy of `paths` and its outline; both appear complete or not at all."""
-    with WeakFileLock(place.with_suffix(".lock")):
-        if _is_there(place):  # another process has made it meanwhile
-            advance(len(paths))
-            return
-        part = place.with_suffix(f".{os.getpid()}.part")
-        part_outline = part.with_suffix(".npz")
-        try:
-            outline = _write(part, paths, advance)
-            with part_outline.open("wb") as file:
-                np.savez(file, **asdict(outline))
-            part_outline.replace(_outline_file(place))
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
-            part_outline.unlink(missing_ok=True)
-    place.with_suffix(".lock").unlink(missing_ok=True)
+def _make(place: Path, paths: Sequence[Path]) -> Outline:
+    """Write the copy of `paths` and return its outline; both appear complete or not at all."""
+    lock = place.with_suffix(".lock")
+    with WeakFileLock(lock):
+        outline = _outline_of_whole(place)
+        if outline is None:  # otherwise another process has made it meanwhile
+            part = place.with_suffix(f".{os.getpid()}.part")
+            part_outline = part.with_suffix(".npz")
+            try:
+                outline = _write(part, paths)
+                with part_outline.open("wb") as file:
+                    np.savez(file, **asdict(outline))
+                part_outline.replace(_outline_file(place))
+                part.replace(place)
+            finally:
+                part.unlink(missing_ok=True)
+                part_outline.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
+    return outline
 
 
-def _write(part: Path, paths: Sequence[Path], advance: Callable[[int], object]) -> Outline:
+def _write(part: Path, paths: Sequence[Path]) -> Outline:
     schema, notes = common_schema([pq.read_schema(path) for path in paths]), _Notes()
     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in _large(_read(paths, schema, notes, advance)):
+        for batch in _large(_read(paths, schema, notes)):
             writer.write_batch(batch)
             notes.add_batch(batch)
     return notes.outline()
 
 
-def _read(
-    paths: Sequence[Path], schema: pa.Schema, notes: _Notes, advance: Callable[[int], object]
-) -> Iterator[pa.Table]:
+def _read(paths: Sequence[Path], schema: pa.Schema, notes: _Notes) -> Iterator[pa.Table]:
     """Yield the rows of all files with the columns and types of `schema`."""
     for path in paths:
         rows = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_READ_ROWS):
+            for batch in file.iter_batches(_rows_at_once(file.metadata)):
                 rows += len(batch)
                 yield cast_to(pa.Table.from_batches([batch]), schema)
         notes.file_rows.append(rows)
-        advance(1)
+
+
+def _rows_at_once(file: pq.FileMetaData) -> int:
+    """Return how many rows of a file are read together: few, where pictures are in them."""
+    size = sum(file.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    return max(1, min(_READ_ROWS, _BATCH_BYTES * file.num_rows // max(size, 1)))
 
 
 def _large(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

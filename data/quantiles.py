@@ -1,7 +1,8 @@
 """Exact quantiles of numbers that do not fit into memory: their digits are counted in several passes.
 
-Every number becomes a whole number of the same order. A pass counts, for each quantile, the next digit of those numbers
-that begin like it; after the last one all digits are known. Memory is that of the counts, however many numbers there are.
+Every number becomes a whole number of the same order. A pass counts, for each quantile, the next digit of those
+numbers that begin like it; after the last one all digits are known. Memory is that of the counts, however many numbers
+there are.
 """
 
 from __future__ import annotations
@@ -112,13 +113,9 @@ class _Search:
 
 def _keys(block: np.ndarray) -> np.ndarray:
     """Return whole numbers without a sign in the order of the numbers of a block (n, d), as (d, n)."""
-    if block.dtype == np.float16 or block.dtype.itemsize > 8:
-        block = block.astype(np.float32 if block.dtype == np.float16 else np.float64)
-    if block.dtype == bool:
-        block = block.astype(np.uint8)
-    kind = np.dtype(f"u{block.dtype.itemsize}")
-    bits = np.ascontiguousarray(block.T).view(kind)
-    sign = kind.type(1 << (8 * kind.itemsize - 1))
+    block = np.ascontiguousarray(block.astype(_countable(block.dtype), copy=False).T)
+    bits = block.view(f"u{block.dtype.itemsize}")
+    sign = _sign(bits.dtype)
     if block.dtype.kind == "f":
         return np.where(bits & sign, ~bits, bits | sign)
     return bits ^ sign if block.dtype.kind == "i" else bits
@@ -126,12 +123,24 @@ def _keys(block: np.ndarray) -> np.ndarray:
 
 def _numbers(keys: np.ndarray, kind: np.dtype) -> np.ndarray:
     """Return the numbers of a type that `_keys` made whole numbers of, as float64."""
-    kind = np.dtype(np.float32) if kind == np.float16 else np.dtype(np.uint8) if kind == bool else kind
-    kind = np.dtype(np.float64) if kind.itemsize > 8 else kind
+    kind = _countable(kind)
     bits = keys.astype(f"u{kind.itemsize}")
-    sign = bits.dtype.type(1 << (8 * kind.itemsize - 1))
+    sign = _sign(bits.dtype)
     if kind.kind == "f":
         bits = np.where(bits & sign, bits ^ sign, ~bits)
     elif kind.kind == "i":
         bits = bits ^ sign
     return bits.view(kind).astype(np.float64)
+
+
+def _countable(kind: np.dtype) -> np.dtype:
+    """Return the type of 8 to 64 bits that holds the numbers of `kind`."""
+    if kind.kind == "b":
+        return np.dtype(np.uint8)
+    if kind.kind == "f":
+        return np.dtype(np.float32 if kind.itemsize <= 4 else np.float64)
+    return kind
+
+
+def _sign(kind: np.dtype) -> np.unsignedinteger:
+    return kind.type(1 << (8 * kind.itemsize - 1))

@@ -55,8 +55,8 @@ def compute_statistics(values: np.ndarray, visual: bool = False) -> dict[str, np
 def statistics_of_blocks(blocks: Callable[[], Iterable[np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the statistics of `compute_statistics` of numbers that are not all in memory, exact as well.
 
-    Means and variances of blocks are merged in float64. Quantiles are those of all numbers, whose digits are counted in
-    two passes of float32, four of float64 and of whole numbers.
+    Means and variances of blocks are merged in float64. Quantiles are those of all numbers, whose digits are counted
+    in two further passes of float32, up to four of others.
 
     Args:
         blocks: called for every pass; yields the same numbers each time, (n, …) in arrays of one type.

@@ -29,7 +29,7 @@ from .layouts.metadata import DatasetMetadata
 from .remedies import LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
 
 # Whoever reads at random is given many neighbouring pages too. A process keeps about so many bytes of them, and looks
-# after so many rows; the pages stay in the cache of the operating system, from which they come back within microseconds.
+# after so many rows; the pages stay in the operating system's cache, from which they come back within microseconds.
 _KEPT, _ROWS = 2**28, 2**8
 
 

@@ -59,7 +59,7 @@ class PathTemplate:
         return path
 
     def filled(self, **values: int | str) -> str:
-        """Return the path of a file that is known to be inside: one with shorter numbers than another that `fill` took."""
+        """Return the path of a file that is known to be inside: `fill` has taken one with longer numbers."""
         return self._template.format(**values)
 
     def _refused(self, problem: str, fields: tuple[str, ...]) -> DatasetFormatError:
