@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from .source import download_file
 
 _OPEN_TABLES = 128
 _DOWNLOADS = 4  # at once, per process
+_TRIES = 3  # of a file that another process has removed from the cache just now
 
 
 class FilesOnDemand:
@@ -78,6 +80,14 @@ class FilesOnDemand:
                     fetched.unlink(missing_ok=True)
 
         return self._get(f"{path}{version}.arrow", make)
+
+    def opened(self, find: Callable[[str], Path], path: str, read: Callable[[Path], Any]) -> Any:
+        """Return `read` of a file that `find` fetches; again, if it has left the cache between the two."""
+        for _ in range(_TRIES - 1):
+            place = find(path)
+            with suppress(FileNotFoundError):
+                return read(place)
+        return read(find(path))
 
     def prefetch(self, data: Iterable[str], videos: Iterable[str]) -> None:
         """Begin to fetch files that will be needed; what cannot be fetched raises when it is read."""
@@ -180,7 +190,8 @@ class TableOnDemand:
             return self._tables[file]
         path = self._paths[file]
         local = self._metadata.root / path
-        table = FileTable(self._files.data(path), local, int(self._first_rows[file]), self._renamed)
+        details = (local, int(self._first_rows[file]), self._renamed)
+        table = self._files.opened(self._files.data, path, lambda place: FileTable(place, *details))
         self._check(file, table)
         self._tables[file] = table
         if len(self._tables) > _OPEN_TABLES:

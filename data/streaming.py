@@ -21,7 +21,6 @@ from .fingerprint import fingerprint
 from .stream_order import StreamOrder
 
 _TOGETHER = 16  # samples that are decoded with one call, and that one worker reads before the next does
-_TRIES = 3  # of a video that another process has removed from the cache just now
 
 
 class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
@@ -193,14 +192,9 @@ class StreamingLeRobotDataset(LeRobotDataset, IterableDataset):
         self._files.prefetch(data, dict.fromkeys(places.paths[e] for places in kept for e in episodes))
 
     def _frames_of(self, camera: str, path: str, seconds: np.ndarray) -> torch.Tensor:
-        for left in reversed(range(_TRIES)):
-            local = self._files.video(path)
-            try:
-                frames = self._reader.frames(local, seconds, self._tolerance_s)  # (n, 3, h, w)
-                break
-            except FileNotFoundError:
-                if not left:
-                    raise
+        frames = self._files.opened(
+            self._files.video, path, lambda place: self._reader.frames(place, seconds, self._tolerance_s)
+        )  # (n, 3, h, w)
         check_size(self._features, camera, self.root / path, frames.shape[-2:])
         return frames
 
