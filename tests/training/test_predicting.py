@@ -89,9 +89,8 @@ def test_metrics_of_predicted_actions(policy, make_trainer):
 
 
 def test_noise_on_the_words_is_refused_where_it_has_no_effect(policy, make_trainer):
-    try:
-        embedding = policy.get_input_embeddings()
-    except NotImplementedError:
+    embedding = policy.get_input_embeddings()
+    if embedding is None:
         with pytest.raises(InvalidConfigError, match=r"has no language model\. Leave it out"):
             make_trainer(neftune_noise_alpha=5.0)
         return
