@@ -25,8 +25,15 @@ from manipulators import (
 )
 from manipulators.cli import main
 from manipulators.data.writer import LeRobotWriter
-from manipulators.errors import InvalidRecipeError, MixtureError, ResumeMismatchError, UnknownDatasetFeatureError
+from manipulators.errors import (
+    InvalidConfigError,
+    InvalidRecipeError,
+    MixtureError,
+    ResumeMismatchError,
+    UnknownDatasetFeatureError,
+)
 from manipulators.hub_cards.lint import lint_card
+from manipulators.training.build import build_policy
 from manipulators.training.collator import DATASET_INDEX
 from manipulators.training.opening import open_dataset
 from manipulators.training.recipe import load_recipe
@@ -162,6 +169,18 @@ def test_one_of_the_robots_is_loaded(trained):
             PolicyPipeline.from_pretrained(trained, embodiment=given)
         with pytest.raises(Exception, match=rf"{message}.*three_joints, two_joints"):
             pipeline("robotics", model=str(trained), embodiment=given)
+
+
+def test_a_robot_that_is_new_to_a_base_gets_a_slot_of_its_own(recipe, trained, folder):
+    changes = [("base", str(trained)), ("data.mixture.0.embodiment", "new_arm"), ("config", "{}")]
+    given = recipe(*changes)
+    dataset = open_dataset(given)
+    with pytest.raises(InvalidConfigError, match=r"'new_arm' in slot 2, but there are max_num_embodiments=2"):
+        build_policy(given, dataset)
+    known = recipe(("base", str(trained)), ("config", "{}"))
+    policy, processor = build_policy(known, open_dataset(known))
+    assert policy.config.embodiment_ids == {"two_joints": 0, "three_joints": 1}
+    assert set(processor.embodiments) == {"two_joints", "three_joints"}
 
 
 def test_saved_again_it_still_knows_all_robots(trained, tmp_path):
