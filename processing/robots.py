@@ -208,11 +208,8 @@ class RobotsInParts(Robots):
 
     def __post_init__(self):
         self.embodiment_ids = dict(as_mapping("embodiment_ids", self.embodiment_ids))
-        for name in (
-            *([self.embodiment] if self.embodiment or not self.embodiments else ()),
-            *(self.embodiments or ()),
-        ):
-            self._require_slot(name)
+        if self.embodiment is not None or not self.embodiments:  # of several, one may be chosen later
+            self._require_slot(self.embodiment)
         super().__post_init__()
 
     def parts(self, name: str) -> list[Part]:

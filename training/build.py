@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import is_bitsandbytes_available, logging
 
 from ..auto import AutoPolicy
+from ..checkpoint import resolve
 from ..configuration.features import ACTION, STATE
 from ..configuration.policy import PolicyConfig
 from ..data.dataset import LeRobotDataset
@@ -41,6 +42,8 @@ def build_policy(recipe: Recipe, dataset: Demonstrations) -> tuple[PolicyModel, 
     fields = defaults | recipe.config | {"input_features": features.inputs, "output_features": features.outputs}
     if isinstance(dataset, MixtureDataset):
         given = {name: value for name, value in fields.items() if name in recipe.config or name not in defaults}
+        if recipe.base is not None and (slots := resolve(recipe.base).config.get("embodiment_ids")):
+            given.setdefault("embodiment_ids", slots)  # so that a new robot does not take an old one's slot
         fields |= dataset.config_fields(config_class, given)
     if recipe.base is None:
         if recipe.dtype is not None:

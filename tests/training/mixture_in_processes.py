@@ -1,8 +1,8 @@
-"""Train a tiny ACT on a mixture in the processes that torchrun starts, with workers, and write which samples it read.
+"""Train a tiny ACT on a mixture in the processes that torchrun starts, with workers: whole, and cut and resumed.
 
-    python mixture_in_processes.py FOLDER OUTPUT STEPS [resume]
+    python mixture_in_processes.py FOLDER OUTPUT
 
-Every rank writes OUTPUT/seen_<rank>.json: (dataset, sample) of every batch, and its log.
+Every rank writes OUTPUT/seen_<rank>.json: of each run (dataset, sample) of every batch, and its log.
 """
 
 import json
@@ -21,29 +21,18 @@ from manipulators import (
     PolicyTrainingArguments,
 )
 
-if __name__ == "__main__":
-    folder, output, steps, *resume = sys.argv[1:]
-    inputs = ["observation.state", "action"]
-    wide, narrow = Path(folder, "wide"), Path(folder, "wide")
-    halves = [
-        LeRobotDataset(root, action_horizon=4, episodes=[i], features=inputs) for i, root in enumerate((wide, narrow))
-    ]
-    mixture = MixtureDataset(halves, [1, 1], weights_by="dataset", names=["first", "second"])
+UNREPEATABLE = ("data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+
+
+def run(mixture, output, steps, resume=False):
+    """Train up to a step; return which samples were read, and what was logged."""
     torch.manual_seed(0)
-    config = ACTConfig.for_dataset(
-        mixture,
-        chunk_size=4,
-        dim_model=16,
-        n_heads=2,
-        dim_feedforward=16,
-        n_encoder_layers=1,
-        use_vae=False,
-        dropout=0.0,
-    )
+    sizes = {"chunk_size": 4, "dim_model": 16, "n_heads": 2, "dim_feedforward": 16, "n_encoder_layers": 1}
+    config = ACTConfig.for_dataset(mixture, use_vae=False, dropout=0.0, **sizes)
     processor = PolicyProcessor.from_config(config, **mixture.processor_fields(config))
     arguments = PolicyTrainingArguments(
         output,
-        max_steps=int(steps),
+        max_steps=steps,
         per_device_train_batch_size=2,
         save_strategy="steps",
         save_steps=4,
@@ -57,13 +46,24 @@ if __name__ == "__main__":
     seen, plain = [], trainer.training_step
 
     def listening(model, batch, *rest):
-        states = (batch["state"] * 1000).round().int().tolist()
-        seen.append([[int(i), state] for i, state in zip(batch["dataset_index"], states, strict=True)])
+        states = (batch["state"][:, 0] * 1000).round().int().tolist()
+        seen.append(list(zip(batch["dataset_index"].tolist(), states, strict=True)))
         return plain(model, batch, *rest)
 
     trainer.training_step = listening
-    trainer.train(resume_from_checkpoint=bool(resume))
-    kept = ("data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
-    log = [{k: v for k, v in entry.items() if k not in kept} for entry in trainer.state.log_history]
-    rank = trainer.args.process_index
-    Path(output, f"seen_{rank}.json").write_text(json.dumps({"seen": seen, "log": log}))
+    trainer.train(resume_from_checkpoint=resume)
+    log = [{k: v for k, v in entry.items() if k not in UNREPEATABLE} for entry in trainer.state.log_history]
+    return {"seen": seen, "log": log}, trainer.args.process_index
+
+
+if __name__ == "__main__":
+    folder, output = sys.argv[1:]
+    names = ["observation.state", "action"]
+    halves = [LeRobotDataset(Path(folder, "wide"), action_horizon=4, episodes=[i], features=names) for i in (0, 1)]
+    mixture = MixtureDataset(halves, [1, 1], weights_by="dataset", names=["first", "second"])
+    runs = {
+        "whole": run(mixture, f"{output}/whole", 8)[0],
+        "cut": run(mixture, f"{output}/cut", 4)[0],
+    }
+    runs["resumed"], rank = run(mixture, f"{output}/cut", 8, resume=True)
+    Path(output, f"seen_{rank}.json").write_text(json.dumps(runs))

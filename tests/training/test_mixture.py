@@ -25,8 +25,15 @@ from manipulators import (
 )
 from manipulators.cli import main
 from manipulators.data.writer import LeRobotWriter
-from manipulators.errors import InvalidRecipeError, MixtureError, ResumeMismatchError, UnknownDatasetFeatureError
+from manipulators.errors import (
+    InvalidConfigError,
+    InvalidRecipeError,
+    MixtureError,
+    ResumeMismatchError,
+    UnknownDatasetFeatureError,
+)
 from manipulators.hub_cards.lint import lint_card
+from manipulators.training.build import build_policy
 from manipulators.training.collator import DATASET_INDEX
 from manipulators.training.opening import open_dataset
 from manipulators.training.recipe import load_recipe
@@ -164,6 +171,18 @@ def test_one_of_the_robots_is_loaded(trained):
             pipeline("robotics", model=str(trained), embodiment=given)
 
 
+def test_a_robot_that_is_new_to_a_base_gets_a_slot_of_its_own(recipe, trained, folder):
+    changes = [("base", str(trained)), ("data.mixture.0.embodiment", "new_arm"), ("config", "{}")]
+    given = recipe(*changes)
+    dataset = open_dataset(given)
+    with pytest.raises(InvalidConfigError, match=r"'new_arm' in slot 2, but there are max_num_embodiments=2"):
+        build_policy(given, dataset)
+    known = recipe(("base", str(trained)), ("config", "{}"))
+    policy, processor = build_policy(known, open_dataset(known))
+    assert policy.config.embodiment_ids == {"two_joints": 0, "three_joints": 1}
+    assert set(processor.embodiments) == {"two_joints", "three_joints"}
+
+
 def test_saved_again_it_still_knows_all_robots(trained, tmp_path):
     PolicyPipeline.from_pretrained(trained, embodiment="three_joints").save_pretrained(tmp_path)
     first, again = (json.loads((f / "processor_config.json").read_text()) for f in (trained, tmp_path))
@@ -223,22 +242,18 @@ def test_another_weight_is_another_run(recipe, trained):
 
 def test_two_processes_with_workers_go_on_in_the_same_order(folder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-    def run(output, *more):
-        command = [*launch, SCRIPT, folder, tmp_path / output, *more]
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return [json.loads((tmp_path / output / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
-
-    whole, start, rest = run("whole", "8"), run("cut", "4"), run("cut", "8", "resume")
-    for rank in (0, 1):
-        assert len(whole[rank]["seen"]) == 8
-        assert start[rank]["seen"] + rest[rank]["seen"] == whole[rank]["seen"]
-        for after, before in zip(rest[rank]["log"][1:], whole[rank]["log"][1:], strict=True):
+    command = [*launch, str(SCRIPT), str(folder), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
+    for runs in ranks:
+        assert len(runs["whole"]["seen"]) == 8
+        assert runs["cut"]["seen"] + runs["resumed"]["seen"] == runs["whole"]["seen"]
+        for after, before in zip(runs["resumed"]["log"][1:], runs["whole"]["log"][1:], strict=True):
             assert after == pytest.approx(before, rel=1e-6)
-    assert whole[0]["seen"] != whole[1]["seen"]
-    counts = np.bincount([owner for ranks in whole for batch in ranks["seen"] for owner, _ in batch])
-    assert counts.tolist() == [16, 16]  # an epoch of 24, then of the next 8: equal weights by dataset
+    assert ranks[0]["whole"]["seen"] != ranks[1]["whole"]["seen"]
+    of_an_epoch = [owner for runs in ranks for batch in runs["whole"]["seen"][:3] for owner, _ in batch]
+    assert np.bincount(of_an_epoch).tolist() == [6, 6]  # the 12 samples of the epoch, each dataset half of them
 
 
 # --- other doors -----------------------------------------------------------------------------------------------------

@@ -154,3 +154,21 @@ def test_a_hidden_goal_leaves_the_instruction_to_say_what_to_do():
     assert [each.environment_spec.task for each in (opening, closing)] == ["Open the faucet.", "Close the faucet."]
     with pytest.raises(InvalidEvaluationError, match="goal=seen"):
         make_environment("metaworld/faucet-open-v3?goal=seen")
+
+
+def test_a_robot_without_a_gripper_is_steered_by_three_numbers():
+    environment = make_environment("metaworld/button-press-topdown-v3?gripper=none")
+    spec, act = environment.environment_spec, expert("button-press-topdown-v3")
+    assert spec.name == "metaworld/button-press-topdown-v3?gripper=none"
+    assert spec.action_feature["names"] == ["hand_delta_x", "hand_delta_y", "hand_delta_z"]
+    observation, _ = environment.reset(seed=3)
+    assert observation["observation.state"].shape == (3,)
+    for _ in range(100):
+        observation, _, solved, _, _ = environment.step(act(observation))
+        if solved:
+            break
+    assert solved
+    with pytest.raises(InvalidActionError, match="expected 3 finite numbers"):
+        environment.step(np.zeros(4))
+    with pytest.raises(InvalidEvaluationError, match="gripper=closed is neither"):
+        make_environment("metaworld/button-press-topdown-v3?gripper=closed")
