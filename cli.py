@@ -252,8 +252,8 @@ class _TrainHelp(argparse.Action):
     """Show the options of `train`, and the fields of the recipe in front of it, or of any."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from .training.recipe import load_recipe
-        from .training.recipe_help import recipe_help
+        from .training.runs.recipe import load_recipe
+        from .training.runs.recipe_help import recipe_help
 
         source = getattr(namespace, "recipe", None)
         load_plugins(namespace.plugins)
@@ -279,8 +279,8 @@ def record(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Run a recipe."""
-    from .training.recipe import load_recipe
-    from .training.run import command_line, run_recipe
+    from .training.runs.recipe import load_recipe
+    from .training.runs.run import command_line, run_recipe
 
     overrides = _overrides(options.rest)
     if options.output:

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from manipulators import LeRobotDataset, LeRobotWriter, PolicyTrainer, PolicyTrainingArguments
 from manipulators.modeling.policy import PolicyModel
-from manipulators.training.recipe import available_recipes, load_recipe
+from manipulators.training.runs.recipe import available_recipes, load_recipe
 from manipulators.training.tuning import parameter_table
 
 CAMERAS = 3

@@ -31,7 +31,7 @@ from transformers.initialization import no_init_weights
 
 from manipulators import AutoPolicy, PolicyModel, PolicyTrainingArguments
 from manipulators.modeling.quantization import plain_dtype
-from manipulators.training.recipe import load_recipe
+from manipulators.training.runs.recipe import load_recipe
 from manipulators.training.tuning import apply_tuning
 
 CAMERAS = 3

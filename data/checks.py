@@ -14,7 +14,7 @@ from .features import CAMERAS
 from .images import NOT_AN_IMAGE, decode_image
 from .layouts.metadata import DatasetMetadata
 from .remedies import LARGER_TOLERANCE, LEAVE_OUT_FEATURE, LEAVE_OUT_FEATURE_OR_EPISODE, ONLY_EPISODES
-from .table import FrameTable
+from .table.frame_table import FrameTable
 from .windows import OBSERVATION_PREFIX
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from .._files import new_folder, refuse_existing
 from ..errors import VideoError
 from .checks import check_size, check_table, instruction, is_for_policies, not_finite, picture
-from .columns import stored_type
 from .features import CAMERAS, INDEX_FEATURES
 from .layouts.episodes import EpisodesFiles
 from .layouts.metadata import DatasetMetadata
@@ -24,8 +23,9 @@ from .layouts.writer import statistics_columns, write_summary
 from .recording.data_files import DataFiles
 from .selection import ROWS_AT_ONCE, choose_episodes, choose_features, row_blocks
 from .source import fetch_files, fetch_metadata
-from .statistics import ImageStatistics, statistics_of_blocks, statistics_of_episodes
-from .table import FrameTable, open_table
+from .statistics.computing import ImageStatistics, statistics_of_blocks, statistics_of_episodes
+from .table.columns import stored_type
+from .table.frame_table import FrameTable, open_table
 from .video.joining import VideoFiles, video_columns
 from .video.reader import VideoReader
 from .windows import exact_times

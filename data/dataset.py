@@ -40,9 +40,9 @@ from .selection import (
     samples_per_episode,
 )
 from .source import fetch_files, fetch_metadata
-from .statistics_checks import checked_statistics
+from .statistics.checks import checked_statistics
 from .summary import html_summary, text_summary
-from .table import open_table
+from .table.frame_table import open_table
 from .video.frame_cache import FrameCache
 from .video.reader import VideoReader
 from .windows import OBSERVATION_PREFIX, exact_times, sample_windows

@@ -15,7 +15,7 @@ from .dataset import LeRobotDataset
 from .features import CAMERAS
 from .mixture import MixtureDataset
 from .selection import runs
-from .streaming import StreamingLeRobotDataset
+from .streaming.dataset import StreamingLeRobotDataset
 from .windows import OBSERVATION_PREFIX
 
 _ROWS = 65_536  # digested together: the digest depends on it

@@ -32,7 +32,7 @@ from ..errors import DatasetIndexError, MixtureError
 from .dataset import LeRobotDataset
 from .features import CAMERAS
 from .policy_features import PolicyFeatures
-from .statistics import joined_statistics
+from .statistics.computing import joined_statistics
 
 WEIGHTS_BY = ("frames", "dataset")
 

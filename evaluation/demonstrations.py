@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..data.recording.kept import KeptEpisode
-    from ..data.writer import LeRobotWriter
+    from ..data.recording.writer import LeRobotWriter
     from .specification import EnvironmentSpec
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def record_demonstrations(
     # Imported here: the writer imports pyarrow and PyAV, which an evaluation does not need.
     from tqdm.auto import tqdm
 
-    from ..data.writer import LeRobotWriter
+    from ..data.recording.writer import LeRobotWriter
 
     if episodes < 1:
         raise InvalidEvaluationError(f"episodes = {episodes} leaves nothing to record; expected at least 1.")

@@ -328,7 +328,7 @@ def test_train_is_stopped_and_says_how_to_go_on(recorded, tmp_path, capsys, monk
     )
     (output / "config.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("manipulators.training.run.refuse_existing", lambda path: None)
+        patch.setattr("manipulators.training.runs.run.refuse_existing", lambda path: None)
         assert "No checkpoint was written; --training.save_strategy steps" in stopped("run.build_policy")
 
 

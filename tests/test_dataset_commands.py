@@ -12,7 +12,7 @@ import pytest
 from manipulators._options import numbers
 from manipulators.cli import build_parser, main
 from manipulators.data.dataset import LeRobotDataset
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 from manipulators.errors import InvalidConfigError
 
 

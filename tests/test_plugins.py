@@ -21,7 +21,7 @@ from manipulators.errors import PluginError, UnknownEnvironmentError, UnknownPol
 from manipulators.evaluation import registry as environment_registry
 from manipulators.evaluation.environments import available_environments, make_environment
 from manipulators.modeling import registry
-from manipulators.training.recipe import load_recipe
+from manipulators.training.runs.recipe import load_recipe
 
 SOURCE = Path(__file__).with_name("toy_plugin.py")
 SIMULATOR = Path(__file__).parent / "external" / "toy-robot" / "toy_line.py"

@@ -26,7 +26,7 @@ from manipulators.evaluation import registry
 from manipulators.evaluation.environments import available_environments
 from manipulators.modeling import components
 from manipulators.modeling import registry as policy_registry
-from manipulators.training.recipe import load_recipe
+from manipulators.training.runs.recipe import load_recipe
 
 ROOT = Path(manipulators.__file__).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

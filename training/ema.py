@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import CorruptFileError, MissingFileError
 from ..modeling.loading import read_shapes, require_finite, require_same_tensors
 from ..modeling.sharding import as_split, gathered, is_split, local, split_like
-from .checkpoints import EMA_FILE
+from .checkpoints.folders import EMA_FILE
 
 
 class WeightAverage:

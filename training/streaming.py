@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import seed_worker
 
-from ..data.streaming import StreamingLeRobotDataset
+from ..data.streaming.dataset import StreamingLeRobotDataset
 from ..errors import InvalidConfigError
 from .arguments import PolicyTrainingArguments
 

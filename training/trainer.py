@@ -26,8 +26,8 @@ from ..processing.processor import PolicyProcessor
 from .arguments import PolicyTrainingArguments
 from .augmentation import Augmentation
 from .callbacks import PolicyProgressCallback, StepCallback
-from .checkpointing import Checkpointing
-from .checkpoints import (
+from .checkpoints.checkpointing import Checkpointing
+from .checkpoints.folders import (
     EMA_FILE,
     last_checkpoint,
     load_progress,

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from ...errors import DatasetFormatError
 from ..checks import instruction
-from ..columns import as_numpy
 from ..convert import SIZES_IN_MB
 from ..features import CAMERAS
 from ..layouts.episodes import EpisodeRows
 from ..layouts.json_files import recompute
 from ..layouts.writer import plain_statistics, write_summary
 from ..recording.data_files import DataFiles
-from ..statistics import QUANTILES, compute_statistics, pool_statistics, statistics_of_blocks
+from ..statistics.computing import QUANTILES, compute_statistics, pool_statistics, statistics_of_blocks
+from ..table.columns import as_numpy
 from .origin import copy_documents, record_origin
 from .source import Source
 from .videos import Piece, VideoColumn, write_videos

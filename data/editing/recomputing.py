@@ -24,7 +24,7 @@ from ..images import NOT_AN_IMAGE, decode_image
 from ..layouts.json_files import STATISTICS_PATH, load_statistics_file, read_json
 from ..layouts.metadata import Statistics
 from ..layouts.writer import plain_statistics
-from ..statistics import ImageStatistics, compute_statistics
+from ..statistics.computing import ImageStatistics, compute_statistics
 from ..video.reader import VideoReader
 from ..windows import exact_times
 from .compose import column_statistics, is_number

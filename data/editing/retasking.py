@@ -23,7 +23,7 @@ from ..layouts.metadata import INFO_PATH
 from ..layouts.v3 import TASKS_PATH
 from ..layouts.writer import plain_statistics, write_tasks
 from ..selection import choose_episodes
-from ..statistics import compute_statistics
+from ..statistics.computing import compute_statistics
 from .compose import column_statistics
 from .origin import record_origin
 from .output import new_dataset

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from ...errors import DatasetFormatError, DatasetNotFoundError, DatasetVersionError, UnknownDatasetFeatureError
 from ..checks import is_for_policies, not_finite
-from ..columns import as_numpy
 from ..features import INDEX_FEATURES
 from ..layouts.metadata import DatasetMetadata
 from ..layouts.reader import load_metadata
@@ -23,6 +22,7 @@ from ..layouts.v3 import FORMAT_VERSION
 from ..remedies import LEAVE_OUT_FEATURE
 from ..selection import check_known
 from ..source import fetch_files, fetch_metadata
+from ..table.columns import as_numpy
 
 EPISODE_FILES = "meta/episodes/*/*.parquet"
 AT_ONCE = 512  # rows of meta/episodes in memory

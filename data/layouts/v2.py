@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DatasetFormatError
-from ..statistics import pool_exactly
+from ..statistics.computing import pool_exactly
 from .files import FilePaths
 from .json_files import as_statistics, load_statistics_file, naming_the_remedy, read_json_lines, recompute
 from .metadata import INFO_PATH, DatasetMetadata, Statistics, VideoPlaces, cameras_on_video

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..features import CAMERAS
 from ..images import encode_png
-from ..statistics import ImageStatistics
+from ..statistics.computing import ImageStatistics
 from ..video.encoder import VideoEncoder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import DatasetFormatError, InvalidFrameError, nearest
 from ..features import CAMERA_AXES, CAMERAS, INDEX_FEATURES, NUMBERS, camera_channels_last
-from ..statistics import channels_last
+from ..statistics.computing import channels_last
 
 
 def recorded_features(features: Mapping[str, Mapping], use_videos: bool = True) -> dict[str, dict]:

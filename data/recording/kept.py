@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..._files import read_json, replace_folder, write_text
 from ...errors import CorruptFileError, DifferentRecordingError, OutputExistsError
-from ..statistics import ImageStatistics
+from ..statistics.computing import ImageStatistics
 from .place import EPISODE_FILE, EPISODE_FOLDER, EPISODE_PATTERN
 
 DATASET_FOLDER = "dataset"  # in it: the dataset that is prepared

@@ -17,7 +17,7 @@ import torch
 
 from ..._disk import full_disk_message, naming_disk_errors
 from ...errors import DiskFullError, VideoError
-from ..fingerprint import fingerprint
+from ..table.fingerprint import fingerprint
 
 
 class FrameCache:

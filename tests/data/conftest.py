@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 
 FEATURES = {
     "observation.images.top": {"dtype": "video", "shape": [64, 64, 3]},

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from manipulators.data.convert import convert_dataset
 from manipulators.data.dataset import LeRobotDataset
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 from manipulators.errors import (
     DatasetFormatError,
     DatasetIndexError,
@@ -342,7 +342,7 @@ def test_every_frame_of_an_episode_of_more_than_34_minutes_is_exact(tmp_path, mo
     """float32 tells times apart by 0.5 ms there, the tolerance is 0.1 ms."""
     frames, fps = 1500, 0.3  # 83 minutes
     with monkeypatch.context() as patch:
-        patch.setattr("manipulators.data.statistics.MAX_SIDE", 8)
+        patch.setattr("manipulators.data.statistics.computing.MAX_SIDE", 8)
         root = long_episode(tmp_path / "long", frames, fps)
     dataset = LeRobotDataset(root, features=["observation.images.top"])
     rows = list(range(620, frames, 7))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from manipulators import ACTConfig, GR00TN1_5Config, LeRobotDataset, MixtureDataset
 from manipulators.data.identity import identity_of
 from manipulators.data.mixture import slots_of
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 from manipulators.errors import DatasetIndexError, MixtureError
 
 STATE, ACTION = "observation.state", "action"

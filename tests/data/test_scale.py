@@ -17,7 +17,7 @@ from manipulators import LeRobotDataset, convert_dataset
 from manipulators.data import arrow_cache, convert, fingerprint, table
 from manipulators.data.identity import identity_of
 from manipulators.data.layouts import v2
-from manipulators.data.statistics import compute_statistics, statistics_of_blocks, statistics_of_episodes
+from manipulators.data.statistics.computing import compute_statistics, statistics_of_blocks, statistics_of_episodes
 from manipulators.errors import DatasetFormatError, DatasetIndexError
 
 from .conftest import edit_json, edit_rows, record_v2
@@ -264,8 +264,8 @@ def test_wide_and_extreme_numbers_have_exact_quantiles():
 def test_a_large_array_is_taken_in_blocks(monkeypatch):
     values = np.arange(60.0).reshape(20, 3)
     whole = compute_statistics(values)
-    monkeypatch.setattr("manipulators.data.statistics._TOGETHER", 10)
-    monkeypatch.setattr("manipulators.data.statistics._ROWS", 6)
+    monkeypatch.setattr("manipulators.data.statistics.computing._TOGETHER", 10)
+    monkeypatch.setattr("manipulators.data.statistics.computing._ROWS", 6)
     blocks = compute_statistics(values)
     assert all(np.array_equal(blocks[name], whole[name]) for name in whole)
     values[13, 1] = np.nan

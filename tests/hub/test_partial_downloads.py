@@ -5,7 +5,7 @@ turn has come.
 import numpy as np
 import pytest
 
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 
 from ..data.conftest import record_v2
 

@@ -5,7 +5,7 @@ import torch
 
 from manipulators.configuration.features import PolicyFeature
 from manipulators.configuration.normalization import Part
-from manipulators.data.statistics import compute_statistics
+from manipulators.data.statistics.computing import compute_statistics
 from manipulators.processing.fragile import fragile_dimensions
 from manipulators.processing.normalization import Normalizer
 

@@ -135,7 +135,7 @@ if __name__ == "__main__":
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # which every process sets before it imports torch
     modules = [
-        "manipulators.training.run",
+        "manipulators.training.runs.run",
         "manipulators.training.ema",
         "manipulators.cli",
         "toy_line",

@@ -10,7 +10,7 @@ from manipulators.processing.processor import PolicyProcessor
 from manipulators.training.arguments import PolicyTrainingArguments
 from manipulators.training.augmentation import Augmentation
 from manipulators.training.collator import PolicyCollator
-from manipulators.training.recipe import load_recipe
+from manipulators.training.runs.recipe import load_recipe
 from manipulators.training.trainer import PolicyTrainer
 
 CAMERA = "observation.images.front"

@@ -24,7 +24,7 @@ from manipulators import (
     PolicyTrainingArguments,
 )
 from manipulators.cli import main
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 from manipulators.errors import (
     InvalidConfigError,
     InvalidRecipeError,
@@ -33,12 +33,12 @@ from manipulators.errors import (
     UnknownDatasetFeatureError,
 )
 from manipulators.hub_cards.lint import lint_card
-from manipulators.training.build import build_policy
 from manipulators.training.collator import DATASET_INDEX
-from manipulators.training.opening import open_dataset
-from manipulators.training.recipe import load_recipe
-from manipulators.training.recipe_help import recipe_help
-from manipulators.training.run import run_recipe
+from manipulators.training.runs.build import build_policy
+from manipulators.training.runs.opening import open_dataset
+from manipulators.training.runs.recipe import load_recipe
+from manipulators.training.runs.recipe_help import recipe_help
+from manipulators.training.runs.run import run_recipe
 
 STATE, ACTION = "observation.state", "action"
 SCRIPT = Path(__file__).parent / "mixture_in_processes.py"

@@ -14,9 +14,9 @@ from transformers import Trainer, TrainingArguments
 
 from manipulators import LeRobotWriter, StreamingLeRobotDataset
 from manipulators.errors import InvalidConfigError, InvalidRecipeError, ResumeMismatchError
-from manipulators.training.build import open_dataset
-from manipulators.training.recipe import load_recipe
-from manipulators.training.run import run_recipe
+from manipulators.training.runs.build import open_dataset
+from manipulators.training.runs.recipe import load_recipe
+from manipulators.training.runs.run import run_recipe
 
 from .stream_in_processes import build
 

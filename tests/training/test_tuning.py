@@ -13,7 +13,7 @@ from manipulators.checkpoint import ADAPTER_WEIGHTS
 from manipulators.errors import BaseMismatchError, InvalidConfigError, InvalidTuningError, WeightsMismatchError
 from manipulators.modeling.adapters import is_adapter_parameter
 from manipulators.training.collator import PolicyCollator
-from manipulators.training.recipe import load_recipe
+from manipulators.training.runs.recipe import load_recipe
 from manipulators.training.tuning import apply_tuning
 
 LORA = {"tune_diffusion_model": "lora", "tune_visual": False, "lora_rank": 2}

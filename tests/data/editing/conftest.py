@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manipulators.data.dataset import LeRobotDataset
-from manipulators.data.writer import LeRobotWriter
+from manipulators.data.recording.writer import LeRobotWriter
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 FEATURES = {

@@ -10,7 +10,7 @@ from manipulators.data.editing.compose import _statistics_of_indices
 from manipulators.data.editing.merging import merge_datasets
 from manipulators.data.editing.source import open_source
 from manipulators.data.layouts.writer import plain_statistics
-from manipulators.data.statistics import compute_statistics
+from manipulators.data.statistics.computing import compute_statistics
 from manipulators.errors import (
     DatasetIndexError,
     DatasetVersionError,

@@ -1,0 +1,1 @@
+"""Datasets that are too large to be downloaded, read as streams."""

@@ -1,0 +1,1 @@
+"""Runs of recipes, from demonstrations to a published policy."""
