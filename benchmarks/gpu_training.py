@@ -19,7 +19,7 @@ from timing import seconds_of, trainer_optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from manipulators import LeRobotDataset, LeRobotWriter, PolicyTrainer, PolicyTrainingArguments
+from manipulators import LeRobotDataset, LeRobotWriter, PI05PolicyConfig, PolicyTrainer, PolicyTrainingArguments
 from manipulators.modeling.policy import PolicyModel
 from manipulators.training.runs.recipe import available_recipes, load_recipe
 from manipulators.training.tuning import parameter_table
@@ -28,7 +28,12 @@ CAMERAS = 3
 EPISODES, FRAMES = 8, 40  # of recorded demonstrations, at published size
 DISTINCT = 8  # samples; more would only fill the host's memory
 UNTIMED = 2  # steps in which kernels are chosen and the optimizer's moments come into being
-CONFIGS = {"pi0_policy": pi0_config, "gr00t_n1_5": gr00t_config, "gr00t_n1": gr00t_n1_config}
+CONFIGS = {
+    "pi0_policy": pi0_config,
+    "pi05_policy": partial(pi0_config, config_class=PI05PolicyConfig),
+    "gr00t_n1_5": gr00t_config,
+    "gr00t_n1": gr00t_n1_config,
+}
 
 
 class Samples(Dataset):

@@ -81,7 +81,9 @@ def test_the_recipes_run_on_recorded_episodes(run, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--recipes", "--list", "--device", "cpu"])
     gpu_suite.main()
-    names = [f"recipe {name}" for name in ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi0_lora_24gb")]
+    names = [
+        f"recipe {name}" for name in ("gr00t_n1_5_lora_24gb", "gr00t_n1_lora_24gb", "pi05_lora_24gb", "pi0_lora_24gb")
+    ]
     assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == names
     rows = {row.name: row.run for row in gpu_suite.recorded_recipe_rows()}
     for record in run(600, **rows).values():

@@ -138,7 +138,15 @@ def test_workers_that_stay_read_the_pass_that_is_set(many, start):
     assert passes == [indices(_at(stream, 0)), indices(_at(stream, 3))] and passes[0] != passes[1]
 
 
-def test_a_cache_that_is_too_small_is_said(tmp_path, caplog):
+class _AtOnce:
+    """A thread that has done its work when it has been started."""
+
+    def __init__(self, target, args, **_):
+        self.start = lambda: target(*args)
+
+
+def test_a_cache_that_is_too_small_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("manipulators.data.streaming.files_on_demand.Thread", _AtOnce)
     stream = StreamingLeRobotDataset(record_in_files(tmp_path / "tiny"), features=["action"], cache_gb=5e-6)
     assert sorted(indices(stream)) == list(range(52))
     assert "cache_gb is too small for the files of shuffle_buffer samples" in caplog.text
