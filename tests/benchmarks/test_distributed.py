@@ -17,29 +17,28 @@ def distributed():
 
 @pytest.fixture(scope="module")
 def figures(distributed, tmp_path_factory):
-    # Accumulation includes DDP; an unused parameter and a random state are the same in every policy.
-    cells = [
-        f"{case}/{cell}" for case in distributed["POLICIES"] for cell in ("accumulate", "lora", "fsdp2", "trainer")
-    ]
-    cells += ["act_two_cameras/unused", "diffusion_two_cameras/resume", "gr00t_n1_5/resume", "pi0/trainer_lora"]
+    # Accumulation includes DDP; what accelerate, an unused parameter or a random state do is the same in every policy.
+    cells = [f"{case}/{cell}" for case in distributed["POLICIES"] for cell in ("accumulate", "lora", "fsdp2")]
+    cells += ["act_two_cameras/unused", "diffusion_two_cameras/resume", "gr00t_n1_5/resume"]
+    cells += ["composed_act_flow_matching/trainer", "gr00t_n1_5/trainer", "pi0/trainer_lora"]
     return distributed["measure"](tmp_path_factory.mktemp("processes"), cells)
 
 
 def test_every_policy_in_two_processes_equals_one_process(distributed, figures):
     assert list(figures) == list(distributed["POLICIES"])
     for case, cells in figures.items():
-        for cell in ("accumulate", "lora", "fsdp2", "trainer"):
+        assert {"accumulate", "lora", "fsdp2"} <= set(cells)
+        for cell in set(cells) - {"resume"}:
             assert cells[cell]["weights"] < 2e-5, (case, cell)
-            assert cells[cell]["loss"] < 2e-5, (case, cell)
-    assert figures["act_two_cameras"]["unused"]["weights"] < 2e-5
-    assert figures["pi0"]["trainer_lora"]["weights"] < 2e-5
+            assert cells[cell].get("loss", 0.0) < 2e-5, (case, cell)
 
 
 def test_fsdp2_halves_the_weights_and_saves_them_whole(figures):
     for case, cells in figures.items():
         assert 0.5 <= cells["fsdp2"]["share"] < 0.55, case
-        assert (cells["fsdp2"]["loaded"], cells["trainer"]["loaded"]) == (0.0, 0.0), case
-    assert figures["pi0"]["trainer_lora"]["loaded"] == 0.0
+        saved = [values["loaded"] for values in cells.values() if "loaded" in values]
+        assert saved and set(saved) == {0.0}, case
+    assert all("loaded" in figures[case][cell] for case, cell in (("gr00t_n1_5", "trainer"), ("pi0", "trainer_lora")))
 
 
 def test_a_resumed_run_draws_what_the_uninterrupted_one_drew(figures):
