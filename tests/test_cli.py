@@ -305,7 +305,7 @@ def test_train_is_stopped_and_says_how_to_go_on(recorded, tmp_path, capsys, monk
 
     def stopped(patched, *options):
         with monkeypatch.context() as patch:
-            patch.setattr(f"manipulators.training.{patched}", interrupt)
+            patch.setattr(f"manipulators.training.runs.{patched}", interrupt)
             assert main(["train", str(recipe), *options]) == 130
         [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped. ")]
         return line.removeprefix("Stopped. ")

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from manipulators import LeRobotDataset, convert_dataset
-from manipulators.data import arrow_cache, convert, fingerprint, table
+from manipulators.data import convert
 from manipulators.data.identity import identity_of
 from manipulators.data.layouts import v2
 from manipulators.data.statistics.computing import compute_statistics, statistics_of_blocks, statistics_of_episodes
+from manipulators.data.table import arrow_cache, fingerprint
+from manipulators.data.table import frame_table as table
 from manipulators.errors import DatasetFormatError, DatasetIndexError
 
 from .conftest import edit_json, edit_rows, record_v2

@@ -23,7 +23,7 @@ from manipulators import (
 from manipulators.cli import main
 from manipulators.errors import DatasetFormatError, FrameNotFoundError, InvalidRecipeError, MissingStatisticsError
 from manipulators.modeling import registry
-from manipulators.training import run
+from manipulators.training.runs import run
 from manipulators.training.runs.build import build_policy, open_dataset
 from manipulators.training.runs.recipe import load_recipe
 from manipulators.training.runs.run import run_recipe

@@ -29,7 +29,7 @@ from manipulators.errors import (
 )
 from manipulators.hub_cards.checkpoint_card import write_checkpoint_card
 from manipulators.hub_cards.lint import lint_card
-from manipulators.training import run
+from manipulators.training.runs import run
 from manipulators.training.runs.recipe import load_recipe
 from manipulators.training.runs.run import run_recipe
 
