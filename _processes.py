@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import select
 import signal
@@ -70,6 +71,7 @@ class Processes:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if not self.is_main:
             warnings.simplefilter("ignore")
+            logging.getLogger(__package__).setLevel(logging.ERROR)
             for name, value in _QUIET.items():
                 os.environ.setdefault(name, value)
 
