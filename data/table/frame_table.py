@@ -44,7 +44,6 @@ class FrameTable:
         first_rows (`Sequence[int]`, *optional*): the row of the dataset that each file begins with; by default they
             follow one another.
         rename_map (`Mapping[str, str]`, *optional*): name of a column in the files → the name it has here.
-
         file_numbers (`np.ndarray`, *optional*): which these are among all files of the dataset; by default the first.
 
     Raises:

@@ -55,8 +55,6 @@ class MixtureEntry:
         episodes: the numbers of the episodes to use; all by default.
         features: the features to read beside `action`; all by default. `inputs` of the recipe goes before.
         revision, tolerance_s, rename_map, decoded_cache: see `LeRobotDataset`.
-        streaming: download files when their turn comes, and keep them for a while only; `max_steps` is needed.
-        shuffle_buffer, cache_gb, cache_folder: of a stream; see `StreamingLeRobotDataset`.
     """
 
     dataset: str
