@@ -248,9 +248,8 @@ def joined_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, np.ndarray
 def _blocks(name: str, datasets: Iterable[Any]) -> Iterator[np.ndarray]:
     """Yield a vector of all frames of some datasets in float32, a block at a time."""
     for dataset in datasets:
-        rows = dataset.frame_rows
-        for start in range(0, len(rows), _ROWS):
-            yield dataset.numbers(name, rows[start : start + _ROWS]).astype(np.float32)
+        for rows in dataset.row_blocks():
+            yield dataset.numbers(name, rows).astype(np.float32)
 
 
 class ImageStatistics:

@@ -60,7 +60,7 @@ def open_dataset(
 
 
 def _record(entry: MixtureEntry) -> None:
-    if entry.record is not None and not Path(entry.dataset).exists():
+    if entry.is_to_record:
         from ...evaluation.demonstrations import record_demonstrations
 
         record = entry.record

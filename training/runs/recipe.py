@@ -69,6 +69,11 @@ class MixtureEntry:
     rename_map: dict[str, str] | None = None
     decoded_cache: str | None = None
 
+    @property
+    def is_to_record(self) -> bool:
+        """Whether the recipe says how the dataset is recorded, and nobody has done so yet."""
+        return self.record is not None and not Path(self.dataset).exists()
+
 
 @dataclass
 class DataSection:

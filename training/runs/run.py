@@ -96,7 +96,7 @@ def _train_and_finish(
 ) -> None:
     """Build, rehearse, train and finish the run of a recipe, from a checkpoint where there is one to resume from."""
     processes = launched()
-    if processes.is_main and any(_is_to_record(entry) for entry in recipe.data.entries):
+    if processes.is_main and any(entry.is_to_record for entry in recipe.data.entries):
         require_environments(recipe)  # a recording may take hours
     set_seed(arguments.seed)
     config_class = registry.policy_class(recipe.policy).config_class
@@ -126,13 +126,9 @@ def _train_and_finish(
     finish_run(recipe, trainer, _training_record(recipe, dataset, trainer, command), command)
 
 
-def _is_to_record(entry: Any) -> bool:
-    return entry.record is not None and not Path(entry.dataset).exists()
-
-
 def _require_recorded(recipe: Recipe) -> None:
     """Check that this process sees the demonstrations that the main one has recorded, perhaps on another computer."""
-    absent = [entry.dataset for entry in recipe.data.entries if _is_to_record(entry)]
+    absent = [entry.dataset for entry in recipe.data.entries if entry.is_to_record]
     if absent:
         raise MissingFileError(
             f"The first process has recorded {absent[0]}, which {socket.gethostname()} does not have. Computers that "
